@@ -1,0 +1,179 @@
+"""Sealed directories: written aside, hashed, then moved into place whole. No manifest: not finished.
+
+What lies in a sealed artifact depends only on its key, so two runs seal the same bytes; times and costs live elsewhere.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from potstill.errors import DataError, StorageError
+from potstill.records import Record
+
+MANIFEST = "manifest.json"
+ROWS_FILE = "rows.jsonl"
+DROPPED_FILE = "dropped.jsonl"
+
+R = TypeVar("R", bound=Record)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in its canonical form."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a disk or a folder into one clear line."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        where = str(error.filename or path)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                where, "the disk is full", "Free some space and run again; what is sealed stays"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(
+                where, "this folder cannot be written", "Choose another with --out or mend its permissions"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise StorageError(
+                where, "a file stands where a folder was expected", "Move it or choose another --out"
+            ) from error
+        raise
+
+
+def read_rows(path: Path, row_type: type[R]) -> Iterator[R]:
+    """The rows of a file that potstill wrote. For files of other origin see `formats`."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield row_type.model_validate_json(line)
+            except ValidationError as error:
+                raise DataError(
+                    f"{path}:{number}",
+                    f"not a {row_type.__name__}: {error.errors()[0]['msg']}",
+                    "The file was changed after it was sealed; remove its folder and run again",
+                ) from error
+
+
+def write_rows(path: Path, rows: Iterable[Record]) -> int:
+    """Write rows as JSON lines; returns how many."""
+    count = 0
+    with storage_errors(path), path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(row.to_line())
+            count += 1
+    return count
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with storage_errors(path):
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file that potstill wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A sealed directory: `path` and the manifest that was written last."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
+
+    @property
+    def produces(self) -> str:
+        """What lies inside: texts, prompts, chats, answers, ratings, pairs, model, scores or report."""
+        return str(self.manifest["produces"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the stage counted and decided while it made this."""
+        facts: Mapping[str, Any] = self.manifest["facts"]
+        return facts
+
+    def damaged(self) -> str | None:
+        """The first file whose bytes are not those that were sealed, or None."""
+        for name, stamp in self.manifest["files"].items():
+            file = self.path / name
+            if not file.is_file() or file.stat().st_size != stamp["bytes"] or hash_file(file) != stamp["sha256"]:
+                return str(file)
+        return None
+
+
+def find(path: Path) -> Artifact | None:
+    """The artifact sealed at `path`, or None where there is none. Sizes are checked; `damaged` checks the bytes."""
+    manifest_file = path / MANIFEST
+    if not manifest_file.is_file():
+        return None
+    manifest = read_json(manifest_file)
+    for name, stamp in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != stamp["bytes"]:
+            raise StorageError(
+                str(file),
+                "this sealed file is missing or has another size than when it was sealed",
+                f"Remove the folder {path} and run again",
+            )
+    return Artifact(path, manifest)
+
+
+def seal(draft: Path, target: Path, head: Mapping[str, Any]) -> Artifact:
+    """Finish what lies in `draft`: make it durable, write the manifest last, move the folder to `target` whole.
+
+    `head` is the manifest without its files: stage, kind, produces, key, config, inputs, facts.
+    """
+    with storage_errors(target):
+        files = {}
+        for file in sorted(path for path in draft.rglob("*") if path.is_file()):
+            _sync(file)
+            files[file.relative_to(draft).as_posix()] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
+        manifest = {**head, "files": files}
+        write_json(draft / MANIFEST, manifest)
+        _sync(draft)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # an unsealed leftover: `find` saw no manifest there
+            shutil.rmtree(target)
+        draft.rename(target)
+        _sync(target.parent)
+    return Artifact(target, manifest)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

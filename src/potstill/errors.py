@@ -1,0 +1,50 @@
+"""Everything that can go wrong in a way a user can mend, as one tree.
+
+    PotstillError                  one line: where, what and what was expected, remedy; exit code 2
+    ├── RecipeError    ValueError  the recipe cannot be run as it is written
+    ├── DataError      ValueError  a row or file that a stage was given
+    ├── ModelError     ValueError  a model, tokenizer or template that does not fit its use
+    ├── TeacherError               a teacher or judge that cannot be reached or answers rubbish
+    ├── StorageError   OSError     a folder, a disk, a sealed artifact
+    └── BusyError      OSError     another run holds the folder
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class PotstillError(Exception):
+    """One line for a person: where it is, what is wrong and what was expected, what to do about it."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, what: str, remedy: str) -> None:
+        self.where, self.what, self.remedy = where, what, remedy
+        super().__init__(where, what, remedy)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what.rstrip('.')}. {self.remedy.rstrip('.')}."
+        return " ".join(line.split())
+
+
+class RecipeError(PotstillError, ValueError):
+    """The recipe cannot be run as it is written."""
+
+
+class DataError(PotstillError, ValueError):
+    """A row or a file that a stage was given cannot be used."""
+
+
+class ModelError(PotstillError, ValueError):
+    """A model, tokenizer or chat template does not fit its use."""
+
+
+class TeacherError(PotstillError):
+    """A teacher or judge cannot be reached, refuses, or answers nothing that can be used."""
+
+
+class StorageError(PotstillError, OSError):
+    """A folder cannot be written, a disk is full, a sealed artifact is damaged."""
+
+
+class BusyError(PotstillError, OSError):
+    """Another run holds the folder."""

@@ -1,0 +1,158 @@
+"""What a stage reads: models as a recipe declares them, data as other stages sealed it or as a file on disk."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows
+from potstill.records import ROWS, Record
+
+R = TypeVar("R", bound=Record)
+
+
+class Spec(BaseModel):
+    """A part of a recipe: typed, immutable, its fields documented by the string below each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Price(Spec):
+    """What an endpoint charges."""
+
+    input: float = Field(ge=0)
+    """USD per million prompt tokens."""
+    output: float = Field(ge=0)
+    """USD per million completion tokens."""
+
+
+class LocalModel(Spec):
+    """A causal language model in Hugging Face layout."""
+
+    path: str
+    """A folder, or a name on the Hugging Face Hub."""
+    revision: str | None = None
+    """A commit of the Hub, so that the model cannot change under a recipe."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Leave it off unless you have read that code."""
+
+
+class EndpointModel(Spec):
+    """A model behind an OpenAI-compatible server."""
+
+    endpoint: str
+    """The base URL, such as http://localhost:8000/v1, or the name of one of the recipe's servers."""
+    name: str
+    """The model's name as the server knows it."""
+    revision: str = ""
+    """Anything that tells this version of the model from another under the same name."""
+    key_env: str | None = None
+    """The environment variable that holds the API key. The key itself never stands in a recipe."""
+    price: Price | None = None
+    """What it charges, for `potstill plan`."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests in flight at once."""
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    """How long one request may take."""
+
+
+class MiniatureServer(Spec):
+    """The embedded closed world behind an OpenAI-compatible server on loopback; it lives as long as the run."""
+
+    kind: Literal["miniature"]
+    seed: int = 0
+    """The seed that the world is made from."""
+    entities: int = Field(default=150, ge=40, le=1000)
+    """How many made-up entities its encyclopedia describes."""
+
+
+ModelSpec = LocalModel | EndpointModel
+ServerSpec = Annotated[MiniatureServer, Field(description="A server that the run starts and stops.")]
+
+# What of a spec decides the words that come back. Prices, limits and keys do not, so changing them reruns nothing.
+IDENTITY_FIELDS = {"path", "revision", "trust_remote_code", "endpoint", "name"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows that a stage reads: those of a sealed artifact, or of a file that a recipe names directly."""
+
+    name: str
+    """The stage's name, or the file's."""
+    kind: str
+    """One of `records.ROWS`, or another thing that stages produce: scores, report. "file" is read by `formats`."""
+    path: Path
+    """The artifact's folder, or the file."""
+
+    def rows(self, row_type: type[R]) -> Iterator[R]:
+        """Its rows, validated."""
+        if self.kind == "file":
+            from potstill.formats import read_file  # formats knows this module
+
+            return read_file(self.path, row_type)
+        assert ROWS[self.kind] is row_type, f"{self.name} holds {self.kind}, not {row_type.__name__}"
+        return read_rows(self.path / ROWS_FILE, row_type)
+
+    @property
+    def dropped_path(self) -> Path:
+        """Where the rows that were left out stand, with their reasons."""
+        return self.path / DROPPED_FILE
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model under the name that the recipe gives it."""
+
+    name: str
+    spec: ModelSpec
+    """A model that a stage made is a LocalModel whose path is the sealed folder."""
+    base_url: str = ""
+    """Where an endpoint answers in this run."""
+
+    @property
+    def local(self) -> LocalModel:
+        """The spec of a model whose weights are at hand."""
+        assert isinstance(self.spec, LocalModel), f"{self.name} is an endpoint"
+        return self.spec
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a stage reads, by the name of the config's field that refers to it."""
+
+    data: Mapping[str, tuple[Data, ...]]
+    models: Mapping[str, tuple[Model, ...]]
+    servers: Mapping[str, MiniatureServer]
+
+    def one(self, field: str) -> Data:
+        """The data of a field that takes one reference."""
+        (data,) = self.data[field]
+        return data
+
+    def model(self, field: str) -> Model:
+        """The model of a field that takes one."""
+        (model,) = self.models[field]
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        """For the process that trains."""
+        return {
+            "data": {f: [[d.name, d.kind, str(d.path)] for d in group] for f, group in self.data.items()},
+            "models": {
+                f: [[m.name, type(m.spec).__name__, m.spec.model_dump(), m.base_url] for m in group]
+                for f, group in self.models.items()
+            },
+            "servers": {f: s.model_dump() for f, s in self.servers.items()},
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Inputs":
+        """What `to_json` wrote."""
+        specs = {"LocalModel": LocalModel, "EndpointModel": EndpointModel}
+        return Inputs(
+            {f: tuple(Data(n, k, Path(p)) for n, k, p in group) for f, group in value["data"].items()},
+            {f: tuple(Model(n, specs[t](**s), u) for n, t, s, u in group) for f, group in value["models"].items()},
+            {f: MiniatureServer(**s) for f, s in value["servers"].items()},
+        )

@@ -1,0 +1,30 @@
+"""The table of stages: a new one is a file and a line here. Imported when first asked for, so that --help is quick."""
+
+from functools import cache
+from importlib import import_module
+
+from potstill.stages.base import Stage
+
+MODULES = {
+    "miniature": "potstill.stages.miniature_data",
+    "import": "potstill.stages.import_data",
+    "self_instruct": "potstill.stages.self_instruct",
+    "converse": "potstill.stages.converse",
+    "curate": "potstill.stages.curate",
+    "pretrain": "potstill.stages.pretrain",
+    "sft": "potstill.stages.sft",
+    "sample": "potstill.stages.sample",
+    "judge": "potstill.stages.judge",
+    "binarize": "potstill.stages.binarize",
+    "dpo": "potstill.stages.dpo",
+    "evaluate": "potstill.stages.evaluate",
+    "report": "potstill.stages.report",
+}
+
+
+@cache
+def stage(kind: str) -> Stage:
+    """The stage of that kind; KeyError where there is none."""
+    found = import_module(MODULES[kind]).STAGE
+    assert isinstance(found, Stage)
+    return found

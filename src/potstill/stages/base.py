@@ -1,0 +1,103 @@
+"""What a stage is: a typed config, what it produces, and a function from config and inputs to a folder of files."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
+from potstill.records import Dropped, Record
+from potstill.sources import Inputs, Spec
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Marks a config field as the name of something else in the recipe, and says what it may be.
+
+    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model" or "server". Rows may also be a file's path.
+    """
+
+    accepts: tuple[str, ...]
+
+
+ModelName = Annotated[str, Reference(("model",))]
+"""A model of the recipe, or a stage that makes one."""
+ServerName = Annotated[str, Reference(("server",))]
+
+
+class StageConfig(Spec):
+    """The part of a recipe that belongs to one stage. Its `kind` says which."""
+
+    kind: str
+
+    def expect(self, rows: Mapping[str, int]) -> "Expected":
+        """What a run is likely to make, from the rows expected of each input field. For `potstill plan`."""
+        return Expected(rows=max(rows.values(), default=0))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A forecast. Tokens are those of prompts and completions together, or those that a training stage reads."""
+
+    rows: int = 0
+    calls: int = 0
+    tokens: int = 0
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is. Cheap to call; whoever listens decides how often to draw."""
+
+    def __call__(self, done: int, total: int, unit: str, **figures: float) -> None: ...
+
+
+def no_progress(done: int, total: int, unit: str, **figures: float) -> None:
+    """For tests and library use."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how one run of a stage works."""
+
+    path: Path
+    """An empty folder: what the stage leaves here is what gets sealed."""
+    workspace: Path
+    """The run's folder, for the journal and caches that outlive a stage."""
+    seed: int
+    """This stage's own seed, made from the recipe's seed and the stage's name."""
+    progress: Progress = field(default=no_progress)
+
+    def keep(self, rows: Iterable[Record]) -> int:
+        """Write the artifact's rows; returns how many."""
+        return write_rows(self.path / ROWS_FILE, rows)
+
+    def drop(self, rows: Iterable[Dropped]) -> int:
+        """Write the rows that were left out, with their reasons; returns how many."""
+        return write_rows(self.path / DROPPED_FILE, rows)
+
+
+Facts = dict[str, Any]
+"""What a stage counted and decided, as JSON: it stands in the manifest, so it must not hold times or paths."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of stage."""
+
+    config: type[StageConfig]
+    produces: str | Callable[[Any], str]
+    """What lies in its artifact; a function of the config where that decides."""
+    run: Callable[[Any, Inputs, Work], Facts]
+    version: int = 1
+    """Raised when the same config and inputs come to mean another result."""
+    trains: bool = False
+    """It runs in a process of its own, so that its memory goes when it ends and a launcher can start many."""
+
+    def output(self, config: StageConfig) -> str:
+        """What this stage produces under this config."""
+        return self.produces if isinstance(self.produces, str) else self.produces(config)
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A seed of 32 bits for the stage of that name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
