@@ -1,0 +1,69 @@
+"""What every teacher is: something that completes chats, in order, and says why where it could not."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from potstill.records import Finish, Message
+from potstill.sources import EndpointModel, Model
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to ask for."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is all. Sent to no endpoint: the protocol has no such field."""
+    seed: int = 0
+    sample: int = 0
+    """Tells several completions of the same request apart."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. Where finish is not "stop", `reason` says why, and `text` holds what there is."""
+
+    text: str
+    finish: Finish = "stop"
+    reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Teacher(Protocol):
+    """Completes chats."""
+
+    name: str
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """One reply a request, in the order of the requests, whatever order they were served in.
+
+        A request that cannot be served is a reply with its reason. A teacher that cannot be reached at all, or
+        refuses the key, raises TeacherError.
+        """
+        ...
+
+
+def connect(model: Model, workspace: Path) -> AbstractContextManager[Teacher]:
+    """The teacher behind a model of the recipe. Replies that were paid for are kept in the workspace's journal."""
+    if isinstance(model.spec, EndpointModel):
+        from potstill.teachers.client import Endpoint
+
+        return Endpoint(model, workspace)
+    from potstill.teachers.local import LocalTeacher  # imports torch
+
+    return LocalTeacher(model)
+
+
+def request_seed(seed: int, *parts: str | int) -> int:
+    """A seed of 31 bits for one request of a stage, from the stage's seed and what names the request."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
