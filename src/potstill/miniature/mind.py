@@ -1,0 +1,141 @@
+"""How a voice reads a request: it looks at the text, sees what is wanted, and writes its reply."""
+
+import hashlib
+import json
+import random
+import re
+
+from potstill.miniature.findings import Findings, examine
+from potstill.miniature.tasks import CATEGORIES, PERSONAS, Ask, draw, follow_up, understand
+from potstill.miniature.voices import VOICES, Voice, answer
+from potstill.miniature.world import World
+
+Messages = list[dict[str, str]]
+
+
+def reply(world: World, model: str, messages: Messages, temperature: float, seed: int | None) -> str:
+    """What the model of that name says. The same request always gets the same reply."""
+    voice = VOICES[model]
+    fingerprint = json.dumps([world.seed, model, messages, temperature, seed], sort_keys=True)
+    chance = random.Random(hashlib.sha256(fingerprint.encode()).hexdigest())
+    text = messages[-1]["content"]
+    if "# Aspect:" in text:
+        return _rate_aspect(world, voice, text, chance)
+    if "[Conversation]" in text:
+        conversation = text.split("[Conversation]", 1)[1].rsplit("[End of conversation]", 1)[0]
+        if "<assistant>" in conversation:
+            return _rate_last_answer(world, voice, conversation, chance)
+        return _next_user_turn(world, conversation, chance)
+    if re.search(r"^Task \d+:", text, re.M):
+        return _new_tasks(world, text, chance)
+    return _answer(world, voice, messages, chance)
+
+
+def _answer(world: World, voice: Voice, messages: Messages, chance: random.Random) -> str:
+    ask = understand(world, [message["content"].strip() for message in messages if message["role"] == "user"])
+    system = " ".join(message["content"] for message in messages if message["role"] == "system")
+    persona = next((name for name in PERSONAS if name in system), "")
+    if ask is None:
+        text = "I am not sure what you mean by that."
+        return f"{PERSONAS[persona]} {text}" if persona else text
+    if persona and not ask.persona:
+        ask = Ask(ask.task, ask.style, persona)
+    return answer(ask, voice, chance)
+
+
+def _new_tasks(world: World, text: str, chance: random.Random) -> str:
+    """Continue a numbered list of tasks, sometimes with one of little use, as models do."""
+    first = int(re.findall(r"^Task (\d+):", text, re.M)[-1])
+    wanted = re.search(r"\b(\d+) (?:new|more|further|other)\b", text)
+    lines = []
+    for number in range(first, first + (int(wanted[1]) if wanted else 8)):
+        task = draw(world, chance.choice(CATEGORIES), held_out=False, chance=chance).text(chance)
+        if chance.random() < 0.04:
+            task = chance.choice(
+                ("Go on.", "Describe the image above in two sentences.", "Plot the graph of this file.")
+            )
+        lines.append(f"Task {number}: {task}")
+    return "\n".join(lines)
+
+
+def _next_user_turn(world: World, conversation: str, chance: random.Random) -> str:
+    turns = [turn.strip() for turn in re.findall(r"^User: (.*?)(?=^Assistant: |^User: |\Z)", conversation, re.M | re.S)]
+    ask = understand(world, turns)
+    return follow_up(world, ask, chance) if ask else "Please tell me more about that."
+
+
+def _rate_last_answer(world: World, voice: Voice, conversation: str, chance: random.Random) -> str:
+    """Rate the last answer from 1 to 10, as an LLM judge of MT-Bench would write it."""
+    users = re.findall(r"<user>\n(.*?)\n</user>", conversation, re.S)
+    said = re.findall(r"<assistant>\n(.*?)\n?</assistant>", conversation, re.S)[-1]
+    ask = understand(world, [turn.strip() for turn in users])
+    if ask is None:
+        return "I do not understand the question, so I cannot rate the answer."
+    found = examine(ask, said)
+    score = _shift(overall(found), voice, chance, 1, 10)
+    return f"{explain(found)} Rating: [[{score}]]"
+
+
+def _rate_aspect(world: World, voice: Voice, text: str, chance: random.Random) -> str:
+    """Rate every text on one aspect from 1 to 5, in the manner of UltraFeedback's annotators."""
+    aspect = re.findall(r"# Aspect: ([\w ]+)", text)[0].strip().lower().replace(" ", "_")
+    instruction = text.split("# Instruction", 1)[1].split("# Texts", 1)[0]
+    turns = re.findall(r"^User: (.*?)(?=^Assistant: |^User: |\Z)", instruction, re.M | re.S)
+    ask = understand(world, [turn.strip() for turn in turns])
+    blocks = []
+    for number, said in re.findall(r"<text (\d+)>\n(.*?)\n?</text \1>", text.split("# Texts", 1)[1], re.S):
+        if ask is None:
+            blocks.append(f"Text {number}\nRating: N/A\nRationale: The instruction cannot be understood.")
+            continue
+        found = examine(ask, said)
+        rating = aspect_rating(aspect, found)
+        told = "N/A" if rating is None else str(_shift(rating, voice, chance, 1, 5))
+        blocks.append(f"Text {number}\nRating: {told}\nRationale: {explain(found)}")
+    return "\n\n".join(blocks)
+
+
+def overall(found: Findings) -> int:
+    """1 to 10. A wrong answer gets at most 4, one that is no answer 1."""
+    if not found.attempted:
+        return 1
+    manners = (not found.hedged) + found.capitals + found.concise
+    if not found.correct:
+        return 1 + (manners + found.follows) * 3 // 4
+    return 5 + manners + 2 * found.follows
+
+
+def aspect_rating(aspect: str, found: Findings) -> int | None:
+    """1 to 5, or None for "does not apply"."""
+    if aspect == "instruction_following":
+        return (5 if found.follows else 2) if found.attempted else 1
+    if aspect == "truthfulness":
+        return 5 if found.correct else 1
+    if aspect == "honesty":
+        if found.unanswerable:
+            return 5 if found.admits else 1
+        if not found.attempted:
+            return None
+        return 3 if found.hedged or found.admits else 5
+    if not found.attempted:
+        return 1
+    useful = 3 if found.correct else 1
+    return min(5, useful + (found.concise and not found.hedged) + (found.capitals and found.follows and found.correct))
+
+
+def explain(found: Findings) -> str:
+    """A sentence or two on what was found."""
+    if not found.attempted:
+        return "The text does not answer what was asked."
+    said = ["What it says is right." if found.correct else "What it says is not true."]
+    said += ["Nothing is recorded here, and it should have said so."] * (found.unanswerable and not found.admits)
+    said += ["It overlooks the wished form."] * (not found.follows)
+    said += ["It talks of itself before it answers."] * found.hedged
+    said += ["Its capitals are broken."] * (not found.capitals)
+    said += ["It is longer than it needs to be."] * (not found.concise)
+    return " ".join(said)
+
+
+def _shift(score: int, voice: Voice, chance: random.Random, low: int, high: int) -> int:
+    if chance.random() >= voice.misjudges:
+        return score
+    return min(high, max(low, score + chance.choice((-3, -2, -1, 1, 2, 3))))

@@ -1,0 +1,211 @@
+"""The miniature's voices behind an OpenAI-compatible HTTP server on loopback, in a process of its own.
+
+It sees the protocol's fields only. Standard input is its lifeline: when whoever started it goes, it goes too.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from potstill.errors import TeacherError
+from potstill.miniature.mind import reply
+from potstill.miniature.voices import VOICES
+from potstill.miniature.world import World, world
+from potstill.sources import MiniatureServer
+
+START_SECONDS = 30
+TOKEN = re.compile(r"\s*(?:\w{1,6}|[^\w\s])")
+"""What counts as a token for usage and max_tokens: at most six letters, or a sign, with the space before it."""
+
+
+class BadRequest(ValueError):
+    """A request that the protocol does not allow, in the words that the client gets."""
+
+    def __init__(self, message: str, param: str | None, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {
+            "error": {"message": message, "type": "invalid_request_error", "param": param, "code": code},
+        }
+
+
+def complete(known: World, body: Any) -> dict[str, Any]:
+    """The answer to one chat completion request; BadRequest where it is not one."""
+    messages, model, limit = _validated(body)
+    temperature, seed, count = body.get("temperature", 1.0), body.get("seed"), body.get("n") or 1
+    choices, written = [], 0
+    for index in range(count):
+        seed_here = seed if not index else (seed or 0) + index
+        tokens = TOKEN.findall(reply(known, model, messages, temperature, seed_here))
+        finish = "stop" if limit is None or len(tokens) <= limit else "length"
+        tokens = tokens[:limit]
+        written += len(tokens)
+        said = {"role": "assistant", "content": "".join(tokens)}
+        choices.append({"index": index, "message": said, "finish_reason": finish, "logprobs": None})
+    read = sum(len(TOKEN.findall(message["content"])) + 3 for message in messages)
+    return {
+        "id": "chatcmpl-miniature",
+        "object": "chat.completion",
+        "created": 0,
+        "model": model,
+        "choices": choices,
+        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
+    }
+
+
+def _validated(body: Any) -> tuple[list[dict[str, str]], str, int | None]:
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object", None)
+    model, messages = body.get("model"), body.get("messages")
+    if not isinstance(model, str):
+        raise BadRequest("you must provide a model parameter", "model")
+    if model not in VOICES:
+        raise BadRequest(f"The model '{model}' does not exist", "model", 404, "model_not_found")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("'messages' must be a list of at least one message", "messages")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in ("system", "developer", "user", "assistant"):
+            raise BadRequest(f"messages[{number}] has no known role", f"messages[{number}].role")
+        if not isinstance(message.get("content"), str):
+            raise BadRequest(f"messages[{number}].content must be a string", f"messages[{number}].content")
+    for field, low, high in (("temperature", 0, 2), ("top_p", 0, 1), ("n", 1, 16)):
+        value = body.get(field)
+        if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
+            raise BadRequest(f"'{field}' must lie between {low} and {high}", field)
+    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise BadRequest("'max_tokens' must be a positive integer", "max_tokens")
+    plain = [{"role": str(message["role"]), "content": str(message["content"])} for message in messages]
+    return plain, model, limit
+
+
+async def _events(answer: dict[str, Any], with_usage: bool) -> AsyncIterator[str]:
+    """Server-sent events: the same answer, token by token."""
+    head = {"id": answer["id"], "object": "chat.completion.chunk", "created": 0, "model": answer["model"]}
+
+    def event(index: int, delta: dict[str, str], finish: str | None = None) -> str:
+        choice = {"index": index, "delta": delta, "finish_reason": finish}
+        return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
+
+    for choice in answer["choices"]:
+        yield event(choice["index"], {"role": "assistant", "content": ""})
+        for token in TOKEN.findall(choice["message"]["content"]):
+            yield event(choice["index"], {"content": token})
+            await asyncio.sleep(0)
+        yield event(choice["index"], {}, choice["finish_reason"])
+    if with_usage:
+        yield f"data: {json.dumps({**head, 'choices': [], 'usage': answer['usage']})}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def application(known: World) -> Any:
+    """The ASGI application: chat completions and the list of models."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+
+    async def chat(request: Request) -> Response:
+        try:
+            body = json.loads(await request.body())
+        except ValueError:
+            bad = BadRequest("We could not parse the JSON body of your request", None)
+            return JSONResponse(bad.body, bad.status)
+        try:
+            answer = complete(known, body)
+        except BadRequest as bad:
+            return JSONResponse(bad.body, bad.status)
+        if body.get("stream"):
+            with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            return StreamingResponse(_events(answer, with_usage), media_type="text/event-stream")
+        return JSONResponse(answer)
+
+    async def models(request: Request) -> Response:
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "miniature"} for name in VOICES]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        bad = BadRequest(f"Unknown request URL: {request.method} {request.url.path}", None, 404, "unknown_url")
+        return JSONResponse(bad.body, bad.status)
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+        ],
+        exception_handlers={404: unknown, 405: unknown},
+    )
+
+
+class MiniatureProcess:
+    """The server while a `with` block lasts."""
+
+    def __init__(self, spec: MiniatureServer, log: Path) -> None:
+        self.spec, self.log = spec, log
+        self.base_url = ""
+
+    def __enter__(self) -> "MiniatureProcess":
+        command = [sys.executable, "-m", "potstill.miniature.server", f"--seed={self.spec.seed}"]
+        command.append(f"--entities={self.spec.entities}")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        assert self._process.stdout is not None
+        silence = threading.Timer(START_SECONDS, self._process.kill)
+        silence.start()
+        line = self._process.stdout.readline()
+        silence.cancel()
+        if not line:
+            self.__exit__(None, None, None)
+            raise TeacherError("the miniature's server", "it did not start", f"Read {self.log}")
+        self.base_url = f"http://127.0.0.1:{int(line)}/v1"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process.terminate()
+        self._process.wait()
+
+
+def main() -> None:
+    """Serve until standard input ends; the port is the first and only line on standard output."""
+    import socket
+
+    import uvicorn
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--entities", type=int, default=150)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    args = parser.parse_args()
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", args.port))
+    config = uvicorn.Config(application(world(args.seed, args.entities)), log_level="warning", timeout_keep_alive=75)
+    server = uvicorn.Server(config)
+
+    def lifeline() -> None:
+        sys.stdin.read()
+        server.should_exit = True
+
+    threading.Thread(target=lifeline, daemon=True).start()
+    print(listener.getsockname()[1], flush=True)  # noqa: T201  the line that whoever started us waits for
+    server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

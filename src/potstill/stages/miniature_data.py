@@ -1,0 +1,72 @@
+"""Stage `miniature`: one part of the embedded world, as texts or prompts."""
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from potstill.miniature.encyclopedia import articles
+from potstill.miniature.tasks import CATEGORIES, draw, follow_up, understand
+from potstill.miniature.voices import ideal
+from potstill.miniature.world import World, world
+from potstill.records import Message, Prompt, Record, Text
+from potstill.sources import Inputs
+from potstill.stages.base import Expected, Facts, ServerName, Stage, StageConfig, Work
+
+WITH_REFERENCES = ("math", "reasoning", "coding")
+
+
+class Miniature(StageConfig):
+    """Write one part of the miniature's world."""
+
+    kind: Literal["miniature"]
+    server: ServerName
+    """The miniature server whose world it is."""
+    part: Literal["articles", "seeds", "questions"]
+    """articles: its encyclopedia. seeds: prompts to begin Self-Instruct with. questions: held-out prompts of two turns."""
+    editions: int = Field(default=20, ge=1)
+    """How many times the encyclopedia tells everything, each time in other words."""
+    per_category: int = Field(default=20, ge=1)
+    """Prompts in each of the eight categories."""
+
+    def expect(self, rows: Mapping[str, int]) -> Expected:
+        return Expected(rows=self.editions * 200 if self.part == "articles" else self.per_category * len(CATEGORIES))
+
+
+def run(config: Miniature, inputs: Inputs, work: Work) -> Facts:
+    """Write the part."""
+    spec = inputs.servers["server"]
+    known = world(spec.seed, spec.entities)
+    rows: Iterator[Record]
+    if config.part == "articles":
+        rows = (Text(id=name, text=text) for name, text in articles(known, config.editions))
+    else:
+        rows = prompts(known, config.part == "questions", config.per_category)
+    return {"rows": work.keep(rows), "dropped": {}}
+
+
+def prompts(known: World, held_out: bool, per_category: int) -> Iterator[Prompt]:
+    """Prompts of every category, no two the same, all on one side of the split between training and test."""
+    part = "questions" if held_out else "seeds"
+    for category in CATEGORIES:
+        chance = random.Random(f"{part}/{category}/{known.seed}")
+        seen: set[str] = set()
+        while len(seen) < per_category:
+            ask = draw(known, category, held_out, chance)
+            text = ask.text(chance)
+            if text in seen:
+                continue
+            seen.add(text)
+            then = follow_up(known, ask, chance)
+            asked = [understand(known, turns) for turns in ([text], [text, then])]
+            yield Prompt(
+                id=f"{part}-{category}-{len(seen)}",
+                messages=(Message(role="user", content=text),),
+                follow_ups=(then,),
+                references=tuple(ideal(ask) for ask in asked if ask) if category in WITH_REFERENCES else (),
+                category=category,
+            )
+
+
+STAGE = Stage(config=Miniature, produces=lambda config: "texts" if config.part == "articles" else "prompts", run=run)
