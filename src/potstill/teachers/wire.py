@@ -1,0 +1,167 @@
+"""What goes over the wire: the body of a request, what a reply's body says, and what a failure means."""
+
+import email.utils
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from potstill.records import Finish
+from potstill.teachers.base import Reply, Request
+
+LONGEST_WORDS = 300
+
+# Names that servers use for "the model ended its answer"; some leave the field out altogether.
+_STOPPED = {None, "stop", "eos", "eos_token", "stop_sequence", "end_turn"}
+
+
+def request_body(name: str, request: Request) -> dict[str, Any]:
+    """The body of a chat completion, as it is sent and as the journal hashes it."""
+    return {
+        "model": name,
+        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+    }
+
+
+def read_reply(raw: str) -> Reply:
+    """The reply that a body holds; ValueError, in words, where it holds none."""
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise ValueError(f"the reply is not JSON: {_short(raw)!r}") from error
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        text, refusal = message.get("content"), message.get("refusal")
+        stopped = choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"the reply is not a chat completion: {_short(raw)!r}") from error
+    if not isinstance(text, str | None):
+        raise ValueError(f"the reply's content is not text: {_short(raw)!r}")
+    finish, reason = _finish(text or "", refusal, stopped)
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    return Reply(
+        text or "",
+        finish,
+        reason,
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+    )
+
+
+def _finish(text: str, refusal: object, stopped: object) -> tuple[Finish, str]:
+    if stopped == "content_filter":
+        return "filter", "the server's content filter stopped the answer"
+    if refusal and not text:
+        return "filter", f"the model refused: {_short(str(refusal))}"
+    if stopped == "length":
+        return "length", "the answer was cut at max_tokens"
+    if stopped not in _STOPPED:
+        return "error", f"the answer ended with finish_reason {stopped!r}"
+    if not text.strip():
+        return "error", "the answer is empty"
+    return "stop", ""
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_WORDS else text[:LONGEST_WORDS] + "..."
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a failed attempt means. `stop`: for the whole endpoint; `row`: for this request alone; the rest: try again.
+
+    `wait` is overload, which says nothing about the request and uses up none of its attempts; `absent` is nobody
+    listening; `retry` is everything else that may pass.
+    """
+
+    kind: Literal["stop", "row", "wait", "absent", "retry"]
+    reason: str
+    status: int = 0
+    after: float | None = None
+    """Seconds that the server asks to wait."""
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What an attempt may raise that is no bug of ours. The transport lets some of aiohttp's own errors through."""
+    import aiohttp
+    import openai
+
+    return (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError)
+
+
+def failure(error: Exception) -> Failure:
+    """What an exception of the openai client, or a reply that cannot be read, means."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return _status_failure(error)
+    if isinstance(error, ValueError):
+        return Failure("retry", str(error))
+    causes = list(_causes(error))
+    if any(_is_absent(cause) for cause in causes):
+        return Failure("absent", _short(str(causes[-1])))
+    if isinstance(error, TimeoutError | openai.APITimeoutError) and len(causes) == 1:
+        return Failure("retry", "no reply in time")
+    return Failure("retry", f"the connection failed: {_short(str(causes[-1]) or type(causes[-1]).__name__)}")
+
+
+def _status_failure(error: Any) -> Failure:
+    status, words = error.status_code, _server_words(error.body, error.response.text)
+    reason = f"HTTP {status}: {words}"
+    after = _retry_after(error.response.headers.get("retry-after"))
+    if status in (401, 402, 403, 404) or (status == 429 and error.code == "insufficient_quota"):
+        return Failure("stop", reason, status)
+    if status == 429 or (status == 503 and after is not None):
+        return Failure("wait", reason, status, after)
+    if status in (408, 409, 425) or status >= 500:
+        return Failure("retry", reason, status, after)
+    return Failure("row", reason, status)
+
+
+def _server_words(body: object, text: str) -> str:
+    """What the server says about it: `message` as the protocol has it, `detail` as some frameworks do, or the body."""
+    if isinstance(body, dict):
+        for name in ("message", "detail", "error"):
+            if isinstance(body.get(name), str):
+                return _short(body[name])
+    return _short(text) or "no word from the server"
+
+
+def _retry_after(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Nobody listens there, or the name leads nowhere. Either transport; aiohttp's own class survives as a cause."""
+    import aiohttp
+    import httpx2
+
+    return isinstance(error, aiohttp.ClientConnectorError | httpx2.ConnectError | ConnectionRefusedError)
