@@ -1,21 +1,33 @@
-"""The prompts that teachers and judges are given: text files beside this one, with jinja2's placeholders."""
+"""The prompt files, by name: what potstill says to teachers and judges. Jinja2 text, no markup, no escaping."""
 
+import re
 from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+# What marks the parts of a judge's prompt. A text under judgment must not be able to close its own frame.
+_MARK = re.compile(r"([<\[])(?=/?(?:user|assistant|reference|text \d+|conversation|end of conversation)[>\]])", re.I)
+
+
+def render_prompt(name: str, **values: Any) -> str:
+    """The file `name`.txt with its blanks filled; an unknown blank is an error."""
+    return _template(name).render(values)
+
+
+def guard(text: str) -> str:
+    """The text with a space put into whatever looks like one of our frame marks, so that it stays inside its frame."""
+    return _MARK.sub(r"\1 ", text)
 
 
 @cache
-def _template(name: str) -> "Template":
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    return environment.from_string((files(__name__) / f"{name}.txt").read_text(encoding="utf-8"))
-
-
-def render(name: str, **values: Any) -> str:
-    """The prompt file `name`.txt with its placeholders filled, without white space at its ends."""
-    return _template(name).render(**values).strip()
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("potstill", "prompts"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters["guard"] = guard
+    return environment.get_template(f"{name}.txt")

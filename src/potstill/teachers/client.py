@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible server: many requests in flight, replies in order, durable before they are seen.
+"""A teacher behind an OpenAI-compatible server: many requests in flight, replies in order and on disk before all else.
 
 The openai client runs on an event loop in a thread of its own. `complete` reads its requests a bounded window ahead, so
 neither a slow reply nor a long list of requests holds everything in memory, and nothing waits for a batch to end.
