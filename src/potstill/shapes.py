@@ -1,0 +1,418 @@
+"""The shapes of row that people publish, and how each becomes one of potstill's records.
+
+A shape is recognised by its columns. It reads a row into `Found`, which says what stands where; from there the way to a
+Text, Prompt, Chat, Answers or Pair is the same for all. Whatever cannot be that record is a ShapeError in words.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from potstill.records import Answers, Candidate, Chat, Message, Pair, Prompt, Rating, Record, Role, Text
+
+R = TypeVar("R", bound=Record)
+Columns = Mapping[str, Any]
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+ARTICLES = {Text: "a text", Prompt: "a prompt", Chat: "a chat", Answers: "answers", Pair: "a pair"}
+
+
+class ShapeError(ValueError):
+    """A row is not what it should be: what is wrong; what was expected."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a row holds. `prompt` ends before the first thing that is `chosen`, `rejected` or an answer to compare."""
+
+    prompt: tuple[Message, ...] = ()
+    """For chats, the whole conversation."""
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    follow_ups: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    text: str = ""
+    undesirable: bool = False
+    """A row that says of itself that its answer is to be avoided."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One way of laying out a row."""
+
+    name: str
+    fits: Callable[[Columns], bool]
+    find: Callable[[Columns], Found]
+
+    def read(self, row: Any, row_type: type[R], default_id: str) -> R:
+        """The row as a record; ShapeError, in words, where it cannot be one."""
+        if not isinstance(row, Mapping):
+            raise ShapeError(f"the row is {_kind(row)}; expected an object with columns")
+        if not self.fits(row):
+            raise ShapeError(f"the columns are {', '.join(sorted(row))}; expected those of {self.name!r} rows")
+        found = self.find(row)
+        own = row.get("id", row.get("question_id"))
+        name = str(own) if isinstance(own, str | int) and own != "" else default_id
+        category = row.get("category", row.get("class"))
+        category = category.strip() if isinstance(category, str) else ""
+        return cast(R, _MAKERS[row_type](found, name, category))
+
+
+def recognise(row: Any) -> Shape | None:
+    """The shape whose columns the row has."""
+    if not isinstance(row, Mapping):
+        return None
+    return next((shape for shape in SHAPES.values() if shape.fits(row)), None)
+
+
+# ---- from what was found to a record
+
+
+def _text(found: Found, name: str, category: str) -> Text:
+    text = found.text or "\n\n".join(m.content for m in found.prompt + found.chosen)
+    if not text.strip():
+        raise ShapeError("the text is empty; expected words")
+    return Text(id=name, text=text)
+
+
+def _prompt(found: Found, name: str, category: str) -> Prompt:
+    first = next((i for i, m in enumerate(found.prompt) if m.role == "assistant"), len(found.prompt))
+    later = tuple(m.content for m in found.prompt[first:] if m.role == "user")
+    messages = found.prompt[:first]
+    check_dialogue(messages, "user", "the prompt")
+    follow_ups = found.follow_ups or later
+    return Prompt(id=name, messages=messages, follow_ups=follow_ups, references=found.references, category=category)
+
+
+def _chat(found: Found, name: str, category: str) -> Chat:
+    if found.undesirable:
+        raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from")
+    messages = found.prompt + found.chosen
+    if not messages:
+        raise ShapeError("the row is a plain text; expected a conversation")
+    check_dialogue(messages, "assistant", "the conversation")
+    return Chat(id=name, messages=messages, category=category)
+
+
+def _pair(found: Found, name: str, category: str) -> Pair:
+    if not found.chosen or not found.rejected:
+        raise ShapeError("there is no pair of answers; expected 'chosen' and 'rejected'")
+    check_dialogue(found.prompt, "user", "the prompt")
+    check_dialogue(found.prompt + found.chosen, "assistant", "'chosen'")
+    check_dialogue(found.prompt + found.rejected, "assistant", "'rejected'")
+    if found.chosen == found.rejected:
+        raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers")
+    return Pair(
+        id=name,
+        prompt=found.prompt,
+        chosen=found.chosen,
+        rejected=found.rejected,
+        chosen_score=found.chosen_score,
+        rejected_score=found.rejected_score,
+        category=category,
+    )
+
+
+def _answers(found: Found, name: str, category: str) -> Answers:
+    if not found.candidates:
+        raise ShapeError("there are no answers of several models; expected 'completions' or 'candidates'")
+    return Answers(id=name, prompt=_prompt(found, name, category), candidates=found.candidates)
+
+
+_MAKERS: dict[type[Record], Callable[[Found, str, str], Record]] = {
+    Text: _text,
+    Prompt: _prompt,
+    Chat: _chat,
+    Answers: _answers,
+    Pair: _pair,
+}
+
+
+def check_dialogue(messages: Sequence[Message], last: Role, what: str) -> None:
+    """ShapeError unless: a system turn only first, then user and assistant in turn, none empty, ending with `last`.
+
+    Tools' results may follow an assistant's turn, and an assistant's turn follows them.
+    """
+    if not messages:
+        raise ShapeError(f"{what} has no messages; expected one or more")
+    before = "system"
+    for number, message in enumerate(messages, start=1):
+        role = message.role
+        expected = {
+            "system": ("user",),
+            "user": ("assistant",),
+            "assistant": ("user", "tool"),
+            "tool": ("assistant", "tool"),
+        }
+        if number == 1 and role == "system":
+            continue
+        if role not in expected[before]:
+            where = f"turn {number} of {what} is {_named(role)}"
+            raise ShapeError(f"{where}; expected {' or '.join(map(_named, expected[before]))} there")
+        if not message.content.strip():
+            raise ShapeError(f"turn {number} of {what}, {_named(role)}, is empty; expected words")
+        before = role
+    if messages[-1].role != last:
+        raise ShapeError(f"{what} ends with {_named(messages[-1].role)}; it must end with {_named(last)}")
+
+
+def _named(role: str) -> str:
+    return {"system": "a system turn", "user": "a user turn", "assistant": "an assistant turn"}.get(role, "a tool turn")
+
+
+# ---- from columns to what they hold
+
+
+def _string(row: Columns, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise ShapeError(f"{column!r} is {_kind(value)}; expected text")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "missing", list: "a list", dict: "an object", bool: "true or false", int: "a number"}
+    return names.get(type(value), "a number" if isinstance(value, float) else "text")
+
+
+def _message(value: Any, what: str) -> Message:
+    """A turn in OpenAI's columns (role, content) or ShareGPT's (from, value)."""
+    if not isinstance(value, Mapping):
+        raise ShapeError(f"{what} is {_kind(value)}; expected an object with role and content")
+    role_column, content_column = ("role", "content") if "role" in value else ("from", "value")
+    role, content = value.get(role_column), value.get(content_column)
+    if role not in ROLES:
+        raise ShapeError(f"the role of {what} is {role!r}; expected system, user, assistant or tool")
+    if not isinstance(content, str):
+        raise ShapeError(f"the content of {what} is {_kind(content)}; expected text")
+    return Message(role=ROLES[role], content=content, train=value.get("train", True) is not False)
+
+
+def _messages(value: Any, what: str) -> tuple[Message, ...]:
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise ShapeError(f"{what} is {_kind(value)}; expected a list of messages")
+    return tuple(_message(item, f"turn {number} of {what}") for number, item in enumerate(value, start=1))
+
+
+def _user(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+def _assistant(text: str) -> tuple[Message, ...]:
+    return (Message(role="assistant", content=text),)
+
+
+def _instruction(row: Columns) -> tuple[Message, ...]:
+    """Alpaca's instruction, with its input below it."""
+    given = row.get("input") or ""
+    if not isinstance(given, str):
+        raise ShapeError(f"'input' is {_kind(given)}; expected text")
+    text = _string(row, "instruction")
+    return _user(f"{text}\n\n{given}" if given.strip() else text)
+
+
+def _strings(value: Any, what: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ShapeError(f"{what} is {_kind(value)}; expected a list of texts")
+    return tuple(value)
+
+
+def _find_messages(row: Columns) -> Found:
+    messages = _messages(row["messages"], "'messages'")
+    return Found(
+        prompt=messages,
+        follow_ups=_strings(row.get("follow_ups") or (), "'follow_ups'"),
+        references=_strings(row.get("references") or (), "'references'"),
+        undesirable=row.get("label") is False,
+    )
+
+
+def _find_sharegpt(row: Columns) -> Found:
+    messages = _messages(row["conversations"], "'conversations'")
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip() not in ("", "[]") and messages[:1] and messages[0].role != "system":
+        # Records have no column for tools: what the row declares is told as it would be to a model.
+        messages = (Message(role="system", content=tools), *messages)
+    return Found(prompt=messages)
+
+
+def _find_pair(row: Columns) -> Found:
+    chosen, rejected = (_side(row, column) for column in ("chosen", "rejected"))
+    if "conversations" in row:
+        prompt = _messages(row["conversations"], "'conversations'")
+    elif "instruction" in row:
+        prompt = _instruction(row)
+    elif isinstance(row.get("prompt"), str):
+        prompt = _user(row["prompt"])
+    elif "prompt" in row:
+        prompt = _messages(row["prompt"], "'prompt'")
+    else:
+        prompt = ()
+    if len(chosen) > 1 or len(rejected) > 1:  # whole conversations: what they share is the prompt
+        shared = _shared(chosen, rejected)
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    return Found(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_score=_score(row, "chosen_score", "score_chosen"),
+        rejected_score=_score(row, "rejected_score", "score_rejected"),
+    )
+
+
+def _side(row: Columns, column: str) -> tuple[Message, ...]:
+    value = row[column]
+    if not isinstance(value, str):
+        return _messages(value, f"{column!r}")
+    return _dialogue(value, column) if value.lstrip().startswith("Human:") else _assistant(value)
+
+
+def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """How many turns two conversations share, up to the assistant's first of their own."""
+    shared = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if one != other:
+            break
+        shared += 1
+    return min(shared, len(chosen) - 1, len(rejected) - 1)
+
+
+def _dialogue(text: str, column: str) -> tuple[Message, ...]:
+    r"""HH's conversation in one string, its turns marked by "\n\nHuman:" and "\n\nAssistant:"."""
+    messages: list[Message] = []
+    for part in ("\n\n" + text.lstrip()).split("\n\nHuman:")[1:]:
+        said, *answers = part.split("\n\nAssistant:")
+        messages.append(Message(role="user", content=said.strip()))
+        messages += [Message(role="assistant", content=answer.strip()) for answer in answers]
+    return tuple(messages)
+
+
+def _score(row: Columns, *columns: str) -> float | None:
+    for column in columns:
+        if isinstance(row.get(column), int | float):
+            return float(row[column])
+    return None
+
+
+def _find_ultrafeedback(row: Columns) -> Found:
+    if not isinstance(row["completions"], list):
+        raise ShapeError(f"'completions' is {_kind(row['completions'])}; expected a list")
+    return Found(prompt=_instruction(row), candidates=tuple(_completion(value) for value in row["completions"]))
+
+
+def _completion(value: Any) -> Candidate:
+    if not isinstance(value, Mapping):
+        raise ShapeError(f"a completion is {_kind(value)}; expected an object with model and response")
+    ratings = []
+    annotations = value.get("annotations") or {}
+    for aspect, word in sorted(annotations.items() if isinstance(annotations, Mapping) else ()):
+        told = word if isinstance(word, Mapping) else {}
+        score = str(told.get("Rating", "")).strip()
+        rationale = told.get("Rationale")
+        number = float(score) if score in ("1", "2", "3", "4", "5") else None
+        ratings.append(
+            Rating(
+                aspect=aspect,
+                score=number,
+                rationale=rationale if isinstance(rationale, str) else "" if number else f"N/A: {score}",
+            )
+        )
+    return Candidate(model=_string(value, "model"), text=_string(value, "response"), ratings=tuple(ratings))
+
+
+def _find_answers(row: Columns) -> Found:
+    """potstill's own answers."""
+    try:
+        prompt = Prompt.model_validate(row["prompt"])
+        candidates = tuple(Candidate.model_validate(value) for value in row["candidates"])
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"'prompt' or 'candidates' cannot be read ({error}); expected potstill's answers") from error
+    return Found(
+        prompt=prompt.messages, follow_ups=prompt.follow_ups, references=prompt.references, candidates=candidates
+    )
+
+
+def _find_alpaca(row: Columns) -> Found:
+    column = next((name for name in ("output", "response") if name in row), "")
+    return Found(prompt=_instruction(row) + (_assistant(_string(row, column)) if column else ()))
+
+
+def _find_seed_task(row: Columns) -> Found:
+    instances = row["instances"]
+    if not isinstance(instances, list) or not instances or not isinstance(instances[0], Mapping):
+        raise ShapeError("'instances' holds no example; expected a list of objects with input and output")
+    example = {"instruction": row["instruction"], **instances[0]}
+    return _find_alpaca(example)
+
+
+def _find_problem(row: Columns) -> Found:
+    question, answer = _string(row, "question"), _string(row, "answer")
+    return Found(prompt=_user(question) + _assistant(answer), references=(answer,), text=f"{question}\n{answer}")
+
+
+def _find_question(row: Columns) -> Found:
+    turns = _strings(row["turns"], "'turns'")
+    if not turns:
+        raise ShapeError("'turns' is empty; expected the user's turns")
+    references = _strings(row.get("reference") or (), "'reference'")
+    return Found(prompt=_user(turns[0]), follow_ups=turns[1:], references=references)
+
+
+def _find_ultrachat(row: Columns) -> Found:
+    turns = _strings(row["data"], "'data'")
+    roles: tuple[Role, Role] = ("user", "assistant")
+    return Found(prompt=tuple(Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns)))
+
+
+def _find_prompt(row: Columns) -> Found:
+    prompt = _user(row["prompt"]) if isinstance(row["prompt"], str) else _messages(row["prompt"], "'prompt'")
+    column = next((name for name in ("completion", "response") if name in row), "")
+    if not column:
+        return Found(prompt=prompt)
+    answer = row[column]
+    return Found(prompt=prompt + (_assistant(answer) if isinstance(answer, str) else _messages(answer, f"{column!r}")))
+
+
+def _has(*columns: str) -> Callable[[Columns], bool]:
+    return lambda row: all(column in row for column in columns)
+
+
+# The first whose columns are there is taken, so what asks for more stands first.
+SHAPES: dict[str, Shape] = {
+    shape.name: shape
+    for shape in (
+        Shape("answers", _has("prompt", "candidates"), _find_answers),
+        Shape("pairs", _has("chosen", "rejected"), _find_pair),
+        Shape("ultrafeedback", _has("instruction", "completions"), _find_ultrafeedback),
+        Shape("messages", _has("messages"), _find_messages),
+        Shape("sharegpt", _has("conversations"), _find_sharegpt),
+        Shape("seed_tasks", _has("instruction", "instances"), _find_seed_task),
+        Shape("alpaca", _has("instruction"), _find_alpaca),
+        Shape("mt_bench", _has("question_id", "turns"), _find_question),
+        Shape("problems", _has("question", "answer"), _find_problem),
+        Shape("prompts", _has("prompt"), _find_prompt),
+        Shape("ultrachat", _has("data"), _find_ultrachat),
+        Shape("texts", _has("text"), lambda row: Found(text=_string(row, "text"))),
+    )
+}
