@@ -1,0 +1,177 @@
+"""The command line: verbs to functions. It knows no model and no tensor, and imports a verb's work when it is asked."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from potstill import __version__
+from potstill.errors import PotstillError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from potstill.recipe import Recipe
+
+DESCRIPTION = "Turns any teacher into a small aligned language model that its user owns, with proof that it got better."
+EXAMPLES = """examples:
+  potstill run miniature                     the whole way in minutes: no download, no key, no GPU
+  potstill plan my-recipe.yaml               what would run, and what it is likely to cost
+  potstill run my-recipe.yaml dpo.beta=0.05  only what that changes runs again
+  potstill show runs/miniature pairs         what a stage made
+  potstill chat runs/miniature               talk to the last model
+"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption."""
+    args = _parser().parse_args(arguments)
+    try:
+        code: int = args.verb(args)
+        sys.stdout.flush()
+    except PotstillError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:  # whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="potstill",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"potstill {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    run = verbs.add_parser("run", help="run a recipe; what is sealed already is not run again")
+    run.set_defaults(verb=_run)
+    plan = verbs.add_parser("plan", help="say what would run, and the teacher calls and tokens to expect")
+    plan.set_defaults(verb=_plan)
+    for verb in (run, plan):
+        verb.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+        verb.add_argument("overrides", nargs="*", metavar="key=value", help="written over the recipe: dpo.beta=0.05")
+        verb.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
+        verb.add_argument("--until", metavar="STAGE", help="only what this stage needs, and itself")
+
+    status = verbs.add_parser("status", help="say what of a run is sealed, and who works in its folder")
+    status.set_defaults(verb=_status)
+    status.add_argument("run", metavar="RUN", help="a run's folder, or a recipe, whose folder is runs/NAME")
+
+    show = verbs.add_parser("show", help="print what a stage made: its manifest and first rows, or its model")
+    show.set_defaults(verb=_show)
+    show.add_argument("run", metavar="RUN", help="a run's folder, or a recipe, whose folder is runs/NAME")
+    show.add_argument("stage", metavar="STAGE", help="the stage's name")
+    show.add_argument("--rows", type=_count, default=3, metavar="N", help="how many rows (default: 3)")
+    show.add_argument("--dropped", action="store_true", help="the rows that were left out instead, with their reasons")
+
+    chat = verbs.add_parser("chat", help="talk to a model of a run, or to any model folder")
+    chat.set_defaults(verb=_chat)
+    chat.add_argument("run", metavar="RUN_OR_MODEL", help="a run's folder, a recipe, or a folder with a model in it")
+    chat.add_argument("model", nargs="?", metavar="MODEL", help="which of the run's models (default: the last)")
+    chat.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
+    chat.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: 0.7)")
+    chat.add_argument("--top-p", type=float, default=0.95, help="sample from this share of likelihood (default: 0.95)")
+    chat.add_argument("--top-k", type=int, default=50, help="sample from so many tokens; 0: from all (default: 50)")
+    chat.add_argument("--max-tokens", type=_count, default=256, help="the longest answer (default: 256)")
+    chat.add_argument("--seed", type=int, default=0, help="the same seed and words give the same answers (default: 0)")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _load(args: argparse.Namespace) -> "tuple[Recipe, Path]":
+    """The recipe, and its run's folder."""
+    from potstill.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    return recipe, args.out or Path("runs") / recipe.name
+
+
+def _run(args: argparse.Namespace) -> int:
+    from potstill import console, pipeline
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    recipe, folder = _load(args)
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        pipeline.run(recipe, folder, console.listener(_console()), args.until)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"Stopped. What is sealed stays. Go on with:\n  {resume_command(args)}\n")
+        raise
+    return 0
+
+
+def resume_command(args: argparse.Namespace) -> str:
+    """The command that goes on where a run was stopped."""
+    words = ["potstill", "run", args.recipe, *args.overrides]
+    words += ["--out", str(args.out)] if args.out else []
+    words += ["--until", args.until] if args.until else []
+    return shlex.join(words)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from potstill.plan import make_plan
+    from potstill.views import plan_view
+    from potstill.workspace import Hashes, Workspace
+
+    recipe, folder = _load(args)
+    plan = make_plan(recipe, Workspace(folder), Hashes(folder / "hashes.json"), args.until)
+    plan_view(_console(), plan, folder)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from potstill.views import open_run, status_view
+
+    status_view(_console(), open_run(args.run))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from potstill.show import show
+    from potstill.views import open_run
+
+    show(_console(), open_run(args.run), args.stage, args.rows, args.dropped)
+    return 0
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from potstill.chat import Options, chat, find_model
+
+    name, path = find_model(args.run, args.model)
+    options = Options(args.system, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed)
+    return chat(name, path, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""How a run looks: bars on a terminal, calm lines everywhere else, and a table of scores at the end."""
+
+import time
+from collections.abc import Mapping
+from typing import IO, Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from potstill.artifact import Artifact
+from potstill.pipeline import Listener
+from potstill.plan import Plan, Step
+from potstill.workspace import Workspace
+
+SECONDS_BETWEEN_LINES = 10.0
+FACTS_SHOWN = 4
+
+
+def listener(console: Console) -> Listener:
+    """The one that suits where the output goes."""
+    return Bars(console) if console.is_terminal else Lines(console)
+
+
+class Pace:
+    """How fast a stage goes, since it last changed what it counts."""
+
+    def __init__(self) -> None:
+        self.unit, self.done, self.total = "", 0, 0
+        self.figures: Mapping[str, float] = {}
+        self._began, self._first = time.monotonic(), 0
+
+    def update(self, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
+        """Take in a report of progress."""
+        if unit != self.unit or done < self.done:
+            self._began, self._first = time.monotonic(), done
+        self.unit, self.done, self.total, self.figures = unit, done, total, figures
+
+    @property
+    def rate(self) -> float:
+        """Units a second; 0 while that is unknown."""
+        seconds = time.monotonic() - self._began
+        return (self.done - self._first) / seconds if seconds > 0.5 else 0.0
+
+    def words(self) -> dict[str, str]:
+        """Count, rate, time left and figures, as text."""
+        rate, left = self.rate, ""
+        if rate > 0 and self.total > self.done:
+            left = f"{duration((self.total - self.done) / rate)} left"
+        return {
+            "count": f"{self.done:,}/{self.total:,} {self.unit}" if self.unit else "",
+            "rate": "" if rate <= 0 else f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each",
+            "left": left,
+            "figures": ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in self.figures.items()),
+        }
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 0.4 s, 12 s, 3:05, 2:00:10."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float) -> str:
+    """Whole numbers with commas, others with three figures that matter."""
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def facts_line(artifact: Artifact) -> str:
+    """What a stage counted, in a few words."""
+    facts, words = dict(artifact.facts), []
+    rows, dropped = facts.pop("rows", None), facts.pop("dropped", None)
+    if rows is not None:
+        words.append(f"{rows:,} {artifact.produces}")
+    if isinstance(dropped, dict) and sum(dropped.values()):
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=_by_count))
+        words.append(f"{sum(dropped.values()):,} left out ({reasons})" if len(dropped) < 5 else f"{reasons} left out")
+    scalars = {name: value for name, value in facts.items() if isinstance(value, int | float | str)}
+    for name, value in list(scalars.items())[:FACTS_SHOWN]:
+        words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str | bool) else number(value)}")
+    return ", ".join(words)
+
+
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+class Bars:
+    """For a terminal: what is done stands still, one bar moves."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._pace = Pace()
+        self._width = 0
+
+    def planned(self, plan: Plan, workspace: Workspace) -> None:
+        self._width = max(len(name) for name in plan.steps)
+        self._console.print(opening(plan, workspace), highlight=False)
+        self._console.print()
+
+    def found(self, step: Step, artifact: Artifact) -> None:
+        self._line("[dim]·[/]", step.name, "[dim]sealed[/]", f"[dim]{escape(facts_line(artifact))}[/]")
+
+    def started(self, step: Step) -> None:
+        self._pace = Pace()
+        spinner = Spinner("dots", style="cyan")
+        self._live = Live(
+            get_renderable=lambda: self._bar(step, spinner),
+            console=self._console,
+            refresh_per_second=6,
+            transient=True,
+        )
+        self._live.start()
+
+    def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
+        self._pace.update(done, total, unit, figures)
+
+    def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
+        self._stop()
+        self._line("[green]✓[/]", step.name, duration(seconds), escape(facts_line(artifact)))
+
+    def failed(self, step: Step) -> None:
+        self._stop()
+        self._line("[red]✗[/]", step.name, "", "")
+
+    def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:
+        closing(self._console, plan, workspace, summary)
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _line(self, mark: str, name: str, took: str, facts: str) -> None:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(width=1)
+        grid.add_column(width=self._width)
+        grid.add_column(width=7, justify="right")
+        grid.add_column(overflow="fold")
+        grid.add_row(mark, name, took, facts)
+        self._console.print(grid, highlight=False)
+
+    def _bar(self, step: Step, spinner: Spinner) -> RenderableType:
+        words = self._pace.words()
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(width=1)
+        grid.add_column(width=self._width)
+        grid.add_column(width=7 if not self._pace.total else max(12, min(32, self._console.width - self._width - 60)))
+        for _ in range(4):
+            grid.add_column(no_wrap=True)
+        bar: RenderableType = Text("")
+        if self._pace.total:
+            bar = ProgressBar(self._pace.total, self._pace.done, complete_style="cyan", finished_style="cyan")
+        grid.add_row(
+            spinner,
+            Text(step.name, style="bold"),
+            bar,
+            words["count"],
+            Text(words["rate"], style="dim"),
+            words["left"],
+            Text(words["figures"], style="magenta"),
+        )
+        return grid
+
+
+class Lines:
+    """For a file or a pipe: a line when a stage starts and ends, and now and then one between."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._places: dict[str, str] = {}
+        self._pace = Pace()
+        self._last = 0.0
+
+    def planned(self, plan: Plan, workspace: Workspace) -> None:
+        count = len(plan.steps)
+        self._places = {name: f"[{place:>{len(str(count))}}/{count}]" for place, name in enumerate(plan.steps, 1)}
+        self._print(opening(plan, workspace).plain)
+
+    def found(self, step: Step, artifact: Artifact) -> None:
+        self._say(step, "sealed before", facts_line(artifact))
+
+    def started(self, step: Step) -> None:
+        self._pace, self._last = Pace(), time.monotonic()
+        self._say(step, "starts")
+
+    def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
+        self._pace.update(done, total, unit, figures)
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self._say(step, *self._pace.words().values())
+
+    def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
+        self._say(step, f"sealed in {duration(seconds)}", facts_line(artifact))
+
+    def failed(self, step: Step) -> None:
+        self._say(step, "did not finish")
+
+    def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:
+        closing(self._console, plan, workspace, summary)
+
+    def _say(self, step: Step, *words: str) -> None:
+        self._print(f"{self._places[step.name]} {step.name}: {', '.join(word for word in words if word)}")
+
+    def _print(self, text: str) -> None:
+        print_line(self._console.file, text)
+
+
+def print_line(out: IO[str], text: str) -> None:
+    """One whole line at once, so that a pipe sees it now."""
+    out.write(text + "\n")
+    out.flush()
+
+
+def opening(plan: Plan, workspace: Workspace) -> Text:
+    """What is about to happen, in one line."""
+    total, waiting = len(plan.steps), len(plan.to_run)
+    words = f"{total} stages, all sealed" if not waiting else f"{waiting} of {total} stages to run"
+    return Text.assemble((plan.recipe.name, "bold"), f" in {workspace.path}: {words}")
+
+
+def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:
+    """The scores, and what to do next."""
+    if summary is not None:
+        console.print()
+        console.print(score_table(summary))
+    models = [step.name for step in plan.steps.values() if step.entry.produces == "model"]
+    rows = [("Talk to it", f"potstill chat {workspace.path} {models[-1]}")] if models else []
+    if summary is not None:
+        rows.append(("Read it", str(workspace.path / "report.html")))
+    if rows:
+        console.print()
+    for label, command in rows:
+        console.print(Text.assemble((f"{label:<12}", "dim"), command), soft_wrap=True, highlight=False)
+
+
+def score_table(summary: Mapping[str, Any]) -> Table:
+    """Suites by models: the mean and its 95% interval; the last column is the last model against the one before."""
+    models = list(summary["models"])
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="bold")
+    table.add_column("score [95% interval]", header_style="dim")
+    for model in models:
+        table.add_column(model, justify="right")
+    pair = f"{models[-1]}-{models[-2]}" if len(models) > 1 else ""
+    if pair:
+        table.add_column(f"{models[-1]} − {models[-2]}", justify="right")
+    for suite, scores in summary["scores"].items():
+        cells: list[RenderableType] = [_interval(scores.get(model)) for model in models]
+        if pair:
+            cells.append(_interval(summary.get("paired", {}).get(suite, {}).get(pair), sign="+"))
+        table.add_row(suite, *cells)
+    return table
+
+
+def _interval(score: Mapping[str, Any] | None, sign: str = "") -> Text:
+    if score is None or score.get("mean") is None:
+        return Text("-", style="dim")
+    style = "" if not sign else "green" if score["low"] > 0 else "red" if score["high"] < 0 else "yellow"
+    mean = f"{score['mean']:{sign}.2f}"
+    return Text.assemble((mean, style), (f" [{score['low']:{sign}.2f}, {score['high']:{sign}.2f}]", "dim"))

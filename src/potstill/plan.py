@@ -1,0 +1,223 @@
+"""What a run will do: each stage's key, whether its artifact is sealed already, and why not where it isn't."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.artifact import Artifact, digest, find
+from potstill.document import Steps
+from potstill.errors import RecipeError
+from potstill.miniature import MEANING
+from potstill.recipe import Entry, Link, Recipe
+from potstill.records import ROWS
+from potstill.references import replaced
+from potstill.sources import IDENTITY_FIELDS, Data, EndpointModel, Inputs, LocalModel, Model
+from potstill.stages.base import Expected, stage_seed
+from potstill.validation import nearest
+from potstill.workspace import Hashes, Workspace
+
+KEY_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a run."""
+
+    entry: Entry
+    key: str
+    seed: int
+    head: Mapping[str, Any]
+    """The manifest's own account of what it is made from; a function of the key."""
+    artifact: Artifact | None
+    """Sealed before this run."""
+    why: str
+    """Why it has to run, in a few words; empty where it is sealed."""
+    expected: Expected
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def folder(self) -> str:
+        """Its artifact's name under artifacts/."""
+        return f"{self.name}-{self.key[:KEY_LENGTH]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run in the order they run in."""
+
+    recipe: Recipe
+    steps: Mapping[str, Step]
+
+    @property
+    def to_run(self) -> list[Step]:
+        """Those that are not sealed."""
+        return [step for step in self.steps.values() if step.artifact is None]
+
+
+def make_plan(recipe: Recipe, workspace: Workspace, hashes: Hashes, until: str | None = None) -> Plan:
+    """Plan a run of the recipe, or of what one stage needs. Reads the disk, writes nothing."""
+    planner = _Planner(recipe, workspace, hashes)
+    names = list(recipe.stages) if until is None else list(_needed(recipe, until))
+    for name in recipe.stages:
+        if name in names:
+            planner.add(name)
+    return Plan(recipe, planner.steps)
+
+
+def _needed(recipe: Recipe, until: str) -> Iterable[str]:
+    if until not in recipe.stages:
+        raise RecipeError(
+            "command line, --until", f"the recipe has no stage '{until}'{nearest(until, recipe.stages)}", "Name a stage"
+        )
+    needed, waiting = {until}, [until]
+    while waiting:
+        for read in recipe.stages[waiting.pop()].reads:
+            if read not in needed:
+                needed.add(read)
+                waiting.append(read)
+    return needed
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, workspace: Workspace, hashes: Hashes) -> None:
+        self._recipe, self._workspace, self._hashes = recipe, workspace, hashes
+        self.steps: dict[str, Step] = {}
+
+    def add(self, name: str) -> None:
+        """Plan one stage whose inputs are planned."""
+        entry = self._recipe.stages[name]
+        identities = {link.steps: self._identity(link) for link in entry.links}
+        dump = entry.config.model_dump(mode="json")
+        seed = stage_seed(self._recipe.seed, name)
+        meaning = {
+            "kind": dump["kind"],
+            "version": entry.stage.version,
+            "config": replaced(dump, identities),
+            "seed": seed,
+        }
+        key = digest(meaning)
+        head = {
+            "stage": name,
+            "kind": dump["kind"],
+            "version": entry.stage.version,
+            "produces": entry.produces,
+            "key": key,
+            "seed": seed,
+            "config": replaced(dump, {link.steps: _shown(link) for link in entry.links}),
+            "inputs": _inputs(entry.links, identities),
+        }
+        artifact = find(self._workspace.artifacts / f"{name}-{key[:KEY_LENGTH]}")
+        if artifact is not None and artifact.key != key:
+            artifact = None
+        why = "" if artifact else self._why(entry, head)
+        self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact))
+
+    def _identity(self, link: Link) -> Any:
+        """What a reference adds to the key: names count, because rows and scores carry them."""
+        if link.stage:
+            return [[link.stage, self.steps[link.stage].key]]
+        if link.file:
+            return [[link.file.name, self._hashes.file(link.file)]]
+        if link.server:
+            return [[link.server, self._server(link.server)]]
+        return [[model.name, self._model(model)] for model in link.models]
+
+    def _model(self, model: Model) -> str:
+        identity = model.spec.model_dump(mode="json", include=IDENTITY_FIELDS)
+        if isinstance(model.spec, EndpointModel):
+            if model.spec.endpoint in self._recipe.servers:
+                identity["endpoint"] = self._server(model.spec.endpoint)
+        elif Path(model.spec.path).is_absolute():  # a recipe's folders are; a name on the Hub is not
+            identity["path"] = self._hashes.folder(Path(model.spec.path))
+        return digest(identity)
+
+    def _server(self, name: str) -> str:
+        return digest({**self._recipe.servers[name].model_dump(mode="json"), "meaning": MEANING})
+
+    def _why(self, entry: Entry, head: Mapping[str, Any]) -> str:
+        """In the terms of the recipe, what is new since the stage last ran."""
+        waiting = [name for name in entry.reads if self.steps[name].artifact is None]
+        old = self._workspace.latest(entry.name)
+        if old is None:
+            return "new"
+        before = old.manifest
+        if before["kind"] != head["kind"] or before["version"] != head["version"]:
+            return "another kind" if before["kind"] != head["kind"] else "a newer potstill"
+        config = {**before["config"], **head["config"]}
+        changed = [field for field in config if before["config"].get(field) != head["config"].get(field)]
+        if changed:
+            return f"{', '.join(changed)} changed"
+        if waiting:
+            return f"reads {', '.join(waiting)}"
+        if before["seed"] != head["seed"]:
+            return "the seed changed"
+        return "its inputs changed"
+
+    def _expected(self, entry: Entry, artifact: Artifact | None) -> Expected:
+        rows: dict[str, int] = {}
+        for slot in entry.slots:
+            if any(kind in ROWS for kind in slot.accepts):
+                rows[slot.field] = sum(self._rows(link) for link in entry.links if link.field == slot.field)
+        if artifact is not None:
+            return Expected(rows=int(artifact.facts.get("rows", 0)))
+        return entry.config.expect(rows)
+
+    def _rows(self, link: Link) -> int:
+        if link.stage:
+            return self.steps[link.stage].expected.rows
+        if link.file and link.file.suffix == ".jsonl":
+            with link.file.open("rb") as file:
+                return sum(1 for line in file if line.strip())
+        return 0
+
+
+def _shown(link: Link) -> Any:
+    """A reference as the manifest shows it: names that are the same wherever the run stands."""
+    return link.file.name if link.file else link.name
+
+
+def _inputs(links: Iterable[Link], identities: Mapping[Steps, Any]) -> dict[str, Any]:
+    inputs: dict[str, list[Any]] = {}
+    for link in links:
+        inputs.setdefault(link.field, []).extend({"name": name, "key": key} for name, key in identities[link.steps])
+    return inputs
+
+
+def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: Mapping[str, str]) -> Inputs:
+    """What a step reads, once everything before it is sealed. `urls`: where the recipe's servers answer."""
+    data: dict[str, list[Data]] = {}
+    models: dict[str, list[Model]] = {}
+    servers = {}
+    for slot in step.entry.slots:
+        if "model" in slot.accepts:
+            models[slot.field] = []
+        if any(kind not in ("model", "server") for kind in slot.accepts):
+            data[slot.field] = []
+    for link in step.entry.links:
+        if link.stage:
+            artifact = sealed[link.stage]
+            if artifact.produces == "model":
+                models[link.field].append(Model(link.stage, LocalModel(path=str(artifact.path))))
+            else:
+                data[link.field].append(Data(link.stage, artifact.produces, artifact.path))
+        elif link.file:
+            data[link.field].append(Data(link.file.name, "file", link.file))
+        elif link.server:
+            servers[link.field] = plan.recipe.servers[link.server]
+        else:
+            models[link.field].extend(_placed(model, urls) for model in link.models)
+    return Inputs(
+        {field: tuple(group) for field, group in data.items()},
+        {field: tuple(group) for field, group in models.items()},
+        servers,
+    )
+
+
+def _placed(model: Model, urls: Mapping[str, str]) -> Model:
+    if not isinstance(model.spec, EndpointModel):
+        return model
+    return Model(model.name, model.spec, urls.get(model.spec.endpoint, model.spec.endpoint))

@@ -1,0 +1,412 @@
+"""A recipe: one YAML file made into typed, frozen parts, with every name in it resolved.
+
+Whatever is wrong with it is one RecipeError that names the line, before anything runs.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from potstill import stages
+from potstill.document import Document, Steps, dotted, interpolate, parse, read_document
+from potstill.errors import RecipeError
+from potstill.records import ROWS
+from potstill.references import Slot, slots
+from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
+from potstill.stages.base import Stage, StageConfig
+from potstill.validation import PLAIN, complain, nearest
+
+TOP_LEVEL = ("name", "seed", "variables", "servers", "models", "stages")
+RESERVED = {*TOP_LEVEL, "artifacts", "work", "logs", "lock"}
+"""Top-level keys, and what else lies in a run's folder: no part of a recipe may be called so."""
+
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One name in a stage's config, and what it turned out to be: exactly one of the last four is set."""
+
+    field: str
+    steps: Steps
+    name: str
+    place: str
+    stage: str = ""
+    file: Path | None = None
+    models: tuple[Model, ...] = ()
+    server: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage of the recipe."""
+
+    name: str
+    stage: Stage
+    config: StageConfig
+    slots: tuple[Slot, ...]
+    links: tuple[Link, ...]
+    place: str
+
+    @property
+    def produces(self) -> str:
+        """What its artifact holds."""
+        return self.stage.output(self.config)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The stages it reads, each once."""
+        return tuple(dict.fromkeys(link.stage for link in self.links if link.stage))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe whose names all resolve. Its stages stand in an order in which they can run."""
+
+    name: str
+    seed: int
+    variables: Mapping[str, Any]
+    servers: Mapping[str, MiniatureServer]
+    models: Mapping[str, tuple[Model, ...]]
+    """Each name with its model, or with the members of its pool."""
+    stages: Mapping[str, Entry]
+    source: str
+    """As it was named: a file, or the name of a shipped recipe."""
+    overrides: tuple[str, ...]
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes lie: inside an installed package, or beside the sources."""
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with potstill, by name."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
+
+
+def locate(source: str) -> Path:
+    """The file that a recipe's name means. RecipeError where there is none."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if source in shipped():
+        return shipped()[source]
+    if path.is_dir():
+        raise RecipeError(source, "this is a folder, not a recipe", "Name the YAML file itself")
+    raise RecipeError(
+        source,
+        f"no such file, and no shipped recipe of that name{nearest(source, shipped())}",
+        f"Name a YAML file or one of: {', '.join(shipped())}",
+    )
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, or shipped under a name, with `a.b=value` written over it. RecipeError with a place."""
+    path = locate(source)
+    document = read_document(path)
+    _check_top(document)
+    for override in overrides:
+        _override(document, override)
+    return _Builder(document, path.parent, source, tuple(overrides)).recipe()
+
+
+def _check_top(document: Document) -> None:
+    if not isinstance(document.value, dict):
+        what = "the recipe is empty" if document.value is None else "a recipe is a mapping with a name and stages"
+        raise RecipeError(document.name, what, "Start it with 'name: my-recipe' and 'stages:'")
+    for key in document.value:
+        if key not in TOP_LEVEL:
+            raise RecipeError(
+                document.place((key,)), f"unknown key '{key}'{nearest(key, TOP_LEVEL)}", "Rename or remove it"
+            )
+    for key in ("variables", "servers", "models", "stages"):
+        section = document.value.get(key)
+        if section is not None and not isinstance(section, dict):
+            raise RecipeError(document.place((key,)), f"'{key}' is a mapping of names", "Write one name a line")
+        document.value[key] = section or {}
+
+
+def _override(document: Document, text: str) -> None:
+    """Write one `a.b.c=value` from the command line into the document."""
+    place = f"command line, {text}"
+    path, equals, value = text.partition("=")
+    steps: Steps = tuple(int(part) if part.isdigit() else part for part in path.strip().split("."))
+    if not equals or "" in steps:
+        raise RecipeError(place, "not of the form key.path=value", "Write for example dpo.beta=0.05")
+    head = str(steps[0])
+    sections = [key for key in ("variables", "stages", "models", "servers") if head in document.value[key]]
+    if head in TOP_LEVEL:
+        sections = []
+    elif not sections:
+        names = [
+            *TOP_LEVEL,
+            *(name for key in ("variables", "stages", "models", "servers") for name in document.value[key]),
+        ]
+        raise RecipeError(place, f"the recipe has nothing named '{head}'{nearest(head, names)}", "Name a part of it")
+    document.set((*sections[:1], *steps), parse(value, place, lines=False))
+
+
+class _Builder:
+    """Reads a document part by part; each part may use those before it."""
+
+    def __init__(self, document: Document, folder: Path, source: str, overrides: tuple[str, ...]) -> None:
+        self._document, self._folder = document, folder
+        self._source, self._overrides = source, overrides
+        self._variables: dict[str, Any] = {}
+
+    def recipe(self) -> Recipe:
+        self._check_names()
+        name = self._top("name", None)
+        if not isinstance(name, str) or not PLAIN.fullmatch(name):
+            raise RecipeError(
+                self._document.place(("name",)),
+                "a recipe needs a name of letters, digits, '.', '_' and '-'" if name is None else f"the name '{name}'",
+                "Write for example 'name: my-assistant'",
+            )
+        seed = self._top("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise RecipeError(self._document.place(("seed",)), f"the seed is {seed!r}", "Write a whole number")
+        self._read_variables(seed)
+        servers = {name: self._server(name) for name in self._names("servers")}
+        models = {name: self._model(name, servers) for name in self._names("models")}
+        configs = {name: self._stage(name) for name in self._names("stages")}
+        if not configs:
+            raise RecipeError(self._document.name, "the recipe has no stages", "Name at least one under 'stages:'")
+        resolver = _Resolver(self._document, self._folder, servers, models, configs)
+        entries = {name: resolver.entry(name) for name in configs}
+        ordered = {name: entries[name] for name in _ordered(entries)}
+        return Recipe(name, seed, self._variables, servers, models, ordered, self._source, self._overrides)
+
+    def _top(self, key: str, default: Any) -> Any:
+        return self._document.value.get(key, default)
+
+    def _names(self, section: str) -> Iterable[str]:
+        names: dict[str, Any] = self._document.value[section]
+        return names
+
+    def _check_names(self) -> None:
+        """Every name is a plain word and stands for one thing, so that references and overrides are never in doubt."""
+        owners: dict[str, str] = {}
+        for section in ("variables", "servers", "models", "stages"):
+            for name in self._names(section):
+                place = self._document.place((section, name))
+                if not (name.isidentifier() and name.isascii()):
+                    raise RecipeError(
+                        place, f"the name '{name}' is not a plain word", "Use letters, digits and '_', a letter first"
+                    )
+                if name in RESERVED:
+                    raise RecipeError(place, f"the name '{name}' is potstill's own", "Choose another name")
+                if name in owners:
+                    raise RecipeError(
+                        place, f"'{name}' stands under '{section}' and under '{owners[name]}'", "Rename one of them"
+                    )
+                owners[name] = section
+
+    def _read_variables(self, seed: int) -> None:
+        """In their order: each may use the seed and those above it."""
+        known: dict[str, Any] = {"seed": seed}
+        for name in self._names("variables"):
+            value = interpolate(self._document, ("variables", name), known)
+            if value is None:
+                raise RecipeError(
+                    self._document.place(("variables", name)),
+                    f"the variable '{name}' has no value of its own",
+                    f"Give it on the command line: potstill run {self._source} {name}=VALUE",
+                )
+            known[name] = self._variables[name] = value
+
+    def _values(self, steps: Steps) -> Any:
+        return interpolate(self._document, steps, {"seed": self._top("seed", 0), **self._variables})
+
+    def _mapping(self, steps: Steps, example: str) -> dict[str, Any]:
+        value = self._values(steps)
+        if not isinstance(value, dict):
+            raise RecipeError(self._document.place(steps), f"'{dotted(steps)}' is no mapping", f"Write it as {example}")
+        return value
+
+    def _spec(self, spec: type[S], value: Any, steps: Steps) -> S:
+        try:
+            return TypeAdapter(spec).validate_python(value)
+        except ValidationError as error:
+            raise complain(error, spec, value, self._document, steps) from error
+
+    def _server(self, name: str) -> MiniatureServer:
+        steps = ("servers", name)
+        value = self._mapping(steps, "{kind: miniature}")
+        return self._spec(MiniatureServer, value, steps)
+
+    def _model(self, name: str, servers: Mapping[str, MiniatureServer]) -> tuple[Model, ...]:
+        steps: Steps = ("models", name)
+        value = self._values(steps)
+        if not isinstance(value, list):
+            return (Model(name, self._model_spec(value, steps, servers)),)
+        if not value:
+            raise RecipeError(self._document.place(steps), f"the pool '{name}' is empty", "Name at least one model")
+        pool: dict[str, Model] = {}
+        for position, item in enumerate(value):
+            spec = self._model_spec(item, (*steps, position), servers)
+            member = spec.name if isinstance(spec, EndpointModel) else Path(spec.path).name
+            if member in pool:
+                raise RecipeError(
+                    self._document.place((*steps, position)),
+                    f"the pool '{name}' has two members named '{member}'",
+                    "Remove one, or serve it under another name",
+                )
+            pool[member] = Model(member, spec)
+        return tuple(pool.values())
+
+    def _model_spec(
+        self, value: Any, steps: Steps, servers: Mapping[str, MiniatureServer]
+    ) -> LocalModel | EndpointModel:
+        place = self._document.place(steps)
+        if not isinstance(value, dict) or ("path" in value) == ("endpoint" in value):
+            raise RecipeError(
+                place,
+                f"'{dotted(steps)}' has to hold either 'path', for weights at hand, or 'endpoint' and 'name'",
+                "Write for example {endpoint: http://localhost:8000/v1, name: big-model}",
+            )
+        if "path" in value:
+            return self._local(self._spec(LocalModel, value, steps), steps)
+        spec = self._spec(EndpointModel, value, steps)
+        if not spec.endpoint.startswith(("http://", "https://")) and spec.endpoint not in servers:
+            raise RecipeError(
+                self._document.place((*steps, "endpoint")),
+                f"'{spec.endpoint}' is neither a URL nor a server of this recipe{nearest(spec.endpoint, servers)}",
+                "Write a URL such as http://localhost:8000/v1, or declare it under 'servers'",
+            )
+        return spec
+
+    def _local(self, spec: LocalModel, steps: Steps) -> LocalModel:
+        """With the folder's real path where there is one; otherwise it is a name on the Hub."""
+        found = find_path(spec.path, self._folder)
+        if found is None and (spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1):
+            raise RecipeError(
+                self._document.place((*steps, "path")), f"there is no folder '{spec.path}'", "Mend the path"
+            )
+        if found is not None and not (found / "config.json").is_file():
+            raise RecipeError(
+                self._document.place((*steps, "path")),
+                f"'{spec.path}' holds no model: there is no config.json in it",
+                "Name a folder in Hugging Face layout",
+            )
+        return spec if found is None else spec.model_copy(update={"path": str(found.resolve())})
+
+    def _stage(self, name: str) -> tuple[Stage, StageConfig]:
+        steps = ("stages", name)
+        value = self._mapping(steps, "{kind: sft, ...}")
+        kind = value.get("kind")
+        if not isinstance(kind, str) or kind not in stages.MODULES:
+            what = (
+                "has no 'kind'" if kind is None else f"is of the unknown kind '{kind}'{nearest(kind, stages.MODULES)}"
+            )
+            place = self._document.place((*steps, "kind"))
+            raise RecipeError(place, f"the stage '{name}' {what}", f"Choose one of: {', '.join(stages.MODULES)}")
+        found = stages.stage(kind)
+        return found, self._spec(found.config, value, steps)
+
+
+def find_path(written: str, folder: Path) -> Path | None:
+    """A path of a recipe: beside the recipe first, then where the command was given."""
+    path = Path(written).expanduser()
+    return next((base / path for base in (folder, Path.cwd()) if (base / path).exists()), None)
+
+
+class _Resolver:
+    """Finds what each name in the stages' configs means."""
+
+    def __init__(
+        self,
+        document: Document,
+        folder: Path,
+        servers: Mapping[str, MiniatureServer],
+        models: Mapping[str, tuple[Model, ...]],
+        configs: Mapping[str, tuple[Stage, StageConfig]],
+    ) -> None:
+        self._document, self._folder = document, folder
+        self._servers, self._models, self._configs = servers, models, configs
+        self._makes = {name: stage.output(config) for name, (stage, config) in configs.items()}
+
+    def entry(self, name: str) -> Entry:
+        stage, config = self._configs[name]
+        found = slots(config)
+        links = [self._link(name, slot, steps, text) for slot in found for steps, text in slot.names]
+        return Entry(name, stage, config, found, tuple(links), self._document.place(("stages", name)))
+
+    def _link(self, owner: str, slot: Slot, steps: Steps, text: str) -> Link:
+        place = self._document.place(("stages", owner, *steps))
+        label = f"{owner}.{dotted(steps)}"
+        wanted = " or ".join(slot.accepts)
+        made = self._makes.get(text)
+        if made in slot.accepts:
+            return Link(slot.field, steps, text, place, stage=text)
+        if "model" in slot.accepts and text in self._models:
+            return Link(slot.field, steps, text, place, models=self._models[text])
+        if "server" in slot.accepts and text in self._servers:
+            return Link(slot.field, steps, text, place, server=text)
+        is_a = made or ("model" if text in self._models else "server" if text in self._servers else None)
+        if is_a is not None:
+            fitting = self._fitting(slot.accepts)
+            remedy = f"Name one of: {', '.join(fitting)}" if fitting else f"Add a stage that makes {wanted}"
+            raise RecipeError(place, f"'{label}' needs {wanted}, but '{text}' is {is_a}", remedy)
+        takes_file = any(kind in ROWS or kind == "file" for kind in slot.accepts)
+        file = find_path(text, self._folder) if takes_file else None
+        if file is None:
+            things = f"{'neither ' if takes_file else 'no '}{self._things(slot.accepts)}"
+            raise RecipeError(
+                place,
+                f"'{label}' names '{text}', which is {things}{' nor a file' if takes_file else ''}"
+                f"{nearest(text, self._fitting(slot.accepts))}",
+                "Mend the name" + (" or the path, which starts at the recipe's folder" if takes_file else ""),
+            )
+        if not file.is_file():
+            raise RecipeError(place, f"'{label}' names '{text}', which is a folder, not a file", "Name the file itself")
+        return Link(slot.field, steps, text, place, file=file.resolve())
+
+    def _fitting(self, accepts: Sequence[str]) -> list[str]:
+        """Every name that a slot would take."""
+        names = [name for name, made in self._makes.items() if made in accepts]
+        names += self._models if "model" in accepts else []
+        return names + (list(self._servers) if "server" in accepts else [])
+
+    @staticmethod
+    def _things(accepts: Sequence[str]) -> str:
+        if accepts == ("server",):
+            return "server of this recipe"
+        return "model or stage of this recipe" if "model" in accepts else "stage of this recipe"
+
+
+def _ordered(entries: Mapping[str, Entry]) -> list[str]:
+    """Names in an order in which the stages can run, as near to the recipe's as can be."""
+    order: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            circle = " → ".join((*path[path.index(name) :], name))
+            raise RecipeError(entries[name].place, f"stages that read each other: {circle}", "Break the circle")
+        if name not in order:
+            for read in entries[name].reads:
+                visit(read, (*path, name))
+            order.append(name)
+
+    for name in entries:
+        visit(name, ())
+    return order
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of recipes, for editors."""
+    from potstill.schema import recipe_schema
+
+    return recipe_schema()
+
+
+if __name__ == "__main__":
+    import json
+
+    sys.stdout.write(json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,79 @@
+"""What a typed config finds wrong with a recipe, said in one line with its place."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from potstill.document import Document, Steps, dotted
+from potstill.errors import PotstillError, RecipeError
+
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a recipe, and so its folder, may be called."""
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" where one of the names is near, or nothing."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def complain(
+    error: ValidationError, spec: type[BaseModel], value: Any, document: Document, steps: Steps
+) -> RecipeError:
+    """The first thing that a user should mend. `steps` lead to `value` in the document; `spec` refused it."""
+    details = error.errors(include_url=False)
+    first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
+    way = tuple(_way(first, value))
+    place, label = document.place((*steps, *way)), dotted((*steps, *way)[1:])
+    if first["type"] == "extra_forbidden":
+        known = sorted(set(_fields(spec, way[:-1])))
+        return RecipeError(
+            place, f"unknown key '{label}'{nearest(way[-1], known)}", f"The keys here are: {', '.join(known)}"
+        )
+    if first["type"] == "missing":
+        missing = ".".join((label, str(first["loc"][-1]))) if label else str(first["loc"][-1])
+        return RecipeError(place, f"'{missing}' is missing", "Give it a value")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, PotstillError):
+        return RecipeError(place, f"{label}: {cause.what}", cause.remedy)
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message[:1].lower() + message[1:]
+    given = first["input"]
+    shown = "" if isinstance(given, (dict, list)) else f" is {_short(given)}"
+    return RecipeError(place, f"'{label}'{shown}: {message}", "Mend the value")
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _way(detail: ErrorDetails, value: Any) -> Iterator[str | int]:
+    """The steps of pydantic's location that stand in the recipe: names of a union's arms do not."""
+    for step in detail["loc"]:
+        inside = (isinstance(value, dict) and step in value) or (
+            isinstance(value, list) and isinstance(step, int) and step < len(value)
+        )
+        if inside:
+            yield step
+            value = value[step]
+
+
+def _fields(annotation: Any, way: Steps) -> Iterator[str]:
+    """The names that a mapping at the end of the way may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not way:
+            yield from annotation.model_fields
+        elif way[0] in annotation.model_fields:
+            yield from _fields(annotation.model_fields[str(way[0])].annotation, way[1:])
+        return
+    arguments = get_args(annotation)
+    container = getattr(annotation, "__origin__", None) in (list, tuple, dict)
+    for argument in arguments:
+        if container and not way:
+            continue
+        yield from _fields(argument, way[1:] if container else way)

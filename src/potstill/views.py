@@ -1,0 +1,118 @@
+"""What `plan` and `status` print."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from potstill.artifact import find
+from potstill.console import duration, facts_line
+from potstill.document import read_document
+from potstill.errors import StorageError
+from potstill.plan import Plan, Step
+from potstill.recipe import locate
+from potstill.sources import EndpointModel, Price
+from potstill.workspace import Workspace
+
+
+def plan_view(console: Console, plan: Plan, folder: Path) -> None:
+    """Each stage: sealed, or why it will run, and what that is expected to take."""
+    table = _table("stage", "kind", "", "")
+    for name in ("rows", "teacher calls", "tokens"):
+        table.add_column(name, justify="right")
+    for step in plan.steps.values():
+        will_run = step.artifact is None
+        rows = f"{'about ' if will_run else ''}{step.expected.rows:,}" if step.expected.rows else ""
+        table.add_row(
+            Text(step.name, style="bold" if will_run else "dim"),
+            Text(str(step.head["kind"]), style="" if will_run else "dim"),
+            Text("will run", style="cyan") if will_run else Text("sealed", style="green"),
+            Text(step.why, style="dim"),
+            rows,
+            f"{step.expected.calls:,}" if will_run and step.expected.calls else "",
+            f"{step.expected.tokens:,}" if will_run and step.expected.tokens else "",
+        )
+    console.print(table)
+    console.print()
+    console.print(_sum(plan, folder), soft_wrap=True)
+
+
+def _sum(plan: Plan, folder: Path) -> str:
+    waiting = plan.to_run
+    if not waiting:
+        return f"All {len(plan.steps)} stages are sealed in {folder}; nothing would run."
+    calls = sum(step.expected.calls for step in waiting)
+    cost = sum(_cost_usd(step) for step in waiting)
+    words = f"{len(waiting)} of {len(plan.steps)} stages would run in {folder}"
+    words += f"; about {calls:,} teacher calls" if calls else ""
+    return words + (f", at most about ${cost:,.2f}" if cost else "") + "."
+
+
+def _cost_usd(step: Step) -> float:
+    """Every expected token at the dearest price that one of the stage's models asks."""
+    specs = [model.spec for link in step.entry.links for model in link.models]
+    prices = [spec.price for spec in specs if isinstance(spec, EndpointModel) and spec.price is not None]
+    return step.expected.tokens * max((_dearest(price) for price in prices), default=0.0) / 1e6
+
+
+def _dearest(price: Price) -> float:
+    return max(price.input, price.output)
+
+
+def open_run(name: str) -> Workspace:
+    """The folder of a run, named itself or by its recipe. StorageError where nothing has run there."""
+    folder = Path(name)
+    if not folder.is_dir():
+        document = read_document(locate(name))
+        recipe_name = document.value.get("name") if isinstance(document.value, dict) else None
+        folder = Path("runs") / str(recipe_name)
+    workspace = Workspace(folder)
+    if workspace.describe() is None:
+        raise StorageError(str(folder), "nothing has run here", f"Run it first: potstill run {name}")
+    return workspace
+
+
+def status_view(console: Console, workspace: Workspace) -> None:
+    """What the last run asked for, and how far it got."""
+    described = workspace.describe()
+    assert described is not None
+    times, left = workspace.times(), []
+    table = _table("stage", "kind", "", "sealed at", "took", "")
+    for name, entry in described["stages"].items():
+        artifact = find(workspace.artifacts / entry["folder"])
+        if artifact is None:
+            left.append(name)
+            state = Text("unsealed work", "yellow") if (workspace.work / name).exists() else Text("not yet", "dim")
+            table.add_row(name, entry["kind"], state, "", "", "")
+            continue
+        took = times.get(artifact.key, {})
+        seconds = duration(took["seconds"]) if took else ""
+        facts = Text(facts_line(artifact), "dim")
+        table.add_row(name, entry["kind"], Text("sealed", "green"), took.get("sealed_at", ""), seconds, facts)
+    console.print(table)
+    console.print()
+    holder = workspace.holder()
+    if holder:
+        console.print(f"Process {holder} works in {workspace.path}.", soft_wrap=True)
+    elif left:
+        console.print(f"{len(left)} of {len(described['stages'])} stages are left. Go on with:", soft_wrap=True)
+        console.print(f"  {_resume(described, workspace)}", soft_wrap=True)
+    else:
+        console.print(f"All {len(described['stages'])} stages are sealed in {workspace.path}.", soft_wrap=True)
+
+
+def _resume(described: dict[str, Any], workspace: Workspace) -> str:
+    words = ["potstill", "run", described["source"], *described["overrides"]]
+    if workspace.path != Path("runs") / described["recipe"]:
+        words += ["--out", str(workspace.path)]
+    return shlex.join(words)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
