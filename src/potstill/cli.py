@@ -151,7 +151,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from potstill.views import open_run, status_view
+    from potstill.views import status_view
+    from potstill.workspace import open_run
 
     status_view(_console(), open_run(args.run))
     return 0
@@ -159,7 +160,7 @@ def _status(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from potstill.show import show
-    from potstill.views import open_run
+    from potstill.workspace import open_run
 
     show(_console(), open_run(args.run), args.stage, args.rows, args.dropped)
     return 0
@@ -170,7 +171,8 @@ def _chat(args: argparse.Namespace) -> int:
 
     name, path = find_model(args.run, args.model)
     options = Options(args.system, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed)
-    return chat(name, path, options)
+    chat(name, path, options)
+    return 0
 
 
 if __name__ == "__main__":

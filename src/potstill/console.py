@@ -1,5 +1,6 @@
 """How a run looks: bars on a terminal, calm lines everywhere else, and a table of scores at the end."""
 
+import re
 import time
 from collections.abc import Mapping
 from typing import IO, Any
@@ -19,6 +20,7 @@ from potstill.workspace import Workspace
 
 SECONDS_BETWEEN_LINES = 10.0
 FACTS_SHOWN = 4
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def listener(console: Console) -> Listener:
@@ -57,6 +59,11 @@ class Pace:
             "left": left,
             "figures": ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in self.figures.items()),
         }
+
+
+def clean(text: str) -> str:
+    """A text that others wrote, without the signs that command a terminal."""
+    return CONTROL.sub("", text)
 
 
 def duration(seconds: float) -> str:

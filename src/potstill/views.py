@@ -10,10 +10,7 @@ from rich.text import Text
 
 from potstill.artifact import find
 from potstill.console import duration, facts_line
-from potstill.document import read_document
-from potstill.errors import StorageError
 from potstill.plan import Plan, Step
-from potstill.recipe import locate
 from potstill.sources import EndpointModel, Price
 from potstill.workspace import Workspace
 
@@ -60,19 +57,6 @@ def _cost_usd(step: Step) -> float:
 
 def _dearest(price: Price) -> float:
     return max(price.input, price.output)
-
-
-def open_run(name: str) -> Workspace:
-    """The folder of a run, named itself or by its recipe. StorageError where nothing has run there."""
-    folder = Path(name)
-    if not folder.is_dir():
-        document = read_document(locate(name))
-        recipe_name = document.value.get("name") if isinstance(document.value, dict) else None
-        folder = Path("runs") / str(recipe_name)
-    workspace = Workspace(folder)
-    if workspace.describe() is None:
-        raise StorageError(str(folder), "nothing has run here", f"Run it first: potstill run {name}")
-    return workspace
 
 
 def status_view(console: Console, workspace: Workspace) -> None:

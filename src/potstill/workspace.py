@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from potstill.artifact import Artifact, digest, find, hash_file, read_json, storage_errors, write_json
+from potstill.document import read_document
 from potstill.errors import BusyError, StorageError
+from potstill.recipe import locate
 
 ORPHAN_SECONDS = 20.0
 """How long to wait for the children of a run that was killed: they notice and end by themselves."""
@@ -175,6 +177,19 @@ class Hashes:
         """Remember for the next run."""
         if self._changed:
             write_json(self._path, dict(sorted(self._known.items())))
+
+
+def open_run(name: str) -> Workspace:
+    """The folder of a run, named itself or by its recipe. StorageError where nothing has run there."""
+    folder = Path(name)
+    if not folder.is_dir():
+        document = read_document(locate(name))
+        recipe_name = document.value.get("name") if isinstance(document.value, dict) else None
+        folder = Path("runs") / str(recipe_name)
+    workspace = Workspace(folder)
+    if workspace.describe() is None:
+        raise StorageError(str(folder), "nothing has run here", f"Run it first: potstill run {name}")
+    return workspace
 
 
 def _alive(pid: int) -> bool:

@@ -1,0 +1,239 @@
+"""What `show` prints: an artifact's manifest, and what lies in it, as a person reads it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from potstill.artifact import DROPPED_FILE, MANIFEST, ROWS_FILE, Artifact, find, read_json, read_rows
+from potstill.console import clean, number, score_table
+from potstill.errors import StorageError
+from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Message, Pair, Prompt, Record
+from potstill.records import Text as TextRecord
+from potstill.validation import nearest
+from potstill.workspace import Workspace
+
+LONGEST_TEXT = 1500
+STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped: bool) -> None:
+    """Print a stage's artifact. StorageError where it is not sealed, or its bytes are not those that were sealed."""
+    artifact = _artifact(workspace, stage)
+    console.print(manifest_view(artifact))
+    damaged = artifact.damaged()
+    if damaged:
+        raise StorageError(
+            damaged, "its bytes are not those that were sealed", f"Remove the folder {artifact.path} and run again"
+        )
+    console.print("[dim]hashes[/]  every file is as it was sealed\n")
+    if dropped:
+        if not (artifact.path / DROPPED_FILE).is_file():
+            raise StorageError(str(artifact.path), f"'{stage}' keeps no rows that were left out", "Omit --dropped")
+        _print_rows(console, artifact.path / DROPPED_FILE, Dropped, rows)
+    elif artifact.produces in ROWS:
+        _print_rows(console, artifact.path / ROWS_FILE, ROWS[artifact.produces], rows)
+    elif artifact.produces == "model":
+        console.print(model_view(artifact.path))
+    elif artifact.produces == "scores":
+        console.print(_scores(artifact.path))
+    else:
+        console.print(f"To read it: {workspace.path / 'report.html'}", soft_wrap=True)
+
+
+def _artifact(workspace: Workspace, stage: str) -> Artifact:
+    described = workspace.describe()
+    assert described is not None
+    entry = described["stages"].get(stage)
+    if entry is None:
+        names = described["stages"]
+        raise StorageError(
+            str(workspace.path),
+            f"this run has no stage '{stage}'{nearest(stage, names)}",
+            f"It has: {', '.join(names)}",
+        )
+    artifact = find(workspace.artifacts / entry["folder"])
+    if artifact is None:
+        raise StorageError(
+            str(workspace.path), f"'{stage}' is not sealed yet", f"See: potstill status {workspace.path}"
+        )
+    return artifact
+
+
+def manifest_view(artifact: Artifact) -> RenderableType:
+    """The manifest, without what is told below it."""
+    manifest = artifact.manifest
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("stage", Text(f"{manifest['stage']} ({manifest['kind']}, makes {manifest['produces']})", "bold"))
+    table.add_row("folder", Text(str(artifact.path)))
+    table.add_row("key", Text(artifact.key))
+    for field, inputs in manifest["inputs"].items():
+        table.add_row(field, Text(", ".join(f"{source['name']} ({source['key'][:12]})" for source in inputs)))
+    config = {name: value for name, value in manifest["config"].items() if name not in ("kind", *manifest["inputs"])}
+    table.add_row("config", Text(_words(config)))
+    table.add_row("facts", Text(_words(artifact.facts)))
+    for name, stamp in manifest["files"].items():
+        table.add_row("file" if name != MANIFEST else "", Text(f"{name}, {stamp['bytes']:,} bytes"))
+    return table
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
+
+
+def _print_rows(console: Console, path: Path, row_type: type[Record], count: int) -> None:
+    shown = 0
+    for row in islice(read_rows(path, row_type), count):
+        console.print(row_view(row))
+        shown += 1
+    if not shown:
+        console.print("There are no rows.")
+
+
+def row_view(row: Record) -> RenderableType:
+    """One row, readable."""
+    title = getattr(row, "id", "")
+    category = getattr(row, "category", "") or getattr(getattr(row, "prompt", None), "category", "")
+    head = Rule(Text(clean(f"{title}  {category}".strip())), align="left", style="dim")
+    return Group(head, *_body(row), Text())
+
+
+def _body(row: Record) -> Iterator[RenderableType]:
+    match row:
+        case TextRecord():
+            yield _text(row.text)
+        case Chat():
+            yield from _turns(row.messages)
+        case Prompt():
+            yield from _turns(row.messages)
+            yield from _labelled("then", row.follow_ups, "cyan")
+            yield from _labelled("reference", row.references, "yellow")
+        case Answers():
+            yield from _turns(row.prompt.messages)
+            for candidate in row.candidates:
+                yield from _candidate(candidate)
+        case Pair():
+            yield from _turns(row.prompt)
+            yield _side_by_side(row)
+        case Dropped():
+            yield Text.assemble((row.reason, "yellow"), f"  {clean(row.detail)}")
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[RenderableType]:
+    for message in messages:
+        label = message.role if message.train else f"{message.role} (not learnt)"
+        yield Text(label, STYLES[message.role])
+        yield _text(message.content)
+
+
+def _labelled(label: str, texts: Sequence[str], style: str) -> Iterator[RenderableType]:
+    for text in texts:
+        yield Text(label, style)
+        yield _text(text)
+
+
+def _candidate(candidate: Candidate) -> Iterator[RenderableType]:
+    ended = "" if candidate.finish == "stop" else f"  {candidate.finish}: {candidate.reason}"
+    yield Text.assemble((clean(candidate.model), "bold green"), (clean(ended), "red"))
+    yield _text(candidate.text)
+    for rating in candidate.ratings:
+        score = "N/A" if rating.score is None else number(rating.score)
+        line = Text.assemble((f"{rating.aspect} {score}", "yellow"), (f"  {clean(rating.rationale)}", "dim"))
+        yield Padding(line, (0, 0, 0, 4))
+
+
+def _side_by_side(pair: Pair) -> RenderableType:
+    table = Table(box=None, padding=(0, 2), pad_edge=False, expand=True)
+    for label, score, style in (
+        ("chosen", pair.chosen_score, "green"),
+        ("rejected", pair.rejected_score, "red"),
+    ):
+        table.add_column(Text(label if score is None else f"{label}, {number(score)}", style), ratio=1, overflow="fold")
+    sides = zip(pair.chosen, pair.rejected, strict=False)
+    for chosen, rejected in sides:
+        table.add_row(_cut(chosen.content), _cut(rejected.content))
+    return table
+
+
+def _text(text: str) -> RenderableType:
+    return Padding(_cut(text), (0, 0, 0, 2))
+
+
+def _cut(text: str) -> Text:
+    """A text as far as a screen bears it."""
+    more = len(text) - LONGEST_TEXT
+    return Text.assemble(clean(text[:LONGEST_TEXT]), (f" … {more:,} characters more" if more > 0 else "", "dim"))
+
+
+def model_view(path: Path) -> RenderableType:
+    """A model's shape, its size, and where its curves ended."""
+    config = read_json(path / "config.json")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("architecture", ", ".join(config.get("architectures") or ["?"]))
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+        if name in config:
+            table.add_row(name.removeprefix("num_").replace("_", " "), number(config[name]))
+    table.add_row("parameters", f"{parameters(path):,}")
+    for split, points in _curves(path).items():
+        last = {name: value for name, value in points[-1].items() if name not in ("step", "split")}
+        figures = ", ".join(f"{name.replace('_', ' ')} {number(float(value))}" for name, value in last.items())
+        losses = [float(point["loss"]) for point in points if "loss" in point]
+        table.add_row(split.replace("_", " "), f"{sparkline(losses)}  at step {points[-1]['step']}: {figures}")
+    return table
+
+
+def parameters(path: Path) -> int:
+    """How many numbers a model's safetensors files hold, read from their headers alone."""
+    count = 0
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        count += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return count
+
+
+def _curves(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The points of curves.jsonl by split."""
+    splits: dict[str, list[dict[str, Any]]] = {}
+    file = path / "curves.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        point = json.loads(line)
+        splits.setdefault(point["split"], []).append(point)
+    return splits
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """A curve in one line of text."""
+    if not values:
+        return ""
+    picked = (
+        [values[i * (len(values) - 1) // max(width - 1, 1)] for i in range(width)] if len(values) > width else values
+    )
+    low, high = min(picked), max(picked)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((value - low) * scale)] for value in picked)
+
+
+def _scores(path: Path) -> RenderableType:
+    scores = read_json(path / "scores.json")
+    suites = scores["suites"]
+    return score_table(
+        {
+            "models": scores["models"],
+            "scores": {name: suite["models"] for name, suite in suites.items()},
+            "paired": {name: suite["paired"] for name, suite in suites.items()},
+        }
+    )
