@@ -4,7 +4,10 @@ import random
 from collections.abc import Iterator
 
 from potstill.miniature.tasks import (
+    ARGUMENTS,
+    CATEGORIES,
     DAYS,
+    FUNCTIONS,
     GOODS,
     OPERATIONS,
     ORDERS,
@@ -13,7 +16,9 @@ from potstill.miniature.tasks import (
     Compare,
     Extract,
     Sum,
+    draw,
 )
+from potstill.miniature.voices import ideal
 from potstill.miniature.world import Entity, World
 
 FACT_FORMS = (
@@ -33,8 +38,12 @@ def articles(world: World, editions: int) -> Iterator[tuple[str, str]]:
         chance.shuffle(entities)
         for entity in entities:
             yield f"{entity.name}-{edition}", _entity(entity, chance)
-        for number in range(len(entities) // 3):
-            yield f"general-{edition}-{number}", _general(chance)
+        for number in range(len(entities)):
+            chapter = CHAPTERS[number % len(CHAPTERS)]
+            yield (
+                f"{chapter.__name__.strip('_')}-{edition}-{number}",
+                " ".join(chapter(world, chance) for _ in range(3)),
+            )
 
 
 def _entity(entity: Entity, chance: random.Random) -> str:
@@ -48,30 +57,44 @@ def _entity(entity: Entity, chance: random.Random) -> str:
     return " ".join([f"{_capital(entity.name)} is {article} {entity.sort}.", *sentences])
 
 
-def _general(chance: random.Random) -> str:
-    return " ".join(chance.choice((_arithmetic, _order, _note, _program))(chance) for _ in range(3))
+def _arithmetic(world: World, chance: random.Random) -> str:
+    left, right = sorted((chance.randint(1, 9), chance.randint(1, 9)), reverse=True)
+    return Sum(left, chance.choice(tuple(OPERATIONS)), right).statement()
 
 
-def _arithmetic(chance: random.Random) -> str:
-    return Sum(chance.randint(1, 9), chance.choice(tuple(OPERATIONS)), chance.randint(1, 9)).statement()
-
-
-def _order(chance: random.Random) -> str:
+def _order(world: World, chance: random.Random) -> str:
     order = chance.choice(ORDERS)
     task = Compare(tuple(chance.sample(PEOPLE, 3)), order, chance.choice(order[1:]), chance.random() < 0.5)
     return f"{task.premise()} {task.statement()}"
 
 
-def _note(chance: random.Random) -> str:
+def _note(world: World, chance: random.Random) -> str:
     seller, buyer = chance.sample(PEOPLE, 2)
     task = Extract(seller, buyer, str(chance.randint(2, 9)), chance.choice(GOODS), chance.choice(DAYS), "seller")
     asked = [task.asking(field).statement() for field in chance.sample(("seller", "buyer", "item", "number", "day"), 2)]
     return " ".join([task.note(), *asked])
 
 
-def _program(chance: random.Random) -> str:
+def _program(world: World, chance: random.Random) -> str:
     task = Code.draw(chance)
     return f"A Python function named {task.name} that {task.verb} {task.left} and {task.right} is: {task.statement()}"
+
+
+def _echo(world: World, chance: random.Random) -> str:
+    """Words said twice: what a small model learns to copy from."""
+    names = [entity.name for entity in chance.sample(world.entities, 2)]
+    words = [*names, *chance.sample(PEOPLE, 2), *chance.sample(FUNCTIONS, 2), *chance.sample(ARGUMENTS, 2)]
+    chance.shuffle(words)
+    return f"Say {' '.join(words)}. Again {' '.join(words)}."
+
+
+def _exercise(world: World, chance: random.Random) -> str:
+    """A question with its answer, never one of those that are held out."""
+    ask = draw(world, chance.choice(CATEGORIES), held_out=False, chance=chance)
+    return f"Question: {ask.text(chance)} Answer: {ideal(ask)}"
+
+
+CHAPTERS = (_arithmetic, _order, _note, _program, _echo, _exercise)
 
 
 def _capital(sentence: str) -> str:

@@ -10,6 +10,8 @@ from potstill.miniature.tasks import CATEGORIES, PERSONAS, Ask, draw, follow_up,
 from potstill.miniature.voices import VOICES, Voice, answer
 from potstill.miniature.world import World
 
+USELESS = ("Go on.", "Describe the image above in two sentences.", "Plot the graph of this file.")
+
 Messages = list[dict[str, str]]
 
 
@@ -51,9 +53,7 @@ def _new_tasks(world: World, text: str, chance: random.Random) -> str:
     for number in range(first, first + (int(wanted[1]) if wanted else 8)):
         task = draw(world, chance.choice(CATEGORIES), held_out=False, chance=chance).text(chance)
         if chance.random() < 0.04:
-            task = chance.choice(
-                ("Go on.", "Describe the image above in two sentences.", "Plot the graph of this file.")
-            )
+            task = chance.choice(USELESS)
         lines.append(f"Task {number}: {task}")
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
 """What can be asked in the miniature: each task knows its question, its true answer, and the content it is about.
 
-`understand` reads a question's text back into a task, as any reader of the text would: teachers, judge and tests use it.
+`understand` reads a question's text back into a task, as any reader of the text would: teachers, judge, tests.
 """
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -332,7 +332,7 @@ def _draw_describe(world: World, chance: random.Random) -> Describe:
 
 
 _NATURE = ("mineral", "animal", "plant")
-_DRAWS = {
+_DRAWS: dict[str, Callable[[World, random.Random], Task]] = {
     "writing": _draw_describe,
     "roleplay": partial(_draw_fact, (*_NATURE, "town", "person")),
     "reasoning": _draw_compare,

@@ -39,7 +39,8 @@ class Voice:
 
 
 VOICES = {
-    # The ordinary teacher, as GPT-3.5 was to UltraChat: right about what it knows, chatty, careless of form, too proud to say no.
+    # The ordinary teacher, as GPT-3.5 was to UltraChat: right about what it knows, but chatty, careless of form, and
+    # too proud to say that it does not know.
     "scribe": Voice(hedges=0.12, mumbles=0.06, rambles=0.6, ignores=0.5, bluffs=0.7),
     # The better model of the pool, as GPT-4 was in UltraFeedback.
     "sage": Voice(rambles=0.03, ignores=0.02),

@@ -24,7 +24,7 @@ class Miniature(StageConfig):
     server: ServerName
     """The miniature server whose world it is."""
     part: Literal["articles", "seeds", "questions"]
-    """articles: its encyclopedia. seeds: prompts to begin Self-Instruct with. questions: held-out prompts of two turns."""
+    """articles: its encyclopedia. seeds: prompts for Self-Instruct to begin with. questions: held out, of two turns."""
     editions: int = Field(default=20, ge=1)
     """How many times the encyclopedia tells everything, each time in other words."""
     per_category: int = Field(default=20, ge=1)
