@@ -1,0 +1,99 @@
+"""pretrain: a base model from scratch, with a tokenizer of its own, from plain text."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from potstill.records import Text
+from potstill.sources import Inputs
+from potstill.stages.base import Expected, Facts, Reference, Stage, Work
+from potstill.stages.training import TrainingConfig, named_rows, settings
+
+
+class PretrainConfig(TrainingConfig):
+    """Train a byte-level BPE tokenizer and a Mistral-architecture model on plain text."""
+
+    kind: Literal["pretrain"]
+    data: Annotated[str | tuple[str, ...], Reference(("texts",))]
+    """The texts, or several sources of them."""
+    vocabulary: int = Field(default=2048, ge=262)
+    """Tokens of the tokenizer, its 6 control tokens and 256 bytes among them."""
+    layers: int = Field(default=4, ge=1)
+    """Transformer layers."""
+    width: int = Field(default=192, ge=8)
+    """The hidden width; a multiple of twice `heads`."""
+    heads: int = Field(default=6, ge=1)
+    """Attention heads."""
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Heads of keys and values, a divisor of `heads`; unset: as many."""
+    expansion: float = Field(default=2.667, gt=0)
+    """The feed-forward width as a multiple of `width`, rounded up to a multiple of 32."""
+    context: int = Field(default=2048, ge=8)
+    """The longest sequence that the model will be asked to read."""
+    tied: bool = False
+    """Whether the head is the embedding."""
+    block_length: int = Field(default=512, ge=8)
+    """A longer text is cut into blocks of this many tokens. Texts never see each other."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens an optimizer step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """The peak learning rate."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's decay, of matrices only."""
+    beta2: float = Field(default=0.95, gt=0, lt=1)
+    """AdamW's second decay rate."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of twice heads ({self.heads})")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"kv_heads {self.kv_heads} does not divide heads ({self.heads})")
+        if self.block_length > self.context:
+            raise ValueError(f"block_length {self.block_length} is longer than the context ({self.context})")
+        return self
+
+    def expect(self, rows: Mapping[str, int]) -> Expected:
+        """Tokens read, at a guess of 200 a text."""
+        return self.forecast(rows, 200)
+
+
+def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
+    """Make the tokenizer, then the model, then train it on every token."""
+    from potstill.tokenization import train_tokenizer
+    from potstill.training.data import text_items
+    from potstill.training.loop import likelihood, train
+    from potstill.training.models import Shape, choose_device, choose_precision, make_mistral, save_model
+    from potstill.training.schedule import global_batches
+    from potstill.training.scoring import build_scorer
+
+    device = choose_device(config.device)
+    precision = choose_precision(config.dtype, device)
+    texts = named_rows(inputs, Text)
+    where = ", ".join(data.name for data in inputs.data["data"])
+    tokenizer = train_tokenizer((text.text for _, text in texts), config.vocabulary)
+    split = text_items(
+        tokenizer, texts, block_length=config.block_length, held_out=config.held_out, seed=work.seed, where=where
+    )
+    shape = Shape(
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        kv_heads=config.kv_heads or config.heads,
+        intermediate=-(-round(config.width * config.expansion) // 32) * 32,
+        context=config.context,
+        tied=config.tied,
+    )
+    model = make_mistral(shape, tokenizer, work.seed).to(device)
+    scorer = build_scorer(model, precision)
+    order = global_batches([item.tokens for item in split.train], config.batch_tokens, config.epochs, work.seed)
+    task = likelihood([[split.train[i] for i in batch] for batch in order], split.held_out)
+    trained = train(scorer, task, settings(config, device.type), work.path, work.progress)
+    save_model(scorer.release(), tokenizer, work.path)
+    work.drop(split.dropped)
+    size = {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
+    return {**split.facts(), **size, **scorer.facts(), **trained}
+
+
+STAGE = Stage(config=PretrainConfig, produces="model", run=run, trains=True)

@@ -1,0 +1,86 @@
+"""What the training stages have in common: the fields of their configs, and how those become the loop's settings."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field
+
+from potstill.errors import DataError
+from potstill.records import Record
+from potstill.sources import Inputs
+from potstill.stages.base import Expected, StageConfig
+
+if TYPE_CHECKING:
+    from potstill.training.loop import Settings
+
+R = TypeVar("R", bound=Record)
+
+
+class TrainingConfig(StageConfig):
+    """Fields of every stage that trains."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the rows; a part of one is that part of its steps."""
+    learning_rate: float = Field(gt=0)
+    """The peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; cosine and linear end at 0."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """The share of all steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decay, of matrices only."""
+    beta2: float = Field(default=0.999, gt=0, lt=1)
+    """AdamW's second decay rate."""
+    clip: float = Field(default=1.0, gt=0)
+    """The gradient's norm is scaled down to this where it is larger."""
+    held_out: int = Field(default=0, ge=0)
+    """Rows kept apart to measure on. Rows with the same prompt stay together, so a few more may be taken."""
+    evaluations: int = Field(default=4, ge=1)
+    """How often the held-out rows are scored on the way, the end included; once more before the first step."""
+    keep: Literal["best", "last"] = "last"
+    """Which weights to keep: those with the lowest held-out loss, or those of the last step."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a lower held-out loss."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes CUDA, then MPS, then the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What products are computed in. Weights and sums stay in float32. auto takes bfloat16 where the hardware has it."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens computed at once. It changes speed and memory, never the result; unset: 4096 on a CPU, 16384 elsewhere."""
+
+    def forecast(self, rows: Mapping[str, int], tokens_per_row: int) -> Expected:
+        """What training on that many rows reads."""
+        count = rows.get("data", 0)
+        return Expected(rows=count, tokens=round(count * tokens_per_row * self.epochs))
+
+
+def settings(config: TrainingConfig, device: str) -> "Settings":
+    """The loop's settings."""
+    from potstill.training.loop import Settings
+
+    return Settings(
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        beta2=config.beta2,
+        clip=config.clip,
+        evaluations=config.evaluations,
+        keep=config.keep,
+        patience=config.patience,
+        micro_tokens=config.micro_batch_tokens or (4096 if device == "cpu" else 16384),
+    )
+
+
+def named_rows(inputs: Inputs, row_type: type[R]) -> list[tuple[str, R]]:
+    """All rows of the `data` field, each under a name that no other row has. Raises DataError."""
+    rows: list[tuple[str, R]] = []
+    seen: set[str] = set()
+    for data in inputs.data["data"]:
+        for row in data.rows(row_type):
+            name = f"{data.name}/{row.id}"  # type: ignore[attr-defined]
+            if name in seen:
+                raise DataError(data.name, f"two rows have the id {name}", "Give every row an id of its own")
+            seen.add(name)
+            rows.append((name, row))
+    return rows

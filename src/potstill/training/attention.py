@@ -1,0 +1,132 @@
+"""Attention over a tree of packed sequences, registered with transformers under a name of its own.
+
+The tree comes as an argument of the model's forward and is never guessed from positions: branch positions mislead
+transformers, which takes positions that jump back for packed sequences. Every path from root to leaf becomes one row
+of an ordinary causal attention call, so there is no T x T mask on any device.
+
+Suffixes: T tokens, S slots, B paths, L their length, H heads, K key-value heads, D head width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from potstill.training.batch import Tree
+
+NAME = "potstill_tree"
+
+# What some models hand to their attention and this one does not know: the load-time probe then falls back.
+UNKNOWN = ("s_aux", "position_bias", "cache")
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens to slots. The gradient is gathered as well, not scattered: on a CPU scattering is many times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TX: Tensor, tree: Tree) -> Tensor:
+        ctx.tree = tree
+        return x_TX.index_select(0, tree.slots_S)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SX: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        tree: Tree = ctx.tree
+        grad_TX = grad_SX.index_select(0, tree.home_T)
+        if len(tree.extra_tokens_E):
+            grad_TX.index_add_(0, tree.extra_tokens_E, grad_SX.index_select(0, tree.extra_slots_E))
+        return grad_TX, None
+
+
+class _Collect(torch.autograd.Function):
+    """Slots back to tokens: each token's output from its home."""
+
+    @staticmethod
+    def forward(ctx: Any, y_SX: Tensor, tree: Tree) -> Tensor:
+        ctx.tree, ctx.shape = tree, y_SX.shape
+        return y_SX.index_select(0, tree.home_T)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TX: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        grad_SX = grad_TX.new_zeros(ctx.shape)
+        return grad_SX.index_copy_(0, ctx.tree.home_T, grad_TX), None
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Tree,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer: query (1, H, T, D), key and value (1, K, T, D); returns (1, T, H, D).
+
+    Raises NotImplementedError for a feature it does not know, rather than leave it out.
+    """
+    unknown = [name for name in UNKNOWN if other.get(name) is not None]
+    if unknown or dropout or attention_mask is not None:
+        raise NotImplementedError(f"tree attention does not know {unknown or 'dropout or masks'}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    sizes = [rows * length for rows, length in tree.buckets]
+    parts = []
+    for (rows, length), q_SHD, k_SKD, v_SKD in zip(
+        tree.buckets, *(_slots(x, tree).split(sizes) for x in (query, key, value)), strict=True
+    ):
+        q, k, v = (x.view(rows, length, *x.shape[1:]).transpose(1, 2) for x in (q_SHD, k_SKD, v_SKD))
+        out_BHLD = _causal(q, k, v, scale, sliding_window, softcap)
+        parts.append(out_BHLD.transpose(1, 2).reshape(rows * length, -1))
+    out_SX = parts[0] if len(parts) == 1 else torch.cat(parts)
+    out_TX = out_SX if tree.plain else _Collect.apply(out_SX, tree)
+    return out_TX.view(1, -1, query.shape[1], value.shape[-1]), None
+
+
+def _slots(x_1HTD: Tensor, tree: Tree) -> Tensor:
+    _, heads, tokens, width = x_1HTD.shape
+    x_TX = x_1HTD.transpose(1, 2).reshape(tokens, heads * width)
+    x_SX = x_TX if tree.plain else _Spread.apply(x_TX, tree)
+    return x_SX.view(-1, heads, width)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """Causal attention of (B, H, L, D) over (B, K, L, D); a query sees `window` keys at most, itself among them.
+
+    A row of a path begins at position 0, so a row's index is its position and windows go by either.
+    """
+    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    if window is not None and window >= length:
+        window = None
+    if window is None and softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    step = max(window or 0, 256)  # blocks of queries, so that no L x L mask is held
+    outs = []
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        low = 0 if window is None else max(0, start - window + 1)
+        distance = torch.arange(start, end, device=q.device)[:, None] - torch.arange(low, end, device=q.device)
+        seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        outs.append(_block(q[:, :, start:end], k[:, :, low:end], v[:, :, low:end], seen, scale, softcap))
+    return torch.cat(outs, dim=2)
+
+
+def _block(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float | None) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=grouped)
+    if grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = torch.tanh(q @ k.transpose(2, 3) * (scale / softcap)) * softcap  # Gemma Team 2024, section 2
+    scores = scores.masked_fill(~seen, float("-inf"))
+    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+
+
+def register() -> None:
+    """Make the implementation known to transformers. No mask function is registered, so transformers builds no mask."""
+    AttentionInterface.register(NAME, tree_attention)  # type: ignore[no-untyped-call]
