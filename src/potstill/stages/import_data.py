@@ -1,0 +1,138 @@
+"""Stage `import`: rows from a file or from the Hugging Face Hub, in any published shape, as potstill's own records."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from potstill.artifact import ROWS_FILE
+from potstill.errors import DataError
+from potstill.formats import Line, Row, examine, interpret
+from potstill.records import ROWS, Dropped, Record
+from potstill.shapes import SHAPES
+from potstill.sources import Inputs
+from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
+
+Shape = Literal[
+    "auto",
+    "answers",
+    "pairs",
+    "ultrafeedback",
+    "messages",
+    "sharegpt",
+    "seed_tasks",
+    "alpaca",
+    "mt_bench",
+    "problems",
+    "prompts",
+    "ultrachat",
+    "texts",
+]
+
+
+class Import(StageConfig):
+    """Read rows that others made."""
+
+    kind: Literal["import"]
+    path: Annotated[str | None, Reference(("texts", "prompts", "chats", "answers", "ratings", "pairs"))] = None
+    """A file (.jsonl, .json, .txt, .parquet; all but the last also as .gz), or a stage whose rows become others."""
+    hub: str | None = None
+    """A dataset on the Hugging Face Hub, instead of a path. Needs potstill[hub]."""
+    revision: str | None = None
+    """The Hub dataset's commit, so that it cannot change under a recipe."""
+    subset: str | None = None
+    """The Hub dataset's configuration, where it has several."""
+    split: str = "train"
+    """The Hub dataset's split."""
+    rows: Literal["texts", "prompts", "chats", "answers", "ratings", "pairs"]
+    """What to make of them. A chat also makes a prompt (its first turn) or a text."""
+    format: Shape = "auto"
+    """The shape of the rows; auto tells it from the first row's columns."""
+    shuffle: int | None = None
+    """Shuffle with this seed, before skip and limit: two stages with the same seed can cut apart the same file."""
+    skip: int = Field(default=0, ge=0)
+    """Leave out this many rows at the beginning."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take no more than this many rows."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """skip keeps a bad row's place and reason among the dropped ones, and goes on."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name either a path or a hub dataset")
+        if self.hub is None and (self.revision or self.subset):
+            raise ValueError("revision and subset belong to a hub dataset")
+        return self
+
+    def expect(self, rows: Mapping[str, int]) -> Expected:
+        left = max(0, rows.get("path", self.limit or 0) - self.skip)
+        return Expected(rows=left if self.limit is None else min(left, self.limit))
+
+
+def run(config: Import, inputs: Inputs, work: Work) -> Facts:
+    """Read, shuffle, cut, and keep aside what cannot be used."""
+    bad: Counter[str] = Counter()
+    dropped: list[Dropped] = []
+
+    def good() -> Iterator[Record]:
+        for row in _read(config, inputs):
+            if row.record is not None:
+                yield row.record
+            elif config.on_bad_row == "refuse":
+                assert row.error is not None
+                raise row.error
+            else:
+                assert row.error is not None
+                bad["bad_row"] += 1
+                dropped.append(Dropped(id=f"line-{row.number}", reason="bad_row", detail=row.error.what))
+
+    records = good()
+    if config.shuffle is not None:
+        order = list(records)
+        random.Random(config.shuffle).shuffle(order)
+        records = iter(order)
+    end = None if config.limit is None else config.skip + config.limit
+    count = work.keep(_counted(islice(records, config.skip, end), work))
+    work.drop(dropped)
+    if count == 0:
+        where = config.hub or inputs.one("path").name
+        raise DataError(where, f"no row is left to make {config.rows} of", "See to the file, or to skip and limit")
+    return {"rows": count, "dropped": dict(bad)}
+
+
+def _read(config: Import, inputs: Inputs) -> Iterator[Row[Any]]:
+    row_type = ROWS[config.rows]
+    if config.hub is not None:
+        return interpret(_hub(config), row_type, config.hub, config.hub.split("/")[-1], config.format)
+    data = inputs.one("path")
+    return examine(data.path if data.kind == "file" else data.path / ROWS_FILE, row_type, config.format)
+
+
+def _hub(config: Import) -> Iterator[Line]:
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise DataError(
+            str(config.hub), "reading from the Hub needs datasets", "pip install 'potstill[hub]'"
+        ) from error
+    try:
+        rows = datasets.load_dataset(config.hub, config.subset, split=config.split, revision=config.revision)
+    except Exception as error:  # the library raises dozens of kinds: no such name, no network, no access, a bad script
+        remedy = "Check the name, subset, split, revision, and the network"
+        raise DataError(str(config.hub), f"the dataset cannot be loaded: {error}", remedy) from error
+    for number, value in enumerate(rows, start=1):
+        yield Line(number, value)
+
+
+def _counted(rows: Iterator[Record], work: Work) -> Iterator[Record]:
+    for done, row in enumerate(rows, start=1):
+        yield row
+        work.progress(done, 0, "rows")
+
+
+assert set(SHAPES) | {"auto"} == set(Shape.__args__), "every shape can be named"  # type: ignore[attr-defined]
+STAGE = Stage(config=Import, produces=lambda config: str(config.rows), run=run)
