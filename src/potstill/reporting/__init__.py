@@ -1,0 +1,47 @@
+"""What a run ends with: summary.json for machines and report.html for people, drawn from a sealed report.
+
+Nothing here imports torch, and nothing in the page asks anyone for anything.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.artifact import read_json, storage_errors, write_json
+
+REPORT_FILE = "report.json"
+
+Timings = Mapping[str, Mapping[str, float | bool]]
+"""Per stage: seconds, and sealed_before where an earlier run had made it."""
+
+
+def render(report_artifact: Path, timings: Timings, out: Path) -> None:
+    """Write summary.json and report.html into `out`, each whole or not at all."""
+    from potstill.reporting.page import page
+
+    report = read_json(report_artifact / REPORT_FILE)
+    write_json(out / "summary.json", summary(report, timings))
+    _write_text(out / "report.html", page(report, timings, out))
+
+
+def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
+    """The result in one small JSON object: models, scores[suite][model], paired[suite]["b-a"], stages[name]."""
+    from potstill.reporting.findings import findings
+
+    suites = report["suites"]
+    return {
+        "models": report["models"],
+        "headline": [finding.text for finding in findings(report)],
+        "scores": {name: suite["models"] for name, suite in suites.items()},
+        "paired": {name: suite["paired"] for name, suite in suites.items()},
+        "categories": {name: suite["categories"] for name, suite in suites.items() if suite["categories"]},
+        "stages": {name: dict(times) for name, times in timings.items()},
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with storage_errors(path):
+        aside.write_text(text, encoding="utf-8", errors="replace")
+        aside.replace(path)

@@ -1,0 +1,151 @@
+"""Charts as hand-made SVG: strips and intervals in percent of their cell, a radar, curves. Colours are CSS classes."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from markupsafe import Markup
+
+Point = tuple[float, float]
+COLOURS = 8
+MOST_DOTS = 40
+"""Classes c0 to c7 of the style sheet."""
+
+
+def colour_classes(names: Sequence[str]) -> dict[str, str]:
+    """A colour a model: the first is the quietest, the last the page's own."""
+    last = len(names) - 1
+    return {name: "c7" if i == last and last else f"c{min(i, COLOURS - 2)}" for i, name in enumerate(names)}
+
+
+def interval(
+    mean: float | None,
+    low: float | None,
+    high: float | None,
+    span: tuple[float, float],
+    colour: str,
+    zero: bool = False,
+) -> Markup:
+    """A dot with its whiskers on a line from span[0] to span[1]; `zero` draws the line of no difference."""
+
+    def at(value: float) -> str:
+        share = (value - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 0.5
+        return f"{2 + 96 * min(1.0, max(0.0, share)):.2f}%"
+
+    parts = [Markup('<line class="axis" x1="2%" x2="98%" y1="50%" y2="50%"/>')]
+    if zero:
+        parts = [Markup('<line class="zero" x1="{0}" x2="{0}" y1="0" y2="100%"/>').format(at(0.0))]
+    if low is not None and high is not None:
+        parts.append(Markup('<line class="whisker" x1="{}" x2="{}" y1="50%" y2="50%"/>').format(at(low), at(high)))
+    if mean is not None:
+        parts.append(Markup('<circle class="dot" cx="{}" cy="50%" r="5"/>').format(at(mean)))
+    return Markup('<svg class="strip {}" aria-hidden="true">{}</svg>').format(colour, Markup("").join(parts))
+
+
+def bar(share: float) -> Markup:
+    """A bar that fills that share of its cell."""
+    return Markup(
+        '<svg class="bar" aria-hidden="true"><rect x="0" y="0" width="{}%" height="100%" rx="2"/></svg>'
+    ).format(f"{100 * min(1.0, max(0.0, share)):.2f}")
+
+
+def radar(
+    axes: Sequence[str],
+    rows: Mapping[str, Sequence[float | None]],
+    span: tuple[float, float],
+    colours: Mapping[str, str],
+) -> Markup:
+    """One polygon a row over at least three axes; a value that is not there is drawn at the centre."""
+    assert len(axes) >= 3, "a radar of fewer than three axes has no area"
+    centre, radius = (260.0, 205.0), 150.0
+    angles = [2 * math.pi * i / len(axes) - math.pi / 2 for i in range(len(axes))]
+
+    def point(i: int, share: float) -> Point:
+        return centre[0] + radius * share * math.cos(angles[i]), centre[1] + radius * share * math.sin(angles[i])
+
+    parts = [
+        Markup('<polygon class="ring" points="{}"/>').format(_points(point(i, r / 4) for i in range(len(axes))))
+        for r in range(1, 5)
+    ]
+    for i, axis in enumerate(axes):
+        (x, y), (label_x, label_y) = point(i, 1), point(i, 1.11)
+        anchor = "middle" if abs(label_x - centre[0]) < 12 else "start" if label_x > centre[0] else "end"
+        parts.append(Markup('<line class="spoke" x1="{}" y1="{}" x2="{:.1f}" y2="{:.1f}"/>').format(*centre, x, y))
+        parts.append(
+            Markup('<text class="axis-name" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+                label_x, label_y + 5, anchor, axis
+            )
+        )
+    for name, values in rows.items():
+        shares = [0.0 if v is None else max(0.0, (v - span[0]) / (span[1] - span[0])) for v in values]
+        corners = [point(i, share) for i, share in enumerate(shares)]
+        parts.append(
+            Markup('<g class="{}"><polygon class="area" points="{}"><title>{}</title></polygon>{}</g>').format(
+                colours[name], _points(corners), name, _corner_dots(corners)
+            )
+        )
+    for r in range(5):
+        x, y = point(0, r / 4)
+        value = span[0] + (span[1] - span[0]) * r / 4
+        parts.append(
+            Markup('<text class="tick" x="{:.1f}" y="{:.1f}">{:g}</text>').format(x + 4, y + 3, round(value, 2))
+        )
+    return Markup(
+        '<svg class="radar" viewBox="0 0 520 410" role="img" aria-label="Mean score by category">{}</svg>'
+    ).format(Markup("").join(parts))
+
+
+def _corner_dots(corners: Sequence[Point]) -> Markup:
+    return Markup("").join(
+        Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x, y) for x, y in corners
+    )
+
+
+def _points(points: Iterable[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+WIDTH, HEIGHT = 360.0, 214.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 10.0, 184.0
+
+
+def curve(series: Mapping[str, Sequence[Sequence[float]]], colour: str, label: str) -> Markup:
+    """One quantity over the steps, a line a split; `series` maps "train" and "held_out" to [[step, value], ...]."""
+    points = [point for line in series.values() for point in line]
+    steps, values = [p[0] for p in points], [p[1] for p in points]
+    x_ticks, y_ticks = ticks(min(steps), max(steps), 4), ticks(min(values), max(values), 4)
+    x_span = (min(steps), max(max(steps), min(steps) + 1))
+    y_span = (min(y_ticks[0], min(values)), max(y_ticks[-1], max(values)))
+
+    def place(step: float, value: float) -> Point:
+        x = LEFT + (RIGHT - LEFT) * (step - x_span[0]) / (x_span[1] - x_span[0])
+        return x, BOTTOM - (BOTTOM - TOP) * (value - y_span[0]) / ((y_span[1] - y_span[0]) or 1.0)
+
+    parts = []
+    for value in y_ticks:
+        y = place(x_span[0], value)[1]
+        parts.append(
+            Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>').format(LEFT, RIGHT, y)
+            + Markup('<text class="tick end" x="{}" y="{:.1f}">{:g}</text>').format(LEFT - 6, y + 4, value)
+        )
+    for step in x_ticks:
+        x = place(step, y_span[0])[0]
+        parts.append(Markup('<text class="tick mid" x="{:.1f}" y="{}">{:g}</text>').format(x, BOTTOM + 18, step))
+    for split, line in series.items():
+        places = [place(step, value) for step, value in line]
+        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(split, _points(places)))
+        if split != "train" and len(places) <= MOST_DOTS:
+            parts.append(_corner_dots(places))
+    return Markup('<svg class="curve {}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
+        colour, WIDTH, HEIGHT, label, Markup("").join(parts)
+    )
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Round values that lie evenly from about `low` to about `high`: steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)] or [low]

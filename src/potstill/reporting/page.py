@@ -1,0 +1,278 @@
+"""report.html: one file with its style inside, no script, and a policy that forbids it every request."""
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from potstill import __version__
+from potstill.reporting import charts
+from potstill.reporting.findings import compare, findings, number, signed, verdict_of
+
+RADAR_AXES = 3
+"""Fewer categories than this make no radar."""
+# Characters that end a file or turn the direction of what follows; a model may write them, a page must not obey them.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | bool]], out: Path) -> str:
+    """The whole page as text."""
+    style = _environment().get_template("style.css").render()
+    colours = charts.colour_classes(report["models"])
+    found = findings(report)
+    text = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=report["title"] or out.resolve().name,
+            version=__version__,
+            style=Markup(style),  # our own file, not a model's words
+            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+            models=report["models"],
+            colours=colours,
+            headline=found[0] if found else None,
+            findings=found[1:],
+            suites=[_suite(name, suite, report, colours) for name, suite in _plain_suites(report).items()],
+            aspects=_aspects(report, colours),
+            controlled=_controlled(report),
+            curves=_curves(report, colours),
+            answers=report["answers"],
+            times=_times(timings),
+            result=_result(report, out),
+        )
+    )
+    return _CONTROL.sub("\ufffd", text)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("potstill.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = duration
+    return environment
+
+
+def _plain_suites(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: suite for name, suite in report["suites"].items() if suite["protocol"] != "aspects"}
+
+
+def _suite(
+    name: str, suite: Mapping[str, Any], report: Mapping[str, Any], colours: Mapping[str, str]
+) -> dict[str, Any]:
+    """A suite as the template shows it: a row a model, a row a difference, a radar where there are categories."""
+    span = _span(suite)
+    categories = list(suite["categories"])
+    models = [model for model in report["models"] if model in suite["models"]]
+    radar = None
+    if len(categories) >= RADAR_AXES:
+        values = {m: [suite["categories"][c][m]["mean"] for c in categories] for m in models}
+        ends = [v for row in values.values() for v in row if v is not None]
+        radar = charts.radar(categories, values, _radar_span(suite, ends), colours) if ends else None
+    return {
+        "name": name,
+        "protocol": suite["protocol"],
+        "unit": suite["unit"],
+        "explanation": EXPLANATIONS[suite["protocol"]],
+        "rows": [_row(row, estimate, suite, span, colours) for row, estimate in suite["models"].items()],
+        "ends": [number(end, suite) for end in span],
+        "models": models,
+        "radar": radar,
+        "categories": [
+            {"name": c, "cells": [_cell(suite["categories"][c][m], suite) for m in models]} for c in categories
+        ],
+        "paired": _paired(suite, models),
+    }
+
+
+EXPLANATIONS = {
+    "mt_bench": "A judge grades every turn of every dialogue from 1 to 10. Higher is better.",
+    "aspects": "A judge rates every turn from 1 to 5 on one aspect at a time. Higher is better.",
+    "answer_loss": "How surprised each model is by given answers it never trained on. Lower is better.",
+    "preference": "In how many held-out pairs a model's implicit reward prefers the answer that was preferred, "
+    "beside what can be had without preference training. Higher is better.",
+}
+
+
+def _span(suite: Mapping[str, Any]) -> tuple[float, float]:
+    """What a strip shows: the whole scale, or, where it has no end, what was measured with some air."""
+    low, high = suite["scale"]
+    if high is not None:
+        return low, high
+    ends = [v for e in suite["models"].values() for v in (e["low"], e["high"], e["mean"]) if v is not None]
+    return (min(ends) - 0.1 * (max(ends) - min(ends)), max(ends) * 1.02) if ends else (low, low + 1.0)
+
+
+def _radar_span(suite: Mapping[str, Any], values: Sequence[float]) -> tuple[float, float]:
+    """The whole scale from its centre, so that areas do not flatter."""
+    low, high = suite["scale"]
+    return (0.0 if low == 1 else low, high) if high is not None else (0.0, max(values))
+
+
+def _row(
+    name: str,
+    estimate: Mapping[str, Any],
+    suite: Mapping[str, Any],
+    span: tuple[float, float],
+    colours: Mapping[str, str],
+) -> dict[str, Any]:
+    colour = colours.get(name, "baseline")
+    return {
+        "name": name,
+        "colour": colour,
+        "coverage": f"{estimate['coverage']:.0%}",
+        "short": estimate["coverage"] < 1,
+        "n": estimate["n"],
+        "strip": charts.interval(estimate["mean"], estimate["low"], estimate["high"], span, colour),
+        **_cell(estimate, suite),
+    }
+
+
+def _cell(estimate: Mapping[str, Any], suite: Mapping[str, Any]) -> dict[str, str]:
+    if estimate["low"] is None:
+        return {"mean": number(estimate["mean"], suite), "range": "no interval"}
+    return {
+        "mean": number(estimate["mean"], suite),
+        "range": f"{number(estimate['low'], suite)} to {number(estimate['high'], suite)}",
+    }
+
+
+def _paired(suite: Mapping[str, Any], models: Sequence[str]) -> list[dict[str, Any]]:
+    """Every difference that ends in a model, the last model's first."""
+    names = list(suite["models"])
+    pairs = [(later, earlier) for i, later in enumerate(names) for earlier in names[:i] if later in models]
+    pairs = [pair for pair in reversed(pairs) if suite["paired"].get("-".join(pair), {}).get("mean") is not None]
+    ends = [v for p in pairs for v in suite["paired"]["-".join(p)].values() if isinstance(v, float)]
+    reach = 1.08 * max((abs(v) for v in ends), default=1.0) or 1.0
+    return [_difference(later, earlier, suite, reach) for later, earlier in pairs]
+
+
+def _difference(later: str, earlier: str, suite: Mapping[str, Any], reach: float) -> dict[str, Any]:
+    paired = suite["paired"][f"{later}-{earlier}"]
+    verdict = verdict_of(paired, suite["higher_is_better"])
+    return {
+        "later": later,
+        "earlier": earlier,
+        "verdict": verdict,
+        "mean": signed(paired["mean"], suite),
+        "range": "no interval"
+        if paired["low"] is None
+        else f"{signed(paired['low'], suite)} to {signed(paired['high'], suite)}",
+        "n": paired["n"],
+        "strip": charts.interval(paired["mean"], paired["low"], paired["high"], (-reach, reach), verdict, zero=True),
+    }
+
+
+def _aspects(report: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The suites of aspects, gathered: a row an aspect, a column a model, and what the last model gained."""
+    gathered: dict[str, dict[str, Any]] = {}
+    for name, suite in report["suites"].items():
+        if suite["protocol"] == "aspects":
+            group, _, aspect = name.rpartition("/")
+            gathered.setdefault(group, {})[aspect.replace("_", " ")] = suite
+    return [_aspect_table(group, found, report["models"]) for group, found in gathered.items()]
+
+
+def _aspect_table(name: str, suites: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    models = [model for model in order if all(model in suite["models"] for suite in suites.values())]
+    ends = [
+        abs(v)
+        for suite in suites.values()
+        for v in suite["paired"].get("-".join(reversed(models[-2:])), {}).values()
+        if isinstance(v, float)
+    ]
+    reach = 1.08 * max(ends, default=1.0) or 1.0
+    return {
+        "name": name,
+        "models": models,
+        "explanation": EXPLANATIONS["aspects"],
+        "rows": [
+            {
+                "name": aspect,
+                "cells": [_cell(suite["models"][model], suite) | _coverage(suite["models"][model]) for model in models],
+                "gain": _difference(models[-1], models[-2], suite, reach) if len(models) > 1 else None,
+            }
+            for aspect, suite in suites.items()
+        ],
+    }
+
+
+def _coverage(estimate: Mapping[str, Any]) -> dict[str, str]:
+    return {"coverage": "" if estimate["coverage"] == 1 else f"{estimate['coverage']:.0%} scored"}
+
+
+def _controlled(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What one field did, where two models differ in nothing else: the paired differences, read as an experiment."""
+    lines = []
+    for pair in report["controlled"]:
+        for name, suite in report["suites"].items():
+            finding = compare(name, suite, pair["later"], pair["earlier"])
+            if finding is not None and suite["protocol"] != "aspects":
+                lines.append({**pair, "verdict": finding.verdict, "text": finding.text})
+    return lines
+
+
+def _curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A chart for each model's loss, and one for its accuracy where it has one."""
+    shown = []
+    for model, splits in report["curves"].items():
+        metrics = [m for split in splits.values() for m in split if m == "loss" or "accuracy" in m]
+        for metric in dict.fromkeys(metrics):
+            series = {split: named[metric] for split, named in splits.items() if named.get(metric)}
+            if series:
+                title = f"{model}: {metric.replace('_', ' ')}"
+                chart = charts.curve(series, colours.get(model, "baseline"), title)
+                shown.append({"model": model, "metric": metric.replace("_", " "), "splits": list(series), "svg": chart})
+    return shown
+
+
+def _times(timings: Mapping[str, Mapping[str, float | bool]]) -> dict[str, Any]:
+    longest = max((float(t["seconds"]) for t in timings.values()), default=0.0) or 1.0
+    return {
+        "rows": [
+            {
+                "name": name,
+                "seconds": float(t["seconds"]),
+                "before": bool(t["sealed_before"]),
+                "bar": charts.bar(float(t["seconds"]) / longest),
+            }
+            for name, t in timings.items()
+        ],
+        "total": sum(float(t["seconds"]) for t in timings.values()),
+    }
+
+
+def _result(report: Mapping[str, Any], out: Path) -> dict[str, str] | None:
+    """The model that the page hands over: the last of those that were made here."""
+    if not report["stages"]:
+        return None
+    name = list(report["stages"])[-1]
+    folder = Path(out)
+    if folder.is_absolute() and folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    return {
+        "name": shlex.quote(name),
+        "run": shlex.quote(folder.as_posix()),
+        "path": json.dumps((folder / name).as_posix(), ensure_ascii=False),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,181 @@
+"""Report: everything that the final page shows, gathered from scores and models and sealed. `reporting` draws it."""
+
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from potstill.artifact import Artifact, find, read_json, write_json
+from potstill.sources import Data, Inputs, LocalModel, Model
+from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
+
+REPORT_FILE = "report.json"
+SCORES_FILE = "scores.json"
+ANSWERS_FILE = "answers.jsonl"
+CURVES_FILE = "curves.jsonl"
+
+CURVE_POINTS = 240
+"""More than this many points of a curve cannot be told apart on a page."""
+SHOWN_CHARACTERS = 6000
+"""A longer answer is cut on the page; it stands whole in the scores."""
+
+
+class Report(StageConfig):
+    """One page on what came out."""
+
+    kind: Literal["report"]
+    scores: tuple[Annotated[str, Reference(("scores",))], ...] = Field(min_length=1)
+    """The evaluations to show."""
+    models: tuple[ModelName, ...] = ()
+    """The models whose training curves to show, and which the page says how to use: the last one first of all."""
+    title: str = ""
+    """What stands at the head of the page; by default the name of the run's folder."""
+    answers: int = Field(default=10, ge=0, le=100)
+    """How many questions to show with every model's answer, chosen by seed across the categories."""
+
+    def expect(self, rows: Mapping[str, int]) -> Expected:
+        """It makes one file."""
+        return Expected()
+
+
+def run(config: Report, inputs: Inputs, work: Work) -> Facts:
+    """Gather and choose; writes report.json."""
+    scores = inputs.data["scores"]
+    models = inputs.models.get("models", ())
+    stages = {model.name: made for model in models if (made := _made_by_a_stage(model)) is not None}
+    report = {
+        "title": config.title,
+        "models": list(dict.fromkeys(name for data in scores for name in read_json(data.path / SCORES_FILE)["models"])),
+        "suites": _suites(scores),
+        "answers": _answers(scores, config.answers, work.seed),
+        "curves": {name: _curves(made.path / CURVES_FILE) for name, made in stages.items()},
+        "stages": {name: {"kind": made.manifest["kind"], "facts": made.facts} for name, made in stages.items()},
+        "controlled": _controlled(stages),
+    }
+    write_json(work.path / REPORT_FILE, report)
+    return {"models": report["models"], "suites": list(report["suites"]), "answers": len(report["answers"])}
+
+
+def _made_by_a_stage(model: Model) -> Artifact | None:
+    """The sealed folder of a model that this run made; None for one from elsewhere."""
+    return find(Path(model.spec.path)) if isinstance(model.spec, LocalModel) else None
+
+
+def _suites(scores: Sequence[Data]) -> dict[str, Any]:
+    """The suites of all evaluations; a name that two of them use is told apart by the evaluation's."""
+    found = [(data.name, name, suite) for data in scores for name, suite in _read_suites(data).items()]
+    names = [name for _, name, _ in found]
+    return {name if names.count(name) == 1 else f"{origin}: {name}": suite for origin, name, suite in found}
+
+
+def _read_suites(data: Data) -> dict[str, Any]:
+    suites: dict[str, Any] = read_json(data.path / SCORES_FILE)["suites"]
+    return suites
+
+
+def _answers(scores: Sequence[Data], wanted: int, seed: int) -> list[dict[str, Any]]:
+    """Some questions with the answers of every model, from the first suite of dialogues that there is."""
+    for data in scores:
+        for name, suite in _read_suites(data).items():
+            if suite["protocol"] in ("mt_bench", "aspects"):
+                lines = [line for line in _read_lines(data.path / ANSWERS_FILE) if line["suite"] == name]
+                return _side_by_side(lines, wanted, seed)
+    return []
+
+
+def _side_by_side(lines: Sequence[Mapping[str, Any]], wanted: int, seed: int) -> list[dict[str, Any]]:
+    questions: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        questions.setdefault(line["id"], []).append(line)
+    chosen = _across_categories({id_: group[0]["category"] for id_, group in questions.items()}, wanted, seed)
+    return [
+        {
+            "id": id_,
+            "category": questions[id_][0]["category"],
+            "turns": [
+                {"user": turn["user"], "answers": {line["model"]: _cut(line["turns"][i]) for line in questions[id_]}}
+                for i, turn in enumerate(questions[id_][0]["turns"])
+            ],
+        }
+        for id_ in chosen
+    ]
+
+
+def _across_categories(categories: Mapping[str, str], wanted: int, seed: int) -> list[str]:
+    """Ids drawn by seed, one category after the other in turn, in the order of the questions."""
+    draw = random.Random(seed)
+    piles: dict[str, list[str]] = {}
+    for id_, category in categories.items():
+        piles.setdefault(category, []).append(id_)
+    for pile in piles.values():
+        draw.shuffle(pile)
+    order = list(piles)
+    draw.shuffle(order)
+    taken: list[str] = []
+    while len(taken) < min(wanted, len(categories)):
+        for category in order:
+            if piles[category] and len(taken) < wanted:
+                taken.append(piles[category].pop())
+    return [id_ for id_ in categories if id_ in set(taken)]
+
+
+def _cut(turn: Mapping[str, Any]) -> dict[str, Any]:
+    text = turn["assistant"]
+    return {
+        "text": text[:SHOWN_CHARACTERS],
+        "cut": max(0, len(text) - SHOWN_CHARACTERS),
+        "score": turn["score"],
+        "reason": turn.get("reason", ""),
+    }
+
+
+def _curves(path: Path) -> dict[str, dict[str, list[list[float]]]]:
+    """Every number over the steps, by split and name: {"train": {"loss": [[step, value], ...]}}."""
+    series: dict[str, dict[str, list[list[float]]]] = {}
+    for line in _read_lines(path) if path.is_file() else ():
+        split = series.setdefault(line["split"], {})
+        for name, value in line.items():
+            if name not in ("step", "split") and isinstance(value, int | float) and math.isfinite(value):
+                split.setdefault(name, []).append([line["step"], value])
+    return {split: {name: _thin(points) for name, points in named.items()} for split, named in series.items()}
+
+
+def _thin(points: Sequence[list[float]]) -> list[list[float]]:
+    """At most CURVE_POINTS: means over stretches of equally many points, each at its last step."""
+    if len(points) <= CURVE_POINTS:
+        return list(points)
+    bounds = [len(points) * i // CURVE_POINTS for i in range(CURVE_POINTS + 1)]
+    stretches = [points[a:b] for a, b in pairwise(bounds)]
+    return [[part[-1][0], math.fsum(value for _, value in part) / len(part)] for part in stretches]
+
+
+def _controlled(stages: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Pairs of models that were made alike but for one field: the difference of their scores is that field's doing."""
+    pairs = []
+    names = list(stages)
+    for i, earlier in enumerate(names):
+        for later in names[i + 1 :]:
+            a, b = stages[earlier].manifest, stages[later].manifest
+            differing = [f for f in a["config"].keys() | b["config"].keys() if a["config"].get(f) != b["config"].get(f)]
+            if a["kind"] == b["kind"] and len(differing) == 1:
+                values = [_plain(manifest["config"].get(differing[0])) for manifest in (a, b)]
+                pairs.append({"earlier": earlier, "later": later, "field": differing[0], "values": values})
+    return pairs
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+STAGE = Stage(config=Report, produces="report", run=run)
