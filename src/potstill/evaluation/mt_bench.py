@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from potstill.evaluation.sheets import Ask, Sheet, Turn
-from potstill.prompts import render
+from potstill.prompts import render_prompt
 from potstill.records import Message
 from potstill.teachers.base import Request, request_seed
-from potstill.teachers.frames import guard
 
 LOWEST, HIGHEST = 1.0, 10.0
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
@@ -35,10 +34,9 @@ def ask_judge(max_tokens: int, seed: int) -> Ask:
     """
 
     def ask(sheet: Sheet, turn: int) -> Request:
-        turns = [{name: guard(text) for name, text in part.items()} for part in _shown(sheet, turn)]
         messages = (
-            Message(role="system", content=render("mt_bench_system")),
-            Message(role="user", content=render("mt_bench_user", turns=turns)),
+            Message(role="system", content=render_prompt("mt_bench_system")),
+            Message(role="user", content=render_prompt("mt_bench_user", turns=_shown(sheet, turn))),
         )
         return Request(messages, max_tokens, seed=request_seed(seed, sheet.prompt.id, "mt_bench", turn + 1))
 

@@ -163,8 +163,8 @@ def _controlled(stages: Mapping[str, Artifact]) -> list[dict[str, Any]]:
             a, b = stages[earlier].manifest, stages[later].manifest
             differing = [f for f in a["config"].keys() | b["config"].keys() if a["config"].get(f) != b["config"].get(f)]
             if a["kind"] == b["kind"] and len(differing) == 1:
-                values = [_plain(manifest["config"].get(differing[0])) for manifest in (a, b)]
-                pairs.append({"earlier": earlier, "later": later, "field": differing[0], "values": values})
+                settings = [_plain(manifest["config"].get(differing[0])) for manifest in (a, b)]
+                pairs.append({"earlier": earlier, "later": later, "field": differing[0], "settings": settings})
     return pairs
 
 

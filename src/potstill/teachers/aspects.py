@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from potstill.prompts import render
+from potstill.prompts import render_prompt
 from potstill.records import Message, Rating
-from potstill.teachers.frames import guard
 
 Aspect = Literal["instruction_following", "truthfulness", "honesty", "helpfulness"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
@@ -26,14 +25,14 @@ _NOTHING = re.compile(r"n\s*/?\s*a", re.IGNORECASE)
 
 def render_aspect_prompt(aspect: Aspect, conversation: Sequence[Message], texts: Sequence[str]) -> tuple[Message, ...]:
     """What the judge is asked: to rate each of `texts`, answers to one conversation, on one aspect."""
-    user = render(
+    user = render_prompt(
         "aspect_user",
         title=aspect.replace("_", " ").capitalize(),
-        rubric=render(f"aspect_{aspect}"),
-        conversation=[{"role": m.role.capitalize(), "content": guard(m.content)} for m in conversation],
-        texts=[guard(text) for text in texts],
+        rubric=render_prompt(f"aspect_{aspect}"),
+        conversation=conversation,
+        texts=texts,
     )
-    return (Message(role="system", content=render("aspect_system")), Message(role="user", content=user))
+    return (Message(role="system", content=render_prompt("aspect_system")), Message(role="user", content=user))
 
 
 def parse_aspect_reply(aspect: str, reply: str, count: int) -> list[Rating]:
