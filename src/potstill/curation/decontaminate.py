@@ -1,0 +1,55 @@
+"""Keeping evaluation prompts out of training data: finds dialogues whose user says one, or a long run of words of one.
+
+The unit is a run of n words (13, as in GPT-3's appendix C), without case and punctuation. An evaluation prompt shorter
+than that counts as a whole: within a user turn if it has at least five words, else only where it is the whole turn.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from potstill.records import Message
+
+LEAST_RUN = 5
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What is compared."""
+    return tuple(_WORD.findall(text.lower()))
+
+
+class Decontaminator:
+    """The evaluation prompts to keep out; `size` is n."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._runs: dict[int, dict[tuple[str, ...], str]] = defaultdict(dict)
+        self._whole: dict[tuple[str, ...], str] = {}
+
+    def keep_out(self, name: str, turns: Iterable[str]) -> None:
+        """Add an evaluation prompt's user turns. The name is what a finding is explained with."""
+        for turn in turns:
+            said = words(turn)
+            if len(said) < LEAST_RUN:
+                self._whole.setdefault(said, name)
+                continue
+            length = min(self.size, len(said))
+            for i in range(len(said) - length + 1):
+                self._runs[length].setdefault(said[i : i + length], name)
+
+    def find(self, messages: Sequence[Message]) -> tuple[str, str] | None:
+        """(name of the evaluation prompt, the words that were found) for the first user turn that holds one."""
+        for message in messages:
+            if message.role != "user":
+                continue
+            said = words(message.content)
+            if said in self._whole:
+                return self._whole[said], " ".join(said)
+            for length, runs in sorted(self._runs.items()):
+                for i in range(len(said) - length + 1):
+                    run = said[i : i + length]
+                    if run in runs:
+                        return runs[run], " ".join(run)
+        return None
