@@ -138,8 +138,16 @@ def find(path: Path) -> Artifact | None:
     manifest_file = path / MANIFEST
     if not manifest_file.is_file():
         return None
-    manifest = read_json(manifest_file)
-    for name, stamp in manifest["files"].items():
+    try:
+        manifest = read_json(manifest_file)
+        stamps = dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            str(manifest_file),
+            "this is not a manifest as potstill writes them",
+            f"Remove the folder {path} and run again",
+        ) from error
+    for name, stamp in stamps.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != stamp["bytes"]:
             raise StorageError(

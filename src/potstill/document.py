@@ -78,6 +78,7 @@ class Document:
             if position < len(steps) - 1:
                 if isinstance(holder, dict) and holder.get(step) is None:
                     holder[step] = {}
+                    self.places[steps[: position + 1]] = part.name
                 holder = holder[step]
         holder[steps[-1]] = part.value
         self.places = {old: place for old, place in self.places.items() if old[: len(steps)] != steps}

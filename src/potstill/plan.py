@@ -155,13 +155,14 @@ class _Planner:
             return f"reads {', '.join(waiting)}"
         if before["seed"] != head["seed"]:
             return "the seed changed"
-        return "its inputs changed"
+        fields = [field for field in head["inputs"] if before["inputs"].get(field) != head["inputs"][field]]
+        return f"what {', '.join(fields)} names changed"
 
     def _expected(self, entry: Entry, artifact: Artifact | None) -> Expected:
         rows: dict[str, int] = {}
-        for slot in entry.slots:
-            if any(kind in ROWS for kind in slot.accepts):
-                rows[slot.field] = sum(self._rows(link) for link in entry.links if link.field == slot.field)
+        for link in entry.links:
+            if link.file or (link.stage and self.steps[link.stage].entry.produces in ROWS):
+                rows[link.field] = rows.get(link.field, 0) + self._rows(link)
         if artifact is not None:
             return Expected(rows=int(artifact.facts.get("rows", 0)))
         return entry.config.expect(rows)

@@ -24,6 +24,8 @@ TOP_LEVEL = ("name", "seed", "variables", "servers", "models", "stages")
 RESERVED = {*TOP_LEVEL, "artifacts", "work", "logs", "lock"}
 """Top-level keys, and what else lies in a run's folder: no part of a recipe may be called so."""
 
+_A = {"model": "a model", "server": "a server", "report": "a report"}
+
 S = TypeVar("S", bound=Spec)
 
 
@@ -136,7 +138,7 @@ def _override(document: Document, text: str) -> None:
     """Write one `a.b.c=value` from the command line into the document."""
     place = f"command line, {text}"
     path, equals, value = text.partition("=")
-    steps: Steps = tuple(int(part) if part.isdigit() else part for part in path.strip().split("."))
+    steps: Steps = tuple(int(part) if part.isdecimal() and part.isascii() else part for part in path.strip().split("."))
     if not equals or "" in steps:
         raise RecipeError(place, "not of the form key.path=value", "Write for example dpo.beta=0.05")
     head = str(steps[0])
@@ -341,7 +343,7 @@ class _Resolver:
     def _link(self, owner: str, slot: Slot, steps: Steps, text: str) -> Link:
         place = self._document.place(("stages", owner, *steps))
         label = f"{owner}.{dotted(steps)}"
-        wanted = " or ".join(slot.accepts)
+        wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
         made = self._makes.get(text)
         if made in slot.accepts:
             return Link(slot.field, steps, text, place, stage=text)
@@ -349,15 +351,15 @@ class _Resolver:
             return Link(slot.field, steps, text, place, models=self._models[text])
         if "server" in slot.accepts and text in self._servers:
             return Link(slot.field, steps, text, place, server=text)
-        is_a = made or ("model" if text in self._models else "server" if text in self._servers else None)
-        if is_a is not None:
+        is_a = made or ("model" if text in self._models else "server" if text in self._servers else "")
+        if is_a:
             fitting = self._fitting(slot.accepts)
             remedy = f"Name one of: {', '.join(fitting)}" if fitting else f"Add a stage that makes {wanted}"
-            raise RecipeError(place, f"'{label}' needs {wanted}, but '{text}' is {is_a}", remedy)
+            raise RecipeError(place, f"'{label}' needs {wanted}, but '{text}' is {_A.get(is_a, is_a)}", remedy)
         takes_file = any(kind in ROWS or kind == "file" for kind in slot.accepts)
         file = find_path(text, self._folder) if takes_file else None
         if file is None:
-            things = f"{'neither ' if takes_file else 'no '}{self._things(slot.accepts)}"
+            things = f"{'neither a' if takes_file else 'no'} {self._things(slot.accepts)}"
             raise RecipeError(
                 place,
                 f"'{label}' names '{text}', which is {things}{' nor a file' if takes_file else ''}"

@@ -43,8 +43,8 @@ def complain(
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message[:1].lower() + message[1:]
     given = first["input"]
-    shown = "" if isinstance(given, (dict, list)) else f" is {_short(given)}"
-    return RecipeError(place, f"'{label}'{shown}: {message}", "Mend the value")
+    shown = "a mapping" if isinstance(given, dict) else "a list" if isinstance(given, list) else _short(given)
+    return RecipeError(place, f"'{label}' is {shown}: {message}", "Mend the value")
 
 
 def _short(value: Any) -> str:
