@@ -1,12 +1,13 @@
 """Keeping evaluation prompts out of training data: finds dialogues whose user says one, or a long run of words of one.
 
-The unit is a run of n words (13, as in GPT-3's appendix C), without case and punctuation. An evaluation prompt shorter
-than that counts as a whole: within a user turn if it has at least five words, else only where it is the whole turn.
+The unit is a run of n words (13, as in GPT-3's appendix C), without case and punctuation. An opening prompt that is
+shorter counts as a whole: within a user turn if it has at least five words, else only where it is the whole turn. A
+follow-up means little without what it follows ("Say that again."), so it counts by runs of n words only.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from potstill.records import Message
 
@@ -28,16 +29,20 @@ class Decontaminator:
         self._runs: dict[int, dict[tuple[str, ...], str]] = defaultdict(dict)
         self._whole: dict[tuple[str, ...], str] = {}
 
-    def keep_out(self, name: str, turns: Iterable[str]) -> None:
-        """Add an evaluation prompt's user turns. The name is what a finding is explained with."""
-        for turn in turns:
+    def keep_out(self, name: str, turns: Sequence[str]) -> None:
+        """Add an evaluation prompt's user turns, the opening first. The name is what a finding is explained with."""
+        for place, turn in enumerate(turns):
             said = words(turn)
-            if len(said) < LEAST_RUN:
+            if len(said) >= self.size:
+                self._add_runs(name, said, self.size)
+            elif place == 0 and len(said) >= LEAST_RUN:
+                self._add_runs(name, said, len(said))
+            elif place == 0:
                 self._whole.setdefault(said, name)
-                continue
-            length = min(self.size, len(said))
-            for i in range(len(said) - length + 1):
-                self._runs[length].setdefault(said[i : i + length], name)
+
+    def _add_runs(self, name: str, said: tuple[str, ...], length: int) -> None:
+        for i in range(len(said) - length + 1):
+            self._runs[length].setdefault(said[i : i + length], name)
 
     def find(self, messages: Sequence[Message]) -> tuple[str, str] | None:
         """(name of the evaluation prompt, the words that were found) for the first user turn that holds one."""
