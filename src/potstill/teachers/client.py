@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from potstill.errors import PotstillError, TeacherError
+from potstill.errors import PotstillError, StorageError, TeacherError
 from potstill.sources import EndpointModel, Model
 from potstill.teachers.base import Reply, Request
 from potstill.teachers.journal import JOURNAL, Entry, Journal, entry_key
@@ -112,10 +112,10 @@ class Endpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._journal.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._journal.close()
 
     async def _close(self) -> None:
         tasks = list(self._tasks)
@@ -195,13 +195,13 @@ class Endpoint:
                 async with self._slots:
                     await self._wait_for_overload()
                     raw = await self._ask(job.body)
-                reply = read_reply(raw)
+                    reply = read_reply(raw)
+                    self._failed_in_a_row = 0
+                    # Within the slot: so a kill can never cost more replies than may be in flight.
+                    await self._keep(job, raw, reply)
+                    return
             except self._failures as error:
                 failed = self._without_secret(failure(error))
-            else:
-                self._failed_in_a_row = 0
-                self._keep(job, raw, reply)
-                return
             attempts += failed.kind != "wait"
             if self._give_up(job, failed, attempts, self._loop.time() - began):
                 return
@@ -213,7 +213,8 @@ class Endpoint:
             answer = await self._client.chat.completions.with_raw_response.create(**body)
         return str(answer.http_response.text)
 
-    def _keep(self, job: _Job, raw: str, reply: Reply) -> None:
+    async def _keep(self, job: _Job, raw: str, reply: Reply) -> None:
+        """Put a reply into the journal; once it is there, hand it out."""
         entry = Entry(
             model=self._spec.name,
             revision=self._spec.revision,
@@ -222,7 +223,14 @@ class Endpoint:
             request=json.dumps(job.body, ensure_ascii=False),
             reply=self._redact(raw),
         )
-        self._journal.put(job.key, entry, lambda: _settle(job.future, reply), lambda error: _settle(job.future, error))
+        settled = asyncio.Event()
+
+        def settle(outcome: Reply | StorageError) -> None:  # on the journal's thread
+            _settle(job.future, outcome)
+            self._loop.call_soon_threadsafe(settled.set)
+
+        self._journal.put(job.key, entry, lambda: settle(reply), settle)
+        await settled.wait()
 
     def _give_up(self, job: _Job, failed: Failure, attempts: int, seconds: float) -> bool:
         """Whether this request has had its last try; then its reply, or the end of the endpoint, is settled."""

@@ -1,0 +1,113 @@
+"""The journal of replies: nothing that was received is asked for again, whenever the process is killed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from stub_server import Stub
+
+from potstill.errors import StorageError
+from potstill.teachers.journal import JOURNAL, Entry, Journal
+
+ENTRY = Entry("m", "", "declared", 0, "{}", '{"a": 1}')
+
+CHILD = """
+import sys
+from pathlib import Path
+from potstill.records import Message
+from potstill.sources import EndpointModel, Model
+from potstill.teachers.base import Request
+from potstill.teachers.client import Endpoint
+url, workspace = sys.argv[1:]
+model = Model("t", EndpointModel(endpoint="declared", name="m", concurrency=8), url)
+with Endpoint(model, Path(workspace)) as teacher:
+    requests = (Request((Message(role="user", content=f"q{i}"),), 8) for i in range(300))
+    for i, reply in enumerate(teacher.complete(requests)):
+        print(i, reply.text, flush=True)
+"""
+
+
+def put(journal: Journal, key: str, entry: Entry = ENTRY) -> StorageError | None:
+    done, failures = threading.Event(), []
+
+    def failed(error: StorageError) -> None:
+        failures.append(error)
+        done.set()
+
+    journal.put(key, entry, done.set, failed)
+    assert done.wait(10)
+    return failures[0] if failures else None
+
+
+def test_a_reply_is_on_disk_when_it_is_told_so(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / JOURNAL)
+    assert journal.get("k") is None
+    assert put(journal, "k") is None
+    with sqlite3.connect(tmp_path / JOURNAL) as other:  # another process would see it too
+        assert other.execute("SELECT reply FROM replies").fetchall() == [('{"a": 1}',)]
+    other.close()
+    assert journal.get("k") == '{"a": 1}'
+    journal.close()
+
+
+def test_the_first_reply_stays(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / JOURNAL)
+    put(journal, "k")
+    put(journal, "k", Entry("m", "", "declared", 0, "{}", '{"a": 2}'))
+    assert (journal.get("k"), len(journal)) == ('{"a": 1}', 1)
+    journal.close()
+
+
+def test_two_journals_of_one_workspace_live_together(tmp_path: Path) -> None:
+    one, other = Journal(tmp_path / JOURNAL), Journal(tmp_path / JOURNAL)
+    for i in range(50):
+        assert put(one, f"a{i}") is None
+        assert put(other, f"b{i}") is None
+    assert len(one) == len(other) == 100
+    one.close()
+    other.close()
+
+
+def test_a_folder_that_cannot_hold_it_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="the journal of replies cannot be used"):
+        Journal(tmp_path / "file" / JOURNAL)
+
+
+def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / JOURNAL)
+    put(journal, "k")
+    with sqlite3.connect(tmp_path / JOURNAL) as other:
+        other.execute("DROP TABLE replies")
+    other.close()
+    failed = put(journal, "l")
+    assert failed is not None
+    assert "no such table" in str(failed)
+    journal.close()
+
+
+@pytest.mark.parametrize("after", [5, 60, 150, 280])
+def test_kill_9_costs_at_most_what_was_in_flight(tmp_path: Path, after: int) -> None:
+    command = [sys.executable, "-c", CHILD]
+    with Stub() as stub:
+        child = subprocess.Popen([*command, stub.base_url, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        received = [child.stdout.readline() for _ in range(after)]
+        os.kill(child.pid, signal.SIGKILL)
+        received += child.stdout.readlines()
+        child.stdout.close()
+        assert child.wait() == -signal.SIGKILL
+        paid = stub.answered.total()
+        again = subprocess.run([*command, stub.base_url, str(tmp_path)], capture_output=True, text=True, check=True)
+        asked_again = {json.loads(k)["messages"][0]["content"] for k, n in stub.answered.items() if n > 1}
+    assert again.stdout == "".join(f"{i} echo q{i}\n" for i in range(300))
+    assert paid < 300 or after == 280
+    seen = {f"q{line.split()[0]}" for line in received if line.endswith("\n")}
+    assert not asked_again & seen, "a reply that had been seen was paid for twice"
+    assert len(asked_again) <= 8, "more was paid for twice than could be in flight"
