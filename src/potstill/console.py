@@ -16,6 +16,7 @@ from rich.text import Text
 from potstill.artifact import Artifact
 from potstill.pipeline import Listener
 from potstill.plan import Plan, Step
+from potstill.records import ROWS
 from potstill.workspace import Workspace
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -79,7 +80,7 @@ def number(value: float) -> str:
     """Whole numbers with commas, others with three figures that matter."""
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"
-    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def facts_line(artifact: Artifact) -> str:
@@ -87,11 +88,11 @@ def facts_line(artifact: Artifact) -> str:
     facts, words = dict(artifact.facts), []
     rows, dropped = facts.pop("rows", None), facts.pop("dropped", None)
     if rows is not None:
-        words.append(f"{rows:,} {artifact.produces}")
+        words.append(f"{rows:,} {artifact.produces if artifact.produces in ROWS else 'rows'}")
     if isinstance(dropped, dict) and sum(dropped.values()):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=_by_count))
         words.append(f"{sum(dropped.values()):,} left out ({reasons})" if len(dropped) < 5 else f"{reasons} left out")
-    scalars = {name: value for name, value in facts.items() if isinstance(value, int | float | str)}
+    scalars = {name: value for name, value in facts.items() if isinstance(value, int | float | str) and value}
     for name, value in list(scalars.items())[:FACTS_SHOWN]:
         words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str | bool) else number(value)}")
     return ", ".join(words)
@@ -241,6 +242,9 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
     if summary is not None:
         console.print()
         console.print(score_table(summary))
+        console.print()
+        for finding in summary.get("headline", ()):
+            console.print(Text(finding), soft_wrap=True)
     models = [step.name for step in plan.steps.values() if step.entry.produces == "model"]
     rows = [("Talk to it", f"potstill chat {workspace.path} {models[-1]}")] if models else []
     if summary is not None:
@@ -252,26 +256,33 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
 
 
 def score_table(summary: Mapping[str, Any]) -> Table:
-    """Suites by models: the mean and its 95% interval; the last column is the last model against the one before."""
+    """Suites by models: the mean and its 95% interval; the last column is the last model against the one before.
+
+    A difference stands out where its interval leaves out 0.
+    """
     models = list(summary["models"])
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="bold")
-    table.add_column("score [95% interval]", header_style="dim")
+    table.add_column("mean [95% interval]", header_style="dim")
     for model in models:
         table.add_column(model, justify="right")
     pair = f"{models[-1]}-{models[-2]}" if len(models) > 1 else ""
     if pair:
         table.add_column(f"{models[-1]} − {models[-2]}", justify="right")
     for suite, scores in summary["scores"].items():
-        cells: list[RenderableType] = [_interval(scores.get(model)) for model in models]
+        digits = 2 if any(abs(score["mean"] or 0) >= 2 for score in scores.values()) else 3
+        cells: list[RenderableType] = [_interval(scores.get(model), f".{digits}f") for model in models]
         if pair:
-            cells.append(_interval(summary.get("paired", {}).get(suite, {}).get(pair), sign="+"))
+            cells.append(_interval(summary["paired"].get(suite, {}).get(pair), f"+.{digits}f"))
         table.add_row(suite, *cells)
     return table
 
 
-def _interval(score: Mapping[str, Any] | None, sign: str = "") -> Text:
-    if score is None or score.get("mean") is None:
+def _interval(score: Mapping[str, Any] | None, form: str) -> Text:
+    if score is None or score["mean"] is None:
         return Text("-", style="dim")
-    style = "" if not sign else "green" if score["low"] > 0 else "red" if score["high"] < 0 else "yellow"
-    mean = f"{score['mean']:{sign}.2f}"
-    return Text.assemble((mean, style), (f" [{score['low']:{sign}.2f}, {score['high']:{sign}.2f}]", "dim"))
+    mean = format(score["mean"], form)
+    if score["low"] is None:  # one question has no interval
+        return Text(mean)
+    low, high = format(score["low"], form), format(score["high"], form)
+    clear = form.startswith("+") and (score["low"] > 0 or score["high"] < 0)
+    return Text.assemble((mean, "bold" if clear else ""), (f" [{low}, {high}]", "dim"))

@@ -17,20 +17,19 @@ from potstill.workspace import Workspace
 
 def plan_view(console: Console, plan: Plan, folder: Path) -> None:
     """Each stage: sealed, or why it will run, and what that is expected to take."""
-    table = _table("stage", "kind", "", "")
-    for name in ("rows", "teacher calls", "tokens"):
+    table = _table("stage", "kind", "")
+    for name in ("rows", "calls", "tokens"):
         table.add_column(name, justify="right")
     for step in plan.steps.values():
-        will_run = step.artifact is None
-        rows = f"{'about ' if will_run else ''}{step.expected.rows:,}" if step.expected.rows else ""
+        runs, expected = step.artifact is None, step.expected
+        state = Text.assemble(("will run", "cyan"), f"  {step.why}") if runs else Text("sealed", "green")
         table.add_row(
-            Text(step.name, style="bold" if will_run else "dim"),
-            Text(str(step.head["kind"]), style="" if will_run else "dim"),
-            Text("will run", style="cyan") if will_run else Text("sealed", style="green"),
-            Text(step.why, style="dim"),
-            rows,
-            f"{step.expected.calls:,}" if will_run and step.expected.calls else "",
-            f"{step.expected.tokens:,}" if will_run and step.expected.tokens else "",
+            Text(step.name, style="bold" if runs else "dim"),
+            Text(str(step.head["kind"]), style="" if runs else "dim"),
+            state,
+            f"{'~' if runs else ''}{expected.rows:,}" if expected.rows else "",
+            f"{expected.calls:,}" if runs and expected.calls else "",
+            f"{expected.tokens:,}" if runs and expected.tokens else "",
         )
     console.print(table)
     console.print()
@@ -44,7 +43,7 @@ def _sum(plan: Plan, folder: Path) -> str:
     calls = sum(step.expected.calls for step in waiting)
     cost = sum(_cost_usd(step) for step in waiting)
     words = f"{len(waiting)} of {len(plan.steps)} stages would run in {folder}"
-    words += f"; about {calls:,} teacher calls" if calls else ""
+    words += f"; about {calls:,} calls of teachers and judges" if calls else ""
     return words + (f", at most about ${cost:,.2f}" if cost else "") + "."
 
 
@@ -98,5 +97,5 @@ def _resume(described: dict[str, Any], workspace: Workspace) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column in ("stage", "kind"))
     return table

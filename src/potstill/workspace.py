@@ -9,6 +9,7 @@ run.json                  the last recipe   times.json, hashes.json
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,9 @@ from potstill.artifact import Artifact, digest, find, hash_file, read_json, stor
 from potstill.document import read_document
 from potstill.errors import BusyError, StorageError
 from potstill.recipe import locate
+
+HALF_WRITTEN = re.compile(r"\..+\.\d+")
+"""What `artifact.write_json` and the like write to before they rename it: .times.json.4711."""
 
 ORPHAN_SECONDS = 20.0
 """How long to wait for the children of a run that was killed: they notice and end by themselves."""
@@ -103,7 +107,8 @@ class Workspace:
 
     def _clear(self) -> None:
         """Remove what no run will finish: drafts, and files that were being written when a run was killed."""
-        for leftover in (*self.work.iterdir(), *self.path.glob(".*.json.*")):
+        halves = [path for path in self.path.iterdir() if HALF_WRITTEN.fullmatch(path.name)]
+        for leftover in (*self.work.iterdir(), *halves):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:

@@ -1,0 +1,293 @@
+"""What holds for the whole house: imports point one way, no field is dead, recipes parse, the schema is current."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+from potstill import sources, stages
+from potstill.document import plain, read_document
+from potstill.recipe import json_schema, load_recipe, recipe_folder, shipped
+from potstill.records import ROWS
+from potstill.references import slots
+from potstill.stages.base import Reference, StageConfig
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "potstill"
+
+# Imports point down this list, or stay inside one line of it.
+LAYERS = [
+    ["errors"],
+    ["records", "document"],
+    ["artifact"],
+    ["sources"],
+    ["formats", "shapes", "prompts"],
+    ["tokenization", "objectives"],
+    ["training", "teachers", "curation", "evaluation", "reporting", "miniature"],
+    ["stages"],
+    ["references", "validation", "schema", "recipe"],
+    ["workspace"],
+    ["plan"],
+    ["pipeline", "worker"],
+    ["console"],
+    ["views", "show", "chat"],
+    ["cli"],
+]
+# What the floor holds for those above: a stage's contract knows no stage.
+FLOOR = {"stages.base": 4}
+# Late bindings, inside a function: rows of a file of other origin are read by the reader that knows all formats.
+LATE = {("sources", "formats")}
+HEAVY = {"torch", "transformers", "openai", "tokenizers", "datasets", "safetensors", "starlette", "uvicorn"}
+MAY_BE_HEAVY = {"training", "objectives", "tokenization"}
+MAY_BE_HEAVY_FILES = {"teachers/local.py"}
+
+
+def modules() -> Iterator[tuple[str, Path, ast.Module]]:
+    """Every module of the package: its dotted name below potstill, its file, its syntax."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        yield name, path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """What of potstill a module imports, at its top or inside functions, as dotted names below potstill."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "potstill":
+            below = node.module.split(".")[1:]
+            for alias in node.names:
+                whole = [*below, alias.name]
+                is_module = (SOURCE.joinpath(*whole)).is_dir() or (SOURCE.joinpath(*whole).with_suffix(".py")).is_file()
+                yield ".".join(whole if is_module else below)
+        elif isinstance(node, ast.Import):
+            yield from (
+                alias.name.removeprefix("potstill.") for alias in node.names if alias.name.startswith("potstill.")
+            )
+
+
+def layer(name: str) -> int:
+    """How high a module stands."""
+    if name in FLOOR:
+        return FLOOR[name]
+    head = name.split(".")[0]
+    found = [height for height, names in enumerate(LAYERS) if head in names]
+    assert found, f"{name} stands in no layer: add it to the list, where it belongs"
+    return found[0]
+
+
+def test_every_import_points_one_way():
+    pairs = {(name, other) for name, _, tree in modules() if name for other in imported(tree) if other}
+    assert sorted(pair for pair in pairs - LATE if layer(pair[1]) > layer(pair[0])) == []
+    assert pairs >= LATE, "an exception that is none any more"
+
+
+def test_sibling_stages_never_import_each_other():
+    shared = {"stages", "stages.base", "stages.training"}
+    kinds = {module.removeprefix("potstill.") for module in stages.MODULES.values()}
+    wrong = [
+        f"{name} imports {other}"
+        for name, _, tree in modules()
+        if name in kinds
+        for other in imported(tree)
+        if other.startswith("stages") and other not in shared
+    ]
+    assert wrong == []
+    assert kinds <= {name for name, _, _ in modules()}
+
+
+def test_no_two_packages_import_each_other():
+    """Inside one layer too: evaluation may ask teachers, so no teacher knows of evaluation."""
+    pairs = {(name, other) for name, _, tree in modules() if name for other in imported(tree) if other} - LATE
+    heads = {(name.split(".")[0], other.split(".")[0]) for name, other in pairs if not {name, other} & set(FLOOR)}
+    graph: dict[str, set[str]] = {}
+    for head, other in heads:
+        if head != other:
+            graph.setdefault(head, set()).add(other)
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(graph.get(start, ()))
+        while waiting:
+            head = waiting.pop()
+            if head not in seen:
+                seen.add(head)
+                waiting.extend(graph.get(head, ()))
+        return seen
+
+    assert [head for head in graph if head in reached(head)] == []
+
+
+def test_light_modules_import_nothing_heavy_at_their_top():
+    wrong = []
+    for name, path, tree in modules():
+        inside = path.relative_to(SOURCE).as_posix()
+        if name.split(".")[0] in MAY_BE_HEAVY or inside in MAY_BE_HEAVY_FILES:
+            continue
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{inside} imports {heavy}" for heavy in names if heavy.split(".")[0] in HEAVY]
+    assert wrong == []
+
+
+def test_the_configs_of_all_stages_load_without_torch():
+    program = (
+        "import sys; from potstill import stages\nfor kind in stages.MODULES: stages.stage(kind)\n"
+        "print(sorted({'torch', 'transformers', 'openai'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown == "[]\n"
+
+
+def test_files_are_of_a_size_that_one_reads():
+    long = {path.name: len(path.read_text().splitlines()) for _, path, _ in modules()}
+    assert {name: lines for name, lines in long.items() if lines > 500} == {}
+
+
+def test_every_file_says_its_subject_first():
+    assert [path.name for _, path, tree in modules() if path.stat().st_size and not ast.get_docstring(tree)] == []
+
+
+# Configs.
+
+
+def parts(spec: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A config and the specs inside it."""
+    yield spec
+    for field in spec.model_fields.values():
+        yield from inner(field.annotation)
+
+
+def inner(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from parts(annotation)
+    for argument in get_args(annotation):
+        yield from inner(argument)
+
+
+def configs() -> list[type[BaseModel]]:
+    own = [spec for spec in vars(sources).values() if isinstance(spec, type) and issubclass(spec, sources.Spec)]
+    found = [part for kind in stages.MODULES for part in parts(stages.stage(kind).config)]
+    return list(dict.fromkeys([*(spec for spec in own if spec.model_fields), *found]))
+
+
+def test_every_field_of_every_config_is_read_somewhere():
+    """As an attribute, or, for a reference, by its name through `Inputs`."""
+    read: set[str] = set()
+    for _, _, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+    dead = [
+        f"{spec.__name__}.{name}"
+        for spec in configs()
+        for name in spec.model_fields
+        if name != "kind" and name not in read
+    ]
+    assert dead == []
+
+
+def test_every_field_of_every_config_is_explained():
+    silent = [
+        f"{spec.__name__}.{name}"
+        for spec in configs()
+        for name, field in spec.model_fields.items()
+        if name not in ("kind", "protocol") and not field.description
+    ]
+    assert silent == []
+
+
+def test_every_stage_says_its_kind_what_it_makes_and_what_it_takes():
+    made = {*ROWS, "model", "scores", "report"}
+    taken = made | {"server"}
+    for kind in stages.MODULES:
+        stage = stages.stage(kind)
+        assert issubclass(stage.config, StageConfig)
+        assert get_args(stage.config.model_fields["kind"].annotation) == (kind,)
+        if isinstance(stage.produces, str):
+            assert stage.produces in made
+        for reference in references(stage.config):
+            assert set(reference.accepts) <= taken, f"{kind} takes {reference.accepts}"
+
+
+def references(spec: type[BaseModel]) -> Iterator[Reference]:
+    for part in parts(spec):
+        for field in part.model_fields.values():
+            yield from (item for item in field.metadata if isinstance(item, Reference))
+            yield from annotated(field.annotation)
+
+
+def annotated(annotation: Any) -> Iterator[Reference]:
+    yield from (item for item in getattr(annotation, "__metadata__", ()) if isinstance(item, Reference))
+    for argument in get_args(annotation):
+        if not isinstance(argument, Reference):
+            yield from annotated(argument)
+
+
+# Recipes and their schema.
+
+
+def test_the_schema_is_current():
+    assert json.loads((recipe_folder() / "schema.json").read_text()) == json_schema(), (
+        "write it anew: python -m potstill.recipe > recipes/schema.json"
+    )
+
+
+def test_the_schema_is_a_schema_and_explains_every_field():
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    learning_rate = schema["$defs"]["Sft"]["properties"] if "Sft" in schema["$defs"] else None
+    fields = [body for body in schema["$defs"].values() for body in body.get("properties", {}).values()]
+    assert learning_rate is None or "description" in learning_rate["learning_rate"]
+    assert len(fields) > 50
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_fits_the_schema(name):
+    document = read_document(shipped()[name])
+    jsonschema.validate(plain(document.value), json_schema(), cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nome": "x"}, "nome"),
+        ({"models": {"m": {"path": "x", "endpoint": "y"}}}, "endpoint"),
+        ({"models": {"m": {"endpoint": "y", "nam": "z"}}}, "nam"),
+        ({"models": {"m": []}}, "[]"),
+        ({"stages": {"a": {"kind": "words"}}}, "words"),
+        ({"stages": {"a": {"kind": "miniature", "server": "w", "part": "articles", "editiens": 1}}}, "editiens"),
+        ({"stages": {"a": {"kind": "miniature", "server": "w", "part": "articles", "editions": "two"}}}, "two"),
+        ({"stages": {"a-b": {"kind": "miniature", "server": "w", "part": "articles"}}}, "a-b"),
+    ],
+)
+def test_the_schema_refuses_what_the_recipe_reader_refuses(change, message):
+    good = {"name": "r", "stages": {"a": {"kind": "miniature", "server": "w", "part": "articles", "editions": "${n}"}}}
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert list(validator.iter_errors(good)) == []
+    errors = [leaf.message for error in validator.iter_errors({**good, **change}) for leaf in [error, *error.context]]
+    assert any(message in error for error in errors), errors
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_parses_and_plans(name, tmp_path):
+    from potstill.plan import make_plan
+    from potstill.workspace import Hashes, Workspace
+
+    text = read_document(shipped()[name])
+    needed = [variable for variable, value in (text.value.get("variables") or {}).items() if value is None]
+    data = ROOT.parent / "shared" / "data"
+    if needed and not data.is_dir():
+        pytest.skip(f"{name} reads files that are not here")
+    recipe = load_recipe(name, [f"{variable}={data}" for variable in needed])
+    plan = make_plan(recipe, Workspace(tmp_path), Hashes(tmp_path / "hashes.json"))
+    assert list(plan.steps) == list(recipe.stages)
+    assert all(slot.accepts for entry in recipe.stages.values() for slot in slots(entry.config))
