@@ -56,7 +56,7 @@ def radar(
 ) -> Markup:
     """One polygon a row over at least three axes; a value that is not there is drawn at the centre."""
     assert len(axes) >= 3, "a radar of fewer than three axes has no area"
-    centre, radius = (260.0, 205.0), 150.0
+    centre, radius = (260.0, 205.0), 168.0
     angles = [2 * math.pi * i / len(axes) - math.pi / 2 for i in range(len(axes))]
 
     def point(i: int, share: float) -> Point:

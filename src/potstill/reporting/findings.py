@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 Verdict = Literal["better", "worse", "unclear"]
@@ -17,29 +18,40 @@ class Finding:
     later: str
     earlier: str
     verdict: Verdict
-    text: str
+    opening: str
+    """What is claimed."""
+    detail: str
+    """The numbers that it rests on."""
+
+    @property
+    def text(self) -> str:
+        """The whole sentence."""
+        return f"{self.opening}: {self.detail}"
 
 
 def findings(report: Mapping[str, Any]) -> list[Finding]:
-    """The comparisons that matter, the weightiest first: the last model with the one before it, on the first suite."""
-    models = report["models"]
+    """The comparisons that matter, the weightiest first: the last model with the one before it, on the first suite.
+
+    Those of the last model on every suite, then the other neighbours in the order of the models. Aspects speak only
+    where nothing else was measured; their table is elsewhere.
+    """
     suites = {name: suite for name, suite in report["suites"].items() if suite["protocol"] != "aspects"}
     suites = suites or dict(report["suites"])
     order = sorted(suites, key=lambda name: suites[name]["protocol"] != "mt_bench")
-    found = [f for name in order for f in _of_suite(name, suites[name], models)]
-    last = models[-1]
-    return sorted(found, key=lambda finding: finding.later != last)
+    found = [finding for name in order for finding in _of_suite(name, suites[name], report["models"])]
+    return sorted(found, key=lambda finding: finding.later != report["models"][-1])
 
 
 def _of_suite(name: str, suite: Mapping[str, Any], models: Sequence[str]) -> Iterator[Finding]:
-    """Neighbours in the order of the models; in a suite with baselines, each model with each of those instead."""
+    """Neighbours in the order of the models; in a suite with baselines, the last model with each of those instead."""
     present = [model for model in models if model in suite["models"]]
     baselines = [row for row in suite["models"] if row not in models]
-    for i in reversed(range(len(present))):
-        for earlier in baselines or present[max(0, i - 1) : i]:
-            finding = compare(name, suite, present[i], earlier)
-            if finding is not None:
-                yield finding
+    pairs = [(present[-1], row) for row in baselines] if baselines and present else []
+    pairs = pairs or [(later, earlier) for earlier, later in pairwise(present)][::-1]
+    for later, earlier in pairs:
+        finding = compare(name, suite, later, earlier)
+        if finding is not None:
+            yield finding
 
 
 def compare(name: str, suite: Mapping[str, Any], later: str, earlier: str) -> Finding | None:
@@ -48,7 +60,12 @@ def compare(name: str, suite: Mapping[str, Any], later: str, earlier: str) -> Fi
     if paired is None or paired["mean"] is None:
         return None
     verdict = verdict_of(paired, suite["higher_is_better"])
-    return Finding(name, later, earlier, verdict, _sentence(name, suite, later, earlier, verdict))
+    opening = {
+        "better": f"{later} does better than {earlier} on {name}",
+        "worse": f"{later} does worse than {earlier} on {name}",
+        "unclear": f"Whether {later} does better or worse than {earlier} on {name} cannot be told",
+    }[verdict]
+    return Finding(name, later, earlier, verdict, opening, _detail(suite, later, earlier))
 
 
 def verdict_of(paired: Mapping[str, Any], higher_is_better: bool) -> Verdict:
@@ -59,20 +76,14 @@ def verdict_of(paired: Mapping[str, Any], higher_is_better: bool) -> Verdict:
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
-def _sentence(name: str, suite: Mapping[str, Any], later: str, earlier: str, verdict: Verdict) -> str:
+def _detail(suite: Mapping[str, Any], later: str, earlier: str) -> str:
     paired = suite["paired"][f"{later}-{earlier}"]
-    means = [suite["models"][row]["mean"] for row in (later, earlier)]
-    values = f"{number(means[0], suite)} against {number(means[1], suite)}{_scale(suite)}"
+    means = [number(suite["models"][row]["mean"], suite) for row in (later, earlier)]
+    values = f"{means[0]} against {means[1]}{_scale(suite)}"
     if paired["low"] is None:
-        return f"{later} and {earlier} on {name}: {values}. One question is too few to say more."
-    interval = f"95% interval {signed(paired['low'], suite)} to {signed(paired['high'], suite)}"
-    difference = f"a difference of {signed(paired['mean'], suite)} ({interval})"
-    opening = {
-        "better": f"{later} does better than {earlier} on {name}",
-        "worse": f"{later} does worse than {earlier} on {name}",
-        "unclear": f"Whether {later} does better or worse than {earlier} on {name} cannot be told",
-    }[verdict]
-    return f"{opening}: {values}, {difference}.{_caution(suite, (later, earlier))}"
+        return f"{values}. One question is too few to say more."
+    difference = f"{signed(paired['mean'], suite)}{_points(suite)} (95% interval {signed_range(paired, suite)})"
+    return f"{values}, a difference of {difference}.{_caution(suite, (later, earlier))}"
 
 
 def _scale(suite: Mapping[str, Any]) -> str:
@@ -98,6 +109,16 @@ def signed(value: float | None, suite: Mapping[str, Any]) -> str:
     """A difference, with its sign; shares in percentage points."""
     if value is None:
         return "–"
-    if suite["protocol"] == "preference":
-        return f"{100 * value:+.1f} points".replace("-", "−")
-    return f"{value:+.2f}".replace("-", "−")
+    text = f"{100 * value:+.1f}" if suite["protocol"] == "preference" else f"{value:+.2f}"
+    return text.replace("-", "−")
+
+
+def signed_range(estimate: Mapping[str, Any], suite: Mapping[str, Any]) -> str:
+    """The interval of a difference."""
+    if estimate["low"] is None:
+        return "no interval"
+    return f"{signed(estimate['low'], suite)} to {signed(estimate['high'], suite)}{_points(suite)}"
+
+
+def _points(suite: Mapping[str, Any]) -> str:
+    return " points" if suite["protocol"] == "preference" else ""

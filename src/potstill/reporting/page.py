@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from potstill import __version__
 from potstill.reporting import charts
-from potstill.reporting.findings import compare, findings, number, signed, verdict_of
+from potstill.reporting.findings import compare, findings, number, signed, signed_range, verdict_of
 
 RADAR_AXES = 3
 """Fewer categories than this make no radar."""
@@ -87,7 +87,7 @@ def _suite(
         "unit": suite["unit"],
         "explanation": EXPLANATIONS[suite["protocol"]],
         "rows": [_row(row, estimate, suite, span, colours) for row, estimate in suite["models"].items()],
-        "ends": [number(end, suite) for end in span],
+        "ends": [f"{100 * end:g}%" if suite["protocol"] == "preference" else f"{end:.3g}" for end in span],
         "models": models,
         "radar": radar,
         "categories": [
@@ -167,9 +167,7 @@ def _difference(later: str, earlier: str, suite: Mapping[str, Any], reach: float
         "earlier": earlier,
         "verdict": verdict,
         "mean": signed(paired["mean"], suite),
-        "range": "no interval"
-        if paired["low"] is None
-        else f"{signed(paired['low'], suite)} to {signed(paired['high'], suite)}",
+        "range": signed_range(paired, suite),
         "n": paired["n"],
         "strip": charts.interval(paired["mean"], paired["low"], paired["high"], (-reach, reach), verdict, zero=True),
     }

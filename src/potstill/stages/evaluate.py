@@ -122,7 +122,7 @@ class Evaluate(StageConfig):
             number = (given if self.limit is None else min(given, self.limit)) * len(self.models)
             if isinstance(suite, JUDGED):
                 sheets = number * (len(suite.aspects) if isinstance(suite, AspectsSuite) else 1)
-                asked[suite.questions] = number * TURNS_A_QUESTION
+                asked[suite.questions] = max(asked.get(suite.questions, 0), number * TURNS_A_QUESTION)
                 judgments += sheets * TURNS_A_QUESTION
                 lines += sheets
             else:

@@ -1,0 +1,294 @@
+"""The evaluate stage from end to end, with teachers, a judge and a scorer that answer by rule."""
+
+import json
+import math
+
+import pytest
+from evaluation_fakes import FakeTeacher, House, data, endpoint, inputs, judge_by_length, local, questions, work
+from pydantic import ValidationError
+
+from potstill.artifact import read_json
+from potstill.errors import DataError, RecipeError, TeacherError
+from potstill.evaluation.likelihood import answer_loss
+from potstill.records import Chat, Message, Pair
+from potstill.stages import evaluate
+from potstill.teachers.base import Reply
+
+LOSS = {"base": 2.0, "sft": 1.0, "dpo": 1.25}
+USER = Message(role="user", content="Say something.")
+
+
+def says(text):
+    return (Message(role="assistant", content=text),)
+
+
+def fake_scorer(model, exchanges):
+    """A token a word; dpo likes answers with "good" in them."""
+    found = []
+    for _, answer in exchanges:
+        words = answer[-1].content.split()
+        liked = 3.0 if model.name == "dpo" and "good" in words else 0.0
+        found.append((liked - LOSS[model.name] * len(words), len(words)))
+    return found
+
+
+@pytest.fixture
+def house(monkeypatch):
+    made = House(
+        FakeTeacher("base", lambda r: "no"),
+        FakeTeacher("sft", lambda r: "an answer of " + "some " * (len(r.messages[-1].content) % 2) + "words"),
+        FakeTeacher("dpo", lambda r: "an answer of quite some words"),
+        FakeTeacher("judge", judge_by_length),
+    )
+    monkeypatch.setattr(evaluate, "connect", made.connect)
+    monkeypatch.setattr(evaluate, "_local_scorer", fake_scorer)
+    return made
+
+
+def config(**changes):
+    return evaluate.Evaluate.model_validate(
+        {
+            "kind": "evaluate",
+            "models": ["base", "sft", "dpo"],
+            "judge": "judge",
+            "suites": {
+                "chat": {"protocol": "mt_bench", "questions": "questions"},
+                "aspects": {"protocol": "aspects", "questions": "questions", "aspects": ["honesty", "helpfulness"]},
+                "loss": {"protocol": "answer_loss", "chats": "chats"},
+                "preference": {"protocol": "preference", "pairs": "pairs", "reference": "sft"},
+            },
+            **changes,
+        }
+    )
+
+
+def everything(folder, count=16):
+    asked = data(folder, "questions", "prompts", questions(count))
+    chats = [
+        Chat(id="c1", messages=(USER, *says("one two"), USER, *says("three four five")), category="x"),
+        Chat(id="c2", messages=(USER, Message(role="assistant", content="not learnt", train=False), USER, *says("w"))),
+    ]
+    pairs = [
+        Pair(id="p1", prompt=(USER,), chosen=says("good and long it is"), rejected=says("bad")),
+        Pair(id="p2", prompt=(USER,), chosen=says("good one"), rejected=says("a bad and long one")),
+        Pair(id="p3", prompt=(USER,), chosen=says("short"), rejected=says("good but longer")),
+        Pair(id="p4", prompt=(USER,), chosen=says("abc"), rejected=says("abd")),
+    ]
+    return inputs(
+        {
+            "suites.chat.questions": asked,
+            "suites.aspects.questions": asked,
+            "suites.loss.chats": data(folder, "chats", "chats", chats),
+            "suites.preference.pairs": data(folder, "pairs", "pairs", pairs),
+        },
+        {
+            "models": tuple(local(name) for name in LOSS),
+            "judge": endpoint("judge"),
+            "suites.chat.judge": (),
+            "suites.aspects.judge": (),
+            "suites.preference.reference": local("sft"),
+        },
+    )
+
+
+@pytest.fixture
+def scored(house, tmp_path):
+    """The scores and answers of everything, and who was asked."""
+    job = work(tmp_path)
+    facts = evaluate.run(config(), everything(tmp_path), job)
+    lines = (job.path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return read_json(job.path / "scores.json"), [json.loads(line) for line in lines], house, facts
+
+
+def test_scores_of_dialogues(scored):
+    scores, *_ = scored
+    assert scores["models"] == ["base", "sft", "dpo"]
+    chat = scores["suites"]["chat"]
+    assert (chat["protocol"], chat["scale"], chat["higher_is_better"]) == ("mt_bench", [1.0, 10.0], True)
+    assert chat["models"]["base"] == {"mean": 2.0, "low": 2.0, "high": 2.0, "n": 32, "coverage": 1.0}
+    assert chat["models"]["dpo"]["mean"] == 7.0
+    assert chat["models"]["sft"]["low"] < chat["models"]["sft"]["mean"] < chat["models"]["sft"]["high"]
+    assert set(chat["paired"]) == {"sft-base", "dpo-base", "dpo-sft"}
+    assert chat["paired"]["dpo-base"] == {"mean": 5.0, "low": 5.0, "high": 5.0, "n": 32}
+    assert chat["paired"]["dpo-sft"]["mean"] == pytest.approx(7.0 - chat["models"]["sft"]["mean"])
+    assert list(chat["categories"]) == [q.category for q in questions(8)]
+    assert chat["categories"]["math"]["dpo"]["n"] == 4
+
+
+def test_an_aspect_is_a_suite(scored):
+    suites = scored[0]["suites"]
+    assert [name for name in suites if name.startswith("aspects")] == ["aspects/honesty", "aspects/helpfulness"]
+    assert suites["aspects/honesty"]["models"]["base"]["mean"] == 2.0
+    assert suites["aspects/honesty"]["models"]["dpo"]["mean"] == 5.0
+
+
+def test_the_same_question_is_answered_once(scored):
+    _, _, house, _ = scored
+    assert [len(house.teachers[name].asked) for name in LOSS] == [32, 32, 32]
+    assert len(house.teachers["judge"].asked) == 3 * 32 * 3
+
+
+def test_answer_loss_is_nats_per_token_over_all_tokens(scored):
+    loss = scored[0]["suites"]["loss"]
+    assert loss["higher_is_better"] is False
+    assert {name: row["mean"] for name, row in loss["models"].items()} == LOSS
+    assert loss["models"]["base"]["n"] == 3  # the turn that is not to be learnt is not scored
+    assert loss["paired"]["sft-base"]["mean"] == -1.0
+
+
+def test_answer_loss_weighs_turns_by_their_tokens():
+    chats = [Chat(id=str(i), messages=(USER, *says(text))) for i, text in enumerate(["a", "b c d"])]
+    observed = answer_loss(local("m"), chats, lambda model, exchanges: [(-5.0, 1), (-3.0, 3)])
+    assert [(o.value, o.weight) for o in observed] == [(5.0, 1.0), (1.0, 3.0)]
+
+
+def test_preference_stands_beside_its_baselines(scored):
+    rows = scored[0]["suites"]["preference"]["models"]
+    assert {name: row["mean"] for name, row in rows.items()} == {
+        "longer answer": (1 + 0 + 0 + 0.5) / 4,
+        "sft likelihood": (0 + 1 + 1 + 0.5) / 4,
+        "sft likelihood per token": 0.5,
+        "base": (0 + 1 + 1 + 0.5) / 4,  # it minds every word more than sft does
+        "dpo": (1 + 1 + 0 + 0.5) / 4,
+    }
+    assert 0 < rows["dpo"]["low"] < 0.625 < rows["dpo"]["high"] < 1
+    assert "dpo-longer answer" in scored[0]["suites"]["preference"]["paired"]
+
+
+def test_answers_are_kept_with_what_was_said_of_them(scored):
+    _, lines, _, facts = scored
+    assert {(line["suite"], line["model"]) for line in lines} >= {("chat", "base"), ("aspects/honesty", "dpo")}
+    line = next(row for row in lines if row["suite"] == "chat" and row["model"] == "dpo" and row["id"] == "q2")
+    assert line["category"] == "reasoning"
+    assert line["turns"][1] == {
+        "user": "And after 2?",
+        "assistant": "an answer of quite some words",
+        "score": 7.0,
+        "judgment": "It has 6 words. Rating: [[7]]",
+    }
+    losses = [line for line in lines if line["suite"] == "loss" and line["model"] == "sft"]
+    assert [[turn["score"] for turn in line["turns"]] for line in losses] == [[1.0, 1.0], [1.0]]
+    assert facts["suites"]["chat"] == {"questions": 16, "scored": 96}
+
+
+def test_the_same_bytes_twice(house, tmp_path):
+    sealed = []
+    for name in ("a", "b"):
+        job = work(tmp_path / name)
+        evaluate.run(config(), everything(tmp_path / name), job)
+        sealed.append([(job.path / file).read_bytes() for file in ("scores.json", "answers.jsonl")])
+    assert sealed[0] == sealed[1]
+
+
+def test_missing_answers_and_unread_judgments_lower_the_coverage(house, tmp_path):
+    house.teachers["sft"].speak = lambda r: Reply("", "error", "broke") if "0?" in r.messages[-1].content else "fine"
+    house.teachers["judge"].speak = lambda r: (
+        "no idea" if "And after 1?" in r.messages[-1].content else judge_by_length(r)
+    )
+    suites = {"chat": {"protocol": "mt_bench", "questions": "questions"}}
+    given = everything(tmp_path, count=5)
+    job = work(tmp_path)
+    facts = evaluate.run(config(models=["base", "sft"], suites=suites), given, job)
+    models = read_json(job.path / "scores.json")["suites"]["chat"]["models"]
+    assert (models["sft"]["n"], models["sft"]["coverage"]) == (7, 0.7)
+    assert (models["base"]["n"], models["base"]["coverage"]) == (9, 0.9)
+    assert models["sft"]["mean"] == 2.0
+    assert facts["suites"]["chat"]["unanswered"] == 2
+    assert facts["suites"]["chat"]["unread"] == 3
+
+
+def test_not_applicable_is_not_asked(house, tmp_path):
+    house.teachers["judge"].speak = lambda r: (
+        "Text 1\nRating: N/A\nRationale: none." if "And after" in r.messages[-1].content else "Rating: 3"
+    )
+    suites = {"a": {"protocol": "aspects", "questions": "questions", "aspects": ["truthfulness"]}}
+    given = everything(tmp_path)
+    asked = inputs({"suites.a.questions": given.data["suites.chat.questions"]}, dict(given.models))
+    job = work(tmp_path)
+    facts = evaluate.run(config(suites=suites), asked, job)
+    found = read_json(job.path / "scores.json")["suites"]["a/truthfulness"]["models"]["dpo"]
+    assert found == {"mean": 3.0, "low": 3.0, "high": 3.0, "n": 16, "coverage": 1.0}
+    assert facts["suites"]["a/truthfulness"]["not_applicable"] == 48
+
+
+def test_a_judge_that_answers_rubbish(house, tmp_path):
+    house.teachers["judge"].speak = lambda r: "bananas"
+    with pytest.raises(TeacherError, match="judge judge: none of its 96 judgments could be read"):
+        evaluate.run(config(), everything(tmp_path), work(tmp_path))
+    assert not (tmp_path / "draft" / "scores.json").exists()
+
+
+def test_a_suite_may_have_a_judge_of_its_own(house, tmp_path):
+    house.teachers["strict"] = FakeTeacher("strict", lambda r: "[[1]]")
+    suites = {"chat": {"protocol": "mt_bench", "questions": "questions", "judge": "strict"}}
+    given = everything(tmp_path)
+    own = inputs(dict(given.data), {**given.models, "suites.chat.judge": endpoint("strict")})
+    job = work(tmp_path)
+    evaluate.run(config(suites=suites, judge=None), own, job)
+    assert read_json(job.path / "scores.json")["suites"]["chat"]["models"]["dpo"]["mean"] == 1.0
+
+
+def test_a_limit_takes_the_first(house, tmp_path):
+    evaluate.run(config(limit=3), everything(tmp_path), work(tmp_path))
+    assert len(house.teachers["base"].asked) == 6
+    suites = read_json(tmp_path / "draft" / "scores.json")["suites"]
+    assert (suites["chat"]["models"]["base"]["n"], suites["preference"]["models"]["dpo"]["n"]) == (6, 3)
+
+
+def test_endpoints_have_no_likelihood(house, tmp_path):
+    given = everything(tmp_path)
+    behind = inputs(dict(given.data), {**given.models, "models": (endpoint("base"), local("sft"))})
+    with pytest.raises(RecipeError, match="'base' is behind an endpoint"):
+        evaluate.run(config(), behind, work(tmp_path))
+    assert house.teachers["base"].asked == []
+
+
+def test_no_question_and_the_same_twice(house, tmp_path):
+    for name, rows, words in (("none", [], "holds no row"), ("twice", questions(1) * 2, "'q0' stands there twice")):
+        given = everything(tmp_path / name)
+        bad = inputs(
+            {**given.data, "suites.chat.questions": data(tmp_path, f"asked {name}", "prompts", rows)},
+            dict(given.models),
+        )
+        with pytest.raises(DataError, match=words):
+            evaluate.run(config(), bad, work(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"judge": None}, "suite 'chat' needs a judge"),
+        ({"models": ["a", "a"]}, "twice"),
+        ({"models": []}, "at least 1"),
+        ({"suites": {"a/b": {"protocol": "answer_loss", "chats": "x"}}}, "slash"),
+        ({"suites": {"a": {"protocol": "bleu", "chats": "x"}}}, "mt_bench"),
+        ({"suites": {"a": {"protocol": "answer_loss", "chats": "x", "pairs": "y"}}}, "pairs"),
+    ],
+)
+def test_bad_configs(changes, words):
+    with pytest.raises(ValidationError, match=words):
+        config(**changes)
+
+
+def test_what_a_plan_expects():
+    expected = config().expect(
+        {
+            "suites.chat.questions": 80,
+            "suites.aspects.questions": 80,
+            "suites.loss.chats": 50,
+            "suites.preference.pairs": 9,
+        }
+    )
+    assert expected.calls == 3 * 160 + 3 * 160 + 2 * 3 * 160
+    assert expected.rows == 3 * (80 + 2 * 80 + 50 + 9)
+    assert config(limit=10).expect({"suites.chat.questions": 80}).calls == 3 * 20 + 3 * 20
+
+
+def test_nothing_in_the_scores_is_a_nan(scored):
+    def walk(value):
+        if isinstance(value, dict):
+            for inner in value.values():
+                walk(inner)
+        assert not (isinstance(value, float) and math.isnan(value))
+
+    walk(scored[0])

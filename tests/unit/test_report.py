@@ -1,0 +1,326 @@
+"""The report: what is sealed, what the summary holds, and that a hostile model cannot reach the page."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from evaluation_fakes import endpoint, inputs, local, work
+
+from potstill.artifact import read_json, seal, write_json
+from potstill.evaluation.scores import Measure, SuiteResult
+from potstill.evaluation.statistics import Observation
+from potstill.reporting import charts, render
+from potstill.reporting.findings import findings
+from potstill.reporting.page import duration
+from potstill.sources import Data
+from potstill.stages import report
+
+MODELS = ["base", "sft", "dpo"]
+CATEGORIES = ["writing", "math", "stem", "coding"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "{{7*7}} {% raw %} ${7*7}",
+    "</style></svg></details><img src=x onerror=alert(1)>",
+    "\"'><a href='https://evil.example' onclick=\"x()\">",
+    "&lt;b&gt; javascript:alert(1) <!-- ]]> --> \x00\x1b[31m\u202e",
+]
+TIMINGS = {"sft": {"seconds": 61.0, "sealed_before": False}, "dpo": {"seconds": 0.0, "sealed_before": True}}
+
+
+def suite(means, protocol="mt_bench", scale=(1.0, 10.0), higher=True, count=12):
+    """A suite in which every model has that mean, give or take."""
+    observed = {
+        name: [
+            Observation(f"q{i}", "1", mean + 0.3 * math.sin(i * (1 + j)), category=CATEGORIES[i % 4])
+            for i in range(count)
+        ]
+        for j, (name, mean) in enumerate(means.items())
+    }
+    return SuiteResult(Measure(protocol, scale, higher, unit="points"), observed).to_json()
+
+
+def answers(texts=("fine",), suite="chat", models=MODELS, count=12):
+    return [
+        {
+            "suite": suite,
+            "model": model,
+            "id": f"q{i}",
+            "category": CATEGORIES[i % 4],
+            "turns": [{"user": f"Question {i}?", "assistant": texts[i % len(texts)], "score": 5.0, "judgment": "so"}],
+        }
+        for model in models
+        for i in range(count)
+    ]
+
+
+def scores(folder, name, suites, lines=(), models=MODELS):
+    path = folder / name
+    path.mkdir(parents=True)
+    write_json(path / "scores.json", {"models": list(models), "suites": suites})
+    (path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Data(name, "scores", path)
+
+
+def made(folder, name, kind, config, steps=3):
+    """A sealed model with its curves."""
+    draft = folder / f"draft-{name}"
+    draft.mkdir(parents=True)
+    lines = [{"step": s, "split": "train", "loss": 3.0 - s / steps, "note": "x"} for s in range(1, steps + 1)]
+    lines.append({"step": steps, "split": "held_out", "loss": 2.5, "reward_accuracy": 0.75})
+    (draft / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    head = {"stage": name, "kind": kind, "produces": "model", "key": name, "config": {"kind": kind, **config}}
+    sealed = seal(draft, folder / "artifacts" / name, {**head, "inputs": {}, "facts": {"steps": steps}})
+    return local(name, str(sealed.path))
+
+
+def sealed_report(folder, given, models=(), seed=1, **changes):
+    config = report.Report.model_validate({"kind": "report", "scores": ["scores"], **changes})
+    job = work(folder / "report", seed)
+    report.run(config, inputs({"scores": tuple(given)}, {"models": tuple(models)}), job)
+    return job.path
+
+
+@pytest.fixture
+def usual(tmp_path):
+    """A report of three models, with curves and answers."""
+    suites = {
+        "chat": suite({"base": 3.0, "sft": 6.0, "dpo": 7.0}),
+        "a/honesty": suite({"base": 2.0, "sft": 4.0, "dpo": 3.0}, "aspects", (1.0, 5.0)),
+        "loss": suite({"base": 3.0, "sft": 2.0, "dpo": 2.0}, "answer_loss", (0.0, None), higher=False),
+    }
+    models = [
+        made(tmp_path, "base", "pretrain", {"layers": 4}),
+        made(tmp_path, "sft", "sft", {"data": "raw", "epochs": 2}),
+        made(tmp_path, "dpo", "sft", {"data": "curated", "epochs": 2}, steps=1000),
+    ]
+    return sealed_report(tmp_path, [scores(tmp_path, "scores", suites, answers())], models)
+
+
+def page(folder, out):
+    out.mkdir(parents=True, exist_ok=True)
+    render(folder, TIMINGS, out)
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_is_sealed(usual):
+    sealed = read_json(usual / "report.json")
+    assert sealed["models"] == MODELS
+    assert sealed["curves"]["base"]["train"]["loss"] == [[1, 3 - 1 / 3], [2, 3 - 2 / 3], [3, 2.0]]
+    assert sealed["curves"]["base"]["held_out"] == {"loss": [[3, 2.5]], "reward_accuracy": [[3, 0.75]]}
+    thinned = sealed["curves"]["dpo"]["train"]["loss"]
+    assert (len(thinned), thinned[-1][0]) == (report.CURVE_POINTS, 1000)
+    assert math.fsum(v for _, v in thinned) / len(thinned) == pytest.approx(2.4995, abs=1e-3)
+    assert sealed["controlled"] == [{"earlier": "sft", "later": "dpo", "field": "data", "settings": ["raw", "curated"]}]
+
+
+def test_ten_answers_across_the_categories_by_seed(usual, tmp_path):
+    shown = read_json(usual / "report.json")["answers"]
+    assert len(shown) == 10
+    assert [sum(q["category"] == c for q in shown) >= 2 for c in CATEGORIES] == [True] * 4
+    assert list(shown[0]["turns"][0]["answers"]) == MODELS
+    given = [scores(tmp_path / "again", "scores", {"chat": suite({"base": 1.0, "sft": 2.0})}, answers())]
+    ids = [
+        [
+            q["id"]
+            for q in read_json(sealed_report(tmp_path / str(i), given, seed=s, answers=3) / "report.json")["answers"]
+        ]
+        for i, s in enumerate([1, 1, 2])
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    assert len(ids[0]) == 3
+
+
+def test_suites_of_the_same_name_are_told_apart(tmp_path):
+    given = [scores(tmp_path, name, {"chat": suite({"base": 1.0 + i})}) for i, name in enumerate(["one", "two"])]
+    assert list(read_json(sealed_report(tmp_path, given) / "report.json")["suites"]) == ["one: chat", "two: chat"]
+
+
+def test_models_from_elsewhere_have_no_curves(tmp_path):
+    given = [scores(tmp_path, "scores", {"chat": suite({"base": 3.0, "sft": 4.0})})]
+    folder = sealed_report(tmp_path, given, [endpoint("base"), local("sft", str(tmp_path / "elsewhere"))])
+    assert read_json(folder / "report.json")["curves"] == {}
+    assert "potstill chat" not in page(folder, tmp_path / "out")
+
+
+def test_the_summary(usual, tmp_path):
+    page(usual, tmp_path / "out")
+    found = read_json(tmp_path / "out" / "summary.json")
+    assert found["models"] == MODELS
+    for name in ("chat", "a/honesty", "loss"):
+        for model in MODELS:
+            estimate = found["scores"][name][model]
+            assert set(estimate) == {"mean", "low", "high", "n", "coverage"}
+            assert estimate["low"] < estimate["mean"] < estimate["high"]
+        assert set(found["paired"][name]) == {"sft-base", "dpo-base", "dpo-sft"}
+        assert {"mean", "low", "high"} <= set(found["paired"][name]["dpo-sft"])
+    assert found["paired"]["chat"]["dpo-sft"]["mean"] == pytest.approx(1.0, abs=0.3)
+    assert found["stages"] == TIMINGS
+    assert found["headline"][0].startswith("dpo does better than sft on chat: ")
+
+
+def test_rendering_twice_gives_the_same_page(usual, tmp_path):
+    assert page(usual, tmp_path / "out") == page(usual, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("later", "higher", "opening"),
+    [
+        (7.0, True, "dpo does better than sft on s: "),
+        (5.0, True, "dpo does worse than sft on s: "),
+        (6.02, True, "Whether dpo does better or worse than sft on s cannot be told: "),
+        (5.0, False, "dpo does better than sft on s: "),
+        (7.0, False, "dpo does worse than sft on s: "),
+    ],
+)
+def test_the_headline_says_no_more_than_the_interval(later, higher, opening):
+    found = findings({"models": ["sft", "dpo"], "suites": {"s": suite({"sft": 6.0, "dpo": later}, higher=higher)}})
+    assert found[0].text.startswith(opening)
+    assert "95% interval" in found[0].text
+
+
+def test_one_question_makes_no_claim():
+    found = findings({"models": ["sft", "dpo"], "suites": {"s": suite({"sft": 1.0, "dpo": 9.0}, count=1)}})
+    assert found[0].verdict == "unclear"
+    assert "too few" in found[0].text
+
+
+def test_low_coverage_is_said_in_the_sentence():
+    one = suite({"sft": 1.0, "dpo": 9.0})
+    one["models"]["sft"]["coverage"] = 0.25
+    assert findings({"models": ["sft", "dpo"], "suites": {"s": one}})[0].text.endswith("Only 25% could be scored.")
+
+
+class Collector(HTMLParser):
+    """Every tag and attribute of a page, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def hostile_page(tmp_path):
+    """Every name and text of a report that somebody else chose, chosen badly."""
+    models = [f"m{i}{text}" for i, text in enumerate(HOSTILE[:3])]
+    named = suite(dict.fromkeys(models, 5.0))
+    named["categories"] = {HOSTILE[3] + c: by for c, by in named["categories"].items()}
+    lines = answers(HOSTILE, suite=HOSTILE[2], models=models)
+    for line in lines:
+        line["turns"][0]["user"] = line["category"] = HOSTILE[3]
+        line["turns"][0]["reason"] = HOSTILE[0]
+    given = [
+        scores(
+            tmp_path, "scores", {HOSTILE[2]: named, f"a/{HOSTILE[0]}": named | {"protocol": "aspects"}}, lines, models
+        )
+    ]
+    folder = sealed_report(tmp_path, given, [made(tmp_path, "x", "sft", {})], title=HOSTILE[1])
+    sealed = read_json(folder / "report.json")
+    sealed["curves"] = {models[0]: {HOSTILE[0]: {"loss": [[1, 2.0], [2, 1.0]]}}}
+    sealed["stages"] = {HOSTILE[3]: {}}
+    sealed["controlled"] = [{"earlier": models[0], "later": models[1], "field": HOSTILE[0], "settings": HOSTILE[2:4]}]
+    write_json(folder / "report.json", sealed)
+    out = tmp_path / "out"
+    out.mkdir()
+    render(folder, {HOSTILE[2]: {"seconds": 1.0, "sealed_before": True}}, out)
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_hostile_text_stays_a_text(usual, tmp_path):
+    harmless = Collector(page(usual, tmp_path / "usual"))
+    found = Collector(hostile_page(tmp_path / "hostile"))
+    assert set(found.tags) <= set(harmless.tags)
+    assert {(tag, name) for tag, name, _ in found.attributes} <= {(tag, name) for tag, name, _ in harmless.attributes}
+    assert found.tags.count("style") == 1
+    for text in HOSTILE[:4]:
+        assert text in found.text
+    assert not re.search("[\x00\x1b\u202e]", found.text)
+
+
+@pytest.mark.parametrize("which", ["usual", "hostile"])
+def test_the_page_asks_nobody_for_anything(usual, tmp_path, which):
+    text = page(usual, tmp_path / "out") if which == "usual" else hostile_page(tmp_path / "hostile")
+    found = Collector(text)
+    assert not {"script", "iframe", "object", "embed", "form", "base", "img", "image", "use"} & set(found.tags)
+    for tag, name, value in found.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("href", "src", "srcset", "xlink:href", "action", "data", "poster", "style"):
+            assert value.startswith("#") or value == "data:,", (tag, name, value)
+    style = text.split("<style>")[1].split("</style>")[0]
+    assert not re.search(r"@import|url\(|@font-face|expression", style)
+    policy = dict(a[1:] for a in found.attributes if a[0] == "meta" and a[1] == "content" and "default" in a[2])
+    assert policy["content"].startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_the_policy_allows_the_style_that_is_there(usual, tmp_path):
+    import base64
+    import hashlib
+
+    text = page(usual, tmp_path / "out")
+    style = text.split("<style>")[1].split("</style>")[0]
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in text
+
+
+def test_the_page_tells_how_to_use_the_last_model(usual, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = Collector(page(usual, tmp_path / "runs" / "my run")).text
+    assert "potstill chat 'runs/my run' dpo" in text
+    assert 'model="runs/my run/dpo"' in text
+    assert "61 s" not in text
+    assert "1 min 01 s" in text
+    assert "sealed by an earlier run" in text
+
+
+def test_a_report_without_answers_curves_or_a_second_model(tmp_path):
+    given = [scores(tmp_path, "scores", {"s": suite({"only": 5.0}, count=1)}, models=["only"])]
+    text = Collector(page(sealed_report(tmp_path, given), tmp_path / "out")).text
+    assert "There are not two models here to compare." in text
+    assert "no interval" in text
+
+
+def test_drawing_needs_no_torch(usual, tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from potstill.reporting import render; "
+        f"render(Path({str(usual)!r}), {{}}, Path({str(tmp_path)!r})); "
+        "print([m for m in ('torch', 'transformers', 'openai') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 5, 10]), (0.1, 0.69, [0.2, 0.4, 0.6]), (-1, 1, [-1, -0.5, 0, 0.5, 1]), (3, 3, [3])],
+)
+def test_ticks_are_round(low, high, expected):
+    assert charts.ticks(low, high, 4) == pytest.approx(expected)
+
+
+def test_an_interval_is_drawn_to_scale():
+    strip = str(charts.interval(5.0, 4.0, 6.0, (0.0, 10.0), "c1"))
+    assert 'x1="40.40%" x2="59.60%"' in strip
+    assert 'cx="50.00%"' in strip
+    assert "whisker" not in charts.interval(5.0, None, None, (0.0, 10.0), "c1")
+
+
+def test_a_radar_puts_values_on_their_axes():
+    drawn = str(charts.radar(["n", "e", "s", "w"], {"m": [10.0, 5.0, 0.0, None]}, (0.0, 10.0), {"m": "c0"}))
+    assert 'points="260.0,37.0 344.0,205.0 260.0,205.0 260.0,205.0"' in drawn
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.9, "9.9 s"), (42.4, "42 s"), (119.6, "2 min 00 s"), (7260, "2 h 01 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
