@@ -1,0 +1,337 @@
+"""Reading everyone's formats: each shape means what its makers say, and each bad row is one clear line."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.errors import DataError
+from potstill.formats import examine, read_file, sniff
+from potstill.records import Answers, Chat, Message, Pair, Prompt, Record, Text
+from potstill.shapes import SHAPES, ShapeError, check_dialogue, recognise
+
+SHARED = Path("../shared/data")
+U, A, S = "user", "assistant", "system"
+
+
+def turns(*said: tuple[str, str]) -> tuple[Message, ...]:
+    return tuple(Message.model_validate({"role": role, "content": content}) for role, content in said)
+
+
+def said(messages: tuple[Message, ...]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def one(tmp_path: Path, row: Any, row_type: type[Record]) -> Any:
+    (found,) = read_file(write(tmp_path / "rows.jsonl", row), row_type)
+    return found
+
+
+CONVERSATIONS = [
+    ("messages", {"messages": [{"role": U, "content": "q"}, {"role": A, "content": "a"}]}),
+    (
+        "messages",
+        {"prompt": "q", "prompt_id": "7", "messages": [{"role": U, "content": "q"}, {"role": A, "content": "a"}]},
+    ),
+    ("messages", {"messages": [{"role": U, "content": "q"}, {"role": A, "content": "a"}], "label": True}),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+    ("alpaca", {"instruction": "q", "input": "", "output": "a"}),
+    ("alpaca", {"instruction": "q", "input": "", "response": "a"}),
+    ("seed_tasks", {"instruction": "q", "instances": [{"input": "", "output": "a"}], "is_classification": False}),
+    ("problems", {"question": "q", "answer": "a"}),
+    ("prompts", {"prompt": "q", "completion": "a"}),
+    ("ultrachat", {"id": "0", "data": ["q", "a"]}),
+    ("pairs", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
+]
+
+
+@pytest.mark.parametrize(("shape", "row"), CONVERSATIONS)
+def test_each_shape_of_a_conversation(tmp_path: Path, shape: str, row: dict[str, Any]) -> None:
+    assert sniff(write(tmp_path / "rows.jsonl", row)) == shape
+    assert said(one(tmp_path, row, Chat).messages) == [(U, "q"), (A, "a")]
+    assert said(one(tmp_path, row, Prompt).messages) == [(U, "q")]
+    assert one(tmp_path, row, Text).text.split() == ["q", "a"]
+
+
+PAIRS = [
+    {"prompt": "q", "chosen": "a", "rejected": "b"},
+    {
+        "prompt": [{"role": U, "content": "q"}],
+        "chosen": [{"role": A, "content": "a"}],
+        "rejected": [{"role": A, "content": "b"}],
+    },
+    {
+        "prompt": "q",
+        "chosen": [{"role": U, "content": "q"}, {"role": A, "content": "a"}],
+        "rejected": [{"role": U, "content": "q"}, {"role": A, "content": "b"}],
+        "messages": [{"role": U, "content": "q"}, {"role": A, "content": "a"}],
+    },
+    {"instruction": "q", "input": "", "output": "a", "chosen": "a", "rejected": "b"},
+    {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
+]
+
+
+@pytest.mark.parametrize("row", PAIRS)
+def test_each_shape_of_a_pair(tmp_path: Path, row: dict[str, Any]) -> None:
+    pair = one(tmp_path, row, Pair)
+    assert (said(pair.prompt), said(pair.chosen), said(pair.rejected)) == ([(U, "q")], [(A, "a")], [(A, "b")])
+
+
+def test_a_pair_that_parts_early_keeps_what_follows_in_its_answers(tmp_path: Path) -> None:
+    chosen = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: c"
+    pair = one(tmp_path, {"chosen": chosen, "rejected": "\n\nHuman: q\n\nAssistant: b"}, Pair)
+    assert said(pair.prompt) == [(U, "q")]
+    assert said(pair.chosen) == [(A, "a"), (U, "r"), (A, "c")]
+
+
+def test_scores_ids_and_categories_come_along(tmp_path: Path) -> None:
+    pair = one(tmp_path, PAIRS[0] | {"score_chosen": 8.5, "score_rejected": 6, "id": "x", "category": "math"}, Pair)
+    assert (pair.chosen_score, pair.rejected_score, pair.id, pair.category) == (8.5, 6.0, "x", "math")
+    assert one(tmp_path, PAIRS[0], Pair).id == "rows-0"
+
+
+def test_a_question_of_several_turns_keeps_its_follow_ups_and_references(tmp_path: Path) -> None:
+    row = {"question_id": 101, "category": "reasoning", "turns": ["q", "r"], "reference": ["a", "b"]}
+    prompt = one(tmp_path, row, Prompt)
+    assert (prompt.id, prompt.follow_ups, prompt.references, prompt.category) == (
+        "101",
+        ("r",),
+        ("a", "b"),
+        "reasoning",
+    )
+
+
+def test_a_chat_of_several_turns_as_a_prompt(tmp_path: Path) -> None:
+    row = {"messages": [{"role": r, "content": c} for r, c in [(S, "s"), (U, "q"), (A, "a"), (U, "r"), (A, "b")]]}
+    prompt = one(tmp_path, row, Prompt)
+    assert (said(prompt.messages), prompt.follow_ups) == ([(S, "s"), (U, "q")], ("r",))
+
+
+def test_answers_of_several_models_with_their_ratings(tmp_path: Path) -> None:
+    annotations = {"honesty": {"Rating": "4", "Rationale": "fair"}, "helpfulness": {"Rating": "N/A", "Rationale": None}}
+    row = {
+        "instruction": "q",
+        "models": ["one", "two"],
+        "completions": [
+            {"model": "one", "response": "a", "annotations": annotations, "overall_score": 1.0},
+            {"model": "two", "response": "b", "annotations": {}},
+        ],
+    }
+    answers = one(tmp_path, row, Answers)
+    assert [(c.model, c.text) for c in answers.candidates] == [("one", "a"), ("two", "b")]
+    assert {r.aspect: r.score for r in answers.candidates[0].ratings} == {"honesty": 4.0, "helpfulness": None}
+
+
+def test_tools_that_a_row_declares_stand_in_a_system_turn(tmp_path: Path) -> None:
+    values = [("human", "q"), ("function_call", "{}"), ("observation", "42"), ("gpt", "a")]
+    row = {"conversations": [{"from": f, "value": v} for f, v in values], "tools": '[{"name": "f"}]'}
+    assert said(one(tmp_path, row, Chat).messages) == [
+        (S, '[{"name": "f"}]'), (U, "q"), (A, "{}"), ("tool", "42"), (A, "a"),
+    ]  # fmt: skip
+
+
+@given(st.sampled_from([Text, Prompt, Chat, Pair]), st.data())
+def test_our_own_records_come_back_as_they_were(row_type: type[Record], data: st.DataObject) -> None:
+    words = st.text(min_size=1, max_size=20).filter(str.strip)
+    user, answer = turns((U, data.draw(words))), turns((A, data.draw(words)))
+    record: Record
+    if row_type is Text:
+        record = Text(id="i", text=data.draw(words))
+    elif row_type is Prompt:
+        record = Prompt(id="i", messages=user, follow_ups=(data.draw(words),), references=("r",), category="c")
+    elif row_type is Chat:
+        record = Chat(id="i", messages=user + answer, category="c")
+    else:
+        other = turns((A, answer[0].content + "."))
+        record = Pair(id="i", prompt=user, chosen=answer, rejected=other, chosen_score=4.5, rejected_score=1.0)
+    row = json.loads(record.to_line())
+    shape = recognise(row)
+    assert shape is not None
+    assert shape.read(row, row_type, "default") == record
+
+
+BAD_CHATS = [
+    ([(U, "q")], "the conversation ends with a user turn; it must end with an assistant turn"),
+    ([(A, "a"), (U, "q"), (A, "a")], "turn 1 of the conversation is an assistant turn; expected a user turn there"),
+    ([(U, "q"), (U, "r"), (A, "a")], "turn 2 of the conversation is a user turn; expected an assistant turn there"),
+    ([(U, "q"), (A, "a"), (A, "b")], "turn 3 of the conversation is an assistant turn; expected a user turn or a tool"),
+    ([(U, "q"), (S, "s"), (A, "a")], "turn 2 of the conversation is a system turn; expected an assistant turn there"),
+    ([(S, "s")], "the conversation ends with a system turn; it must end with an assistant turn"),
+    ([], "the row is a plain text"),
+    ([(U, "q"), (A, " ")], "turn 2 of the conversation, an assistant turn, is empty; expected words"),
+    (
+        [("wizard", "q"), (A, "a")],
+        "the role of turn 1 of 'messages' is 'wizard'; expected system, user, assistant or tool",
+    ),
+    ([(U, None), (A, "a")], "the content of turn 1 of 'messages' is missing; expected text"),
+    ([(U, ["q"]), (A, "a")], "the content of turn 1 of 'messages' is a list; expected text"),
+    ([(U, 7), (A, "a")], "the content of turn 1 of 'messages' is a number; expected text"),
+]
+
+
+@pytest.mark.parametrize(("messages", "expected"), BAD_CHATS)
+def test_a_bad_row_is_one_clear_line(tmp_path: Path, messages: list[tuple[str, Any]], expected: str) -> None:
+    good = {"messages": [{"role": U, "content": "q"}, {"role": A, "content": "a"}]}
+    bad = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    path = write(tmp_path / "chats.jsonl", good, bad, good)
+    with pytest.raises(DataError) as caught:
+        list(read_file(path, Chat))
+    assert str(caught.value).startswith(f"{path}:2: {expected}")
+    assert str(caught.value).endswith("set on_bad_row: skip.")
+    assert [row.number for row in examine(path, Chat) if row.record] == [1, 3]
+
+
+BAD_BYTES = [
+    (b'{"text": "caf\xe9"}\n', "not UTF-8 (byte 0xe9 at position 13); expected UTF-8 text"),
+    (b'{"text": "cut sh', "not JSON (Unterminated string starting at at column 10); expected one whole JSON object"),
+    (b'"just text"\n', "the row is text; expected an object with columns"),
+    (b"[1]\n", "the row is a list; expected an object with columns"),
+    (b'{"text": 7}\n', "'text' is a number; expected text"),
+    (b'{"txt": "x"}\n', "the columns are txt; expected those of 'texts' rows"),
+    (b"[" * 100_000, "JSON that is nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("raw", "expected"), BAD_BYTES)
+def test_damaged_bytes_are_one_clear_line_too(tmp_path: Path, raw: bytes, expected: str) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\n' + raw)
+    with pytest.raises(DataError) as caught:
+        list(read_file(path, Text))
+    assert str(caught.value).startswith(f"{path}:3: {expected}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_of_rows_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "blank.jsonl").write_text("\n \n")
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    (tmp_path / "rows.jsonl.gz").write_bytes(b"not zipped")
+    write(tmp_path / "strange.jsonl", {"foo": 1})
+    for name, expected in {
+        "": "this is a folder; expected a file of rows",
+        "absent.jsonl": "there is no such file",
+        "empty.jsonl": "the file is empty; expected one row or more",
+        "blank.jsonl": "the file is empty; expected one row or more",
+        "none.json": "the file is empty; expected one row or more",
+        "rows.csv": "a file of an unknown kind",
+        "rows.jsonl.gz": "the compressed file is damaged",
+        "strange.jsonl": "no known shape of row has columns foo; expected one of answers, pairs",
+    }.items():
+        with pytest.raises(DataError, match=expected):
+            list(read_file(tmp_path / name, Text))
+
+
+@pytest.mark.parametrize("raw", ['[\n{"text": "a"},\n\n{"text": "b"', '[\n{"text": "a"},\n\n{"text": nope}]'])
+def test_a_damaged_list_is_told_by_line(tmp_path: Path, raw: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(raw)
+    rows = list(examine(path, Text))
+    assert rows[0].record == Text(id="rows-0", text="a")
+    assert str(rows[-1].error).startswith(f"{path}:4: ")
+
+
+def test_a_list_knows_the_lines_of_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"text": "a\nb"}, {"text": ""}, {"text": "c"}], indent=2))
+    assert [row.number for row in examine(path, Text)] == [2, 5, 8]
+
+
+def test_a_message_of_two_megabytes_is_read(tmp_path: Path) -> None:
+    long = "wörd " * 400_000
+    row = {"messages": [{"role": U, "content": long}, {"role": A, "content": "a"}]}
+    assert one(tmp_path, row, Chat).messages[0].content == long
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    assert next(read_file(tmp_path / "rows.json", Chat)).messages[0].content == long
+
+
+def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}"} for i in range(3)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + lines)  # a byte order mark, as some editors leave
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.json").write_text(lines)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "rows.txt").write_text("text 0\n\ntext 1\r\ntext 2")
+    names = ["rows.jsonl", "rows.json", "lines.json", "rows.jsonl.gz", "rows.txt"]
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        pass
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+        names.append("rows.parquet")
+    for name in names:
+        assert [row.text for row in read_file(tmp_path / name, Text)] == ["text 0", "text 1", "text 2"], name
+
+
+COLUMNS = (
+    "messages chosen rejected prompt text conversations instruction completions data turns question question_id answer "
+    "candidates instances input label tools id category"
+).split()
+LEAVES = st.none() | st.booleans() | st.integers() | st.sampled_from(["", U, A, S, "human", "gpt", "\n\nHuman: q"])
+MESSAGES = st.dictionaries(st.sampled_from(["role", "content", "from", "value", "model", "response"]), LEAVES)
+ROWS = st.dictionaries(
+    st.sampled_from(COLUMNS), LEAVES | MESSAGES | st.lists(LEAVES | MESSAGES, max_size=3), min_size=2
+)
+
+
+@given(ROWS, st.sampled_from([Text, Prompt, Chat, Answers, Pair]))
+def test_whatever_a_row_holds_it_is_read_or_refused_in_words(row: Any, row_type: type[Record]) -> None:
+    for shape in SHAPES.values():
+        try:
+            record = shape.read(row, row_type, "x")
+        except ShapeError:
+            continue
+        assert isinstance(record, row_type)
+        if isinstance(record, Chat):
+            check_dialogue(record.messages, "assistant", "it")
+
+
+FILES = [
+    ("format_demos/alpaca_en_demo.json", "alpaca", Chat, 999, 0),
+    ("format_demos/c4_demo.jsonl", "texts", Text, 300, 0),
+    ("format_demos/wiki_demo.txt", "texts", Text, 30, 0),
+    ("format_demos/dpo_en_demo.json", "pairs", Pair, 300, 0),
+    ("format_demos/glaive_toolcall_en_demo.json", "sharegpt", Chat, 300, 0),
+    ("format_demos/kto_en_demo.json", "messages", Chat, 150, 150),  # half of them are answers to avoid
+    ("format_demos/kto_en_demo.json", "messages", Prompt, 300, 0),
+    ("gpteacher/codegen_instruct.json", "alpaca", Chat, 4535, 0),
+    ("gpteacher/roleplay_instruct.json", "alpaca", Chat, 1923, 0),
+    ("gsm8k/train.jsonl", "problems", Chat, 7473, 0),
+    ("gsm8k/test.jsonl", "problems", Text, 1319, 0),
+    ("hh_rlhf/harmless_base_test.jsonl.gz", "pairs", Pair, 2299, 13),  # empty turns, and two answers in a row
+    ("instruction_preference/instruction_data_with_preference.json", "pairs", Pair, 1094, 6),  # chosen = rejected
+    ("mt_bench/question.jsonl", "mt_bench", Prompt, 80, 0),
+    ("pandalm/testset_v1.json", "alpaca", Prompt, 999, 0),
+    ("self_instruct/seed_tasks.jsonl", "seed_tasks", Prompt, 175, 0),
+    ("ultrachat/ultra_eval.json", "ultrachat", Prompt, 385, 0),
+    ("alpaca_eval/baselines/text_davinci_003/model_outputs.json", "alpaca", Prompt, 805, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "row_type", "good", "bad"), FILES)
+def test_real_files(name: str, shape: str, row_type: type[Record], good: int, bad: int) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data is not here")
+    rows = list(examine(SHARED / name, row_type))
+    assert sniff(SHARED / name) == shape
+    assert (sum(row.record is not None for row in rows), sum(row.error is not None for row in rows)) == (good, bad)
+    ids = [row.record.id for row in rows if row.record]  # type: ignore[attr-defined]
+    assert len(set(ids)) == good
