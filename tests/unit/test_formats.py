@@ -281,10 +281,28 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
         assert [row.text for row in read_file(tmp_path / name, Text)] == ["text 0", "text 1", "text 2"], name
 
 
-COLUMNS = (
-    "messages chosen rejected prompt text conversations instruction completions data turns question question_id answer "
-    "candidates instances input label tools id category"
-).split()
+COLUMNS = [
+    "messages",
+    "chosen",
+    "rejected",
+    "prompt",
+    "text",
+    "conversations",
+    "instruction",
+    "completions",
+    "data",
+    "turns",
+    "question",
+    "question_id",
+    "answer",
+    "candidates",
+    "instances",
+    "input",
+    "label",
+    "tools",
+    "id",
+    "category",
+]
 LEAVES = st.none() | st.booleans() | st.integers() | st.sampled_from(["", U, A, S, "human", "gpt", "\n\nHuman: q"])
 MESSAGES = st.dictionaries(st.sampled_from(["role", "content", "from", "value", "model", "response"]), LEAVES)
 ROWS = st.dictionaries(
