@@ -128,6 +128,21 @@ def test_the_same_question_is_answered_once(scored):
     assert len(house.teachers["judge"].asked) == 3 * 32 * 3
 
 
+def test_each_suite_keeps_its_own_references(house, tmp_path):
+    asked = questions(2)
+    told = [prompt.model_copy(update={"references": ("the truth",)}) for prompt in asked]
+    suites = {name: {"protocol": "mt_bench", "questions": name} for name in ("asked", "told")}
+    rows = {"asked": asked, "told": told}
+    given = inputs(
+        {f"suites.{name}.questions": data(tmp_path, name, "prompts", rows[name]) for name in rows},
+        {"models": local("dpo"), "judge": endpoint("judge")},
+    )
+    evaluate.run(config(models=["dpo"], suites=suites), given, work(tmp_path))
+    assert len(house.teachers["dpo"].asked) == 4
+    shown = ["the truth" in request.messages[-1].content for request in house.teachers["judge"].asked]
+    assert shown == [False] * 4 + [True] * 4
+
+
 def test_answer_loss_is_nats_per_token_over_all_tokens(scored):
     loss = scored[0]["suites"]["loss"]
     assert loss["higher_is_better"] is False
