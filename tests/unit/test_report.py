@@ -73,7 +73,11 @@ def made(folder, name, kind, config, steps=3):
     lines.append({"step": steps, "split": "held_out", "loss": 2.5, "reward_accuracy": 0.75})
     (draft / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     head = {"stage": name, "kind": kind, "produces": "model", "key": name, "config": {"kind": kind, **config}}
-    sealed = seal(draft, folder / "artifacts" / name, {**head, "inputs": {}, "facts": {"steps": steps}})
+    sealed = seal(
+        draft,
+        folder / "artifacts" / name,
+        {**head, "inputs": {}, "facts": {"steps": steps, "dropped": {"too_long": 1200}}},
+    )
     return local(name, str(sealed.path))
 
 
@@ -228,7 +232,7 @@ def hostile_page(tmp_path):
     folder = sealed_report(tmp_path, given, [made(tmp_path, "x", "sft", {})], title=HOSTILE[1])
     sealed = read_json(folder / "report.json")
     sealed["curves"] = {models[0]: {HOSTILE[0]: {"loss": [[1, 2.0], [2, 1.0]]}}}
-    sealed["stages"] = {HOSTILE[3]: {}}
+    sealed["stages"] = {HOSTILE[3]: {"kind": "sft", "facts": {HOSTILE[0]: HOSTILE[2]}}}
     sealed["controlled"] = [{"earlier": models[0], "later": models[1], "field": HOSTILE[0], "settings": HOSTILE[2:4]}]
     write_json(folder / "report.json", sealed)
     out = tmp_path / "out"
@@ -280,6 +284,7 @@ def test_the_page_tells_how_to_use_the_last_model(usual, tmp_path, monkeypatch):
     assert "61 s" not in text
     assert "1 min 01 s" in text
     assert "sealed by an earlier run" in text
+    assert "dropped: too long1,200" in text
 
 
 def test_a_report_without_answers_curves_or_a_second_model(tmp_path):

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from potstill.reporting.findings import compare, findings, number, signed, signe
 
 RADAR_AXES = 3
 """Fewer categories than this make no radar."""
+LONGEST_FACT = 80
 # Characters that end a file or turn the direction of what follows; a model may write them, a page must not obey them.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -44,6 +45,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             aspects=_aspects(report, colours),
             controlled=_controlled(report),
             curves=_curves(report, colours),
+            made=_made(report),
             answers=report["answers"],
             times=_times(timings),
             result=_result(report, out),
@@ -234,6 +236,29 @@ def _curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict[
                 chart = charts.curve(series, colours.get(model, "baseline"), title)
                 shown.append({"model": model, "metric": metric.replace("_", " "), "splits": list(series), "svg": chart})
     return shown
+
+
+def _made(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each stage counted and decided while it made its model."""
+    return [
+        {"name": name, "kind": stage["kind"], "facts": list(_flat(stage["facts"]))}
+        for name, stage in report["stages"].items()
+    ]
+
+
+def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Facts as (name, value) in words, those inside others with both names."""
+    for key, value in facts.items():
+        name = f"{before}{key.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}: ")
+        elif isinstance(value, float):
+            yield name, f"{value:.4g}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield name, f"{value:,}"
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield name, text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]}…"
 
 
 def _times(timings: Mapping[str, Mapping[str, float | bool]]) -> dict[str, Any]:
