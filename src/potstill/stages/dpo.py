@@ -91,7 +91,7 @@ def answer_logps(scorer: "Scorer", items: "Sequence[Item]", micro_tokens: int) -
 
     scorer.eval()
     found: dict[str, tuple[float, float]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), scorer.products():
         for batch in micro_batches(items, micro_tokens):
             sums = batch.by_answer(scorer(batch.to(scorer.device)).cpu()).tolist()
             found |= {row: (sums[2 * i], sums[2 * i + 1]) for i, row in enumerate(batch.row_ids)}

@@ -21,6 +21,11 @@ NAME = "potstill_tree"
 # What some models hand to their attention and this one does not know: the load-time probe then falls back.
 UNKNOWN = ("s_aux", "position_bias", "cache")
 
+EXPLICIT_STEP = 128
+"""Queries of a block where attention is written out."""
+EXPLICIT_LENGTH = 512
+"""On a CPU in bfloat16, paths up to this length are written out: twice as fast there as the fused kernel."""
+
 
 class _Spread(torch.autograd.Function):
     """Tokens to slots. The gradient is gathered as well, not scattered: on a CPU scattering is many times slower."""
@@ -98,33 +103,45 @@ def _slots(x_1HTD: Tensor, tree: Tree) -> Tensor:
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
     """Causal attention of (B, H, L, D) over (B, K, L, D); a query sees `window` keys at most, itself among them.
 
-    A row of a path begins at position 0, so a row's index is its position and windows go by either.
+    A path begins at position 0, so a row's index is its position and windows go by either.
     """
-    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
-    if window is not None and window >= length:
-        window = None
+    length = q.shape[2]
+    window = None if window is None or window >= length else window
     if window is None and softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    step = max(window or 0, 256)  # blocks of queries, so that no L x L mask is held
+        if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        if length > EXPLICIT_LENGTH:  # the CPU's fused kernel is slower in bfloat16 than in float32
+            return _causal(q.float(), k.float(), v.float(), scale, window, softcap).to(q.dtype)
+    return _explicit(q, k, v, scale, window, softcap)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """The same, written out in blocks of queries that see only the keys they may: scores and softmax in float32."""
+    rows, heads, length, _ = q.shape
+    full = torch.promote_types(q.dtype, torch.float32)
+    if heads != k.shape[1]:
+        k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
+    q_, k_, v_ = (x.reshape(rows * heads, length, x.shape[-1]).to(full) for x in (q, k, v))
+    step = max(EXPLICIT_STEP, window or 0)
     outs = []
-    for start in range(0, length, step):
-        end = min(start + step, length)
-        low = 0 if window is None else max(0, start - window + 1)
-        distance = torch.arange(start, end, device=q.device)[:, None] - torch.arange(low, end, device=q.device)
-        seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        outs.append(_block(q[:, :, start:end], k[:, :, low:end], v[:, :, low:end], seen, scale, softcap))
-    return torch.cat(outs, dim=2)
-
-
-def _block(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float | None) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=grouped)
-    if grouped:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scores = torch.tanh(q @ k.transpose(2, 3) * (scale / softcap)) * softcap  # Gemma Team 2024, section 2
-    scores = scores.masked_fill(~seen, float("-inf"))
-    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+    with torch.autocast(q.device.type, enabled=False):
+        for start in range(0, length, step):
+            end = min(start + step, length)
+            low = 0 if window is None else max(0, start - window + 1)
+            unseen = torch.full((end - start, end - low), float("-inf"), dtype=full, device=q.device)
+            unseen = unseen.triu(start - low + 1)
+            if window is not None:
+                unseen = unseen + torch.full_like(unseen, float("-inf")).tril(start - low - window)
+            block, keys = q_[:, start:end], k_[:, low:end].transpose(1, 2)
+            if softcap is None:
+                scores = torch.baddbmm(unseen, block, keys, alpha=scale)
+            else:  # Gemma Team 2024, section 2
+                scores = torch.tanh(torch.bmm(block, keys) * (scale / softcap)) * softcap + unseen
+            outs.append(torch.bmm(scores.softmax(-1), v_[:, low:end]))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+    return out.view(rows, heads, length, -1).to(v.dtype)
 
 
 def register() -> None:

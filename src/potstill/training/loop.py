@@ -69,6 +69,11 @@ def likelihood(steps: Sequence[Sequence[Item]], held_out: Sequence[Item]) -> Tas
 
 def train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: Progress) -> dict[str, Any]:
     """Train in place; writes the curve to `out` and returns what happened, for the manifest."""
+    with scorer.products():
+        return _train(scorer, task, settings, out, progress)
+
+
+def _train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: Progress) -> dict[str, Any]:
     parameters = [p for p in scorer.parameters() if p.requires_grad]
     optimizer = _optimizer(parameters, settings)
     curve = _Curve(len(task.steps), progress)

@@ -1,6 +1,5 @@
 """Models: made, loaded, and saved so that transformers needs nothing of ours to run them."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from transformers.utils import logging as transformers_logging
+
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.sources import Model
 from potstill.tokenization import with_template
-
-logger = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -107,6 +106,7 @@ def load_model(model: Model, device: torch.device, dtype: torch.dtype = torch.fl
     Trained models are loaded in float32 whatever they are stored in: an optimizer's small steps vanish in bfloat16.
     """
     spec = model.local
+    transformers_logging.disable_progress_bar()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             spec.path,
@@ -149,6 +149,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         eos_token_id=ends[0] if len(ends) == 1 else ends,
         pad_token_id=tokenizer.pad_token_id,
     )
+    transformers_logging.disable_progress_bar()
     with storage_errors(path):
         model.save_pretrained(path)
         tokenizer.save_pretrained(path, save_jinja_files=False)

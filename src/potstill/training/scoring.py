@@ -4,6 +4,8 @@ Suffixes: T tokens, N scored positions, C rows of a chunk, V vocabulary, D hidde
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import numpy as np
@@ -60,6 +62,19 @@ class Scorer(nn.Module):
             return self._head(hidden_ND, batch.targets_N)
         chunks = zip(hidden_ND.split(rows), batch.targets_N.split(rows), strict=True)
         return torch.cat([cast(Tensor, checkpoint(self._head, h, t, use_reentrant=False)) for h, t in chunks])
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Within this, forward and backward: on a CPU, the float32 products that remain (the head, attention scores)
+        round their inputs to bfloat16 as well, where that is the precision; their sums and results stay float32."""
+        matmul = torch.backends.mkldnn.matmul
+        before = matmul.fp32_precision
+        if self.precision == torch.bfloat16 and self.device.type == "cpu":
+            matmul.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
 
     def _body(self) -> nn.Module:
         return cast(nn.Module, self.model.base_model)
@@ -121,6 +136,7 @@ class Scorer(nn.Module):
         return self.model
 
 
+@torch.enable_grad()
 def build_scorer(model: PreTrainedModel, precision: torch.dtype = torch.float32) -> Scorer:
     """A scorer whose log-probabilities and gradients were compared with the model's own forward.
 
