@@ -187,6 +187,22 @@ def test_the_headline_says_no_more_than_the_interval(later, higher, opening):
     assert "95% interval" in found[0].text
 
 
+def test_a_small_difference_does_not_look_like_none():
+    given = suite({"sft": 5.14, "dpo": 5.14}, "answer_loss", (0.0, None), higher=False)
+    given["paired"]["dpo-sft"] = {"mean": 0.0021, "low": 0.0008, "high": 0.0034, "n": 12}
+    text = findings({"models": ["sft", "dpo"], "suites": {"loss": given}})[0].text
+    assert text.startswith("dpo does worse than sft on loss: 5.1")
+    assert text.endswith("a difference of +0.002 (95% interval +0.001 to +0.003).")
+
+
+def test_the_same_everywhere_is_said_so():
+    given = suite({"sft": 5.0, "dpo": 5.0})
+    given["paired"]["dpo-sft"] = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 12}
+    finding = findings({"models": ["sft", "dpo"], "suites": {"s": given}})[0]
+    assert finding.text.startswith("dpo does no better and no worse than sft on s, on any question: ")
+    assert finding.verdict == "unclear"
+
+
 def test_one_question_makes_no_claim():
     found = findings({"models": ["sft", "dpo"], "suites": {"s": suite({"sft": 1.0, "dpo": 9.0}, count=1)}})
     assert found[0].verdict == "unclear"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Verdict = Literal["better", "worse", "unclear"]
 FULL_COVERAGE = 0.95
 """Below this the sentence says how much could be scored."""
+MOST_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def compare(name: str, suite: Mapping[str, Any], later: str, earlier: str) -> Fi
         "worse": f"{later} does worse than {earlier} on {name}",
         "unclear": f"Whether {later} does better or worse than {earlier} on {name} cannot be told",
     }[verdict]
+    if paired["low"] == paired["high"] == 0:
+        opening = f"{later} does no better and no worse than {earlier} on {name}, on any question"
     return Finding(name, later, earlier, verdict, opening, _detail(suite, later, earlier))
 
 
@@ -78,11 +81,12 @@ def verdict_of(paired: Mapping[str, Any], higher_is_better: bool) -> Verdict:
 
 def _detail(suite: Mapping[str, Any], later: str, earlier: str) -> str:
     paired = suite["paired"][f"{later}-{earlier}"]
-    means = [number(suite["models"][row]["mean"], suite) for row in (later, earlier)]
+    digits = digits_of(paired, suite)
+    means = [number(suite["models"][row]["mean"], suite, digits) for row in (later, earlier)]
     values = f"{means[0]} against {means[1]}{_scale(suite)}"
     if paired["low"] is None:
         return f"{values}. One question is too few to say more."
-    difference = f"{signed(paired['mean'], suite)}{_points(suite)} (95% interval {signed_range(paired, suite)})"
+    difference = f"{signed(paired, suite)}{_points(suite)} (95% interval {signed_range(paired, suite)})"
     return f"{values}, a difference of {difference}.{_caution(suite, (later, earlier))}"
 
 
@@ -98,26 +102,43 @@ def _caution(suite: Mapping[str, Any], rows: Sequence[str]) -> str:
     return "" if coverage >= FULL_COVERAGE else f" Only {coverage:.0%} could be scored."
 
 
-def number(value: float | None, suite: Mapping[str, Any]) -> str:
+def number(value: float | None, suite: Mapping[str, Any], digits: int | None = None) -> str:
     """A value of a suite as people read it: a share in percent, everything else with two digits."""
     if value is None:
         return "–"
-    return f"{100 * value:.1f}%" if suite["protocol"] == "preference" else f"{value:.2f}"
+    digits = _usual_digits(suite) if digits is None else digits
+    return f"{100 * value:.{digits}f}%" if suite["protocol"] == "preference" else f"{value:.{digits}f}"
 
 
-def signed(value: float | None, suite: Mapping[str, Any]) -> str:
-    """A difference, with its sign; shares in percentage points."""
-    if value is None:
+def signed(difference: Mapping[str, Any], suite: Mapping[str, Any], part: str = "mean") -> str:
+    """A part of a paired difference, with its sign; shares in percentage points."""
+    if difference[part] is None:
         return "–"
-    text = f"{100 * value:+.1f}" if suite["protocol"] == "preference" else f"{value:+.2f}"
-    return text.replace("-", "−")
+    return f"{_unit(suite) * difference[part]:+.{digits_of(difference, suite)}f}".replace("-", "−")
 
 
-def signed_range(estimate: Mapping[str, Any], suite: Mapping[str, Any]) -> str:
+def signed_range(difference: Mapping[str, Any], suite: Mapping[str, Any]) -> str:
     """The interval of a difference."""
-    if estimate["low"] is None:
+    if difference["low"] is None:
         return "no interval"
-    return f"{signed(estimate['low'], suite)} to {signed(estimate['high'], suite)}{_points(suite)}"
+    return f"{signed(difference, suite, 'low')} to {signed(difference, suite, 'high')}{_points(suite)}"
+
+
+def digits_of(difference: Mapping[str, Any], suite: Mapping[str, Any]) -> int:
+    """As many digits as it takes for what is not zero not to look like it: a verdict must be seen in its numbers."""
+    ends = [abs(_unit(suite) * difference[part]) for part in ("mean", "low", "high") if difference[part]]
+    digits = _usual_digits(suite)
+    while digits < MOST_DIGITS and any(round(end, digits) == 0 for end in ends):
+        digits += 1
+    return digits
+
+
+def _usual_digits(suite: Mapping[str, Any]) -> int:
+    return 1 if suite["protocol"] == "preference" else 2
+
+
+def _unit(suite: Mapping[str, Any]) -> float:
+    return 100.0 if suite["protocol"] == "preference" else 1.0
 
 
 def _points(suite: Mapping[str, Any]) -> str:

@@ -168,7 +168,7 @@ def _difference(later: str, earlier: str, suite: Mapping[str, Any], reach: float
         "later": later,
         "earlier": earlier,
         "verdict": verdict,
-        "mean": signed(paired["mean"], suite),
+        "mean": signed(paired, suite),
         "range": signed_range(paired, suite),
         "n": paired["n"],
         "strip": charts.interval(paired["mean"], paired["low"], paired["high"], (-reach, reach), verdict, zero=True),
