@@ -145,7 +145,7 @@ def _plan(args: argparse.Namespace) -> int:
     from potstill.workspace import Hashes, Workspace
 
     recipe, folder = _load(args)
-    plan = make_plan(recipe, Workspace(folder), Hashes(folder / "hashes.json"), args.until)
+    plan = make_plan(recipe, Workspace(folder), Hashes(folder / "hashes.json")).until(args.until)
     plan_view(_console(), plan, folder)
     return 0
 

@@ -8,8 +8,6 @@ from typing import IO, Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +19,8 @@ from potstill.workspace import Workspace
 
 SECONDS_BETWEEN_LINES = 10.0
 FACTS_SHOWN = 4
+TOOK_WIDTH = 7
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -58,7 +58,7 @@ class Pace:
             "count": f"{self.done:,}/{self.total:,} {self.unit}" if self.unit else "",
             "rate": "" if rate <= 0 else f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each",
             "left": left,
-            "figures": ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in self.figures.items()),
+            "figures": ", ".join(figure(name, value) for name, value in self.figures.items()),
         }
 
 
@@ -74,6 +74,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def figure(name: str, value: float) -> str:
+    """loss 2.31; 1,400 tokens/s where the name is tokens_per_second."""
+    what = name.removesuffix("_per_second")
+    return (
+        f"{name.replace('_', ' ')} {number(value)}" if what == name else f"{number(value)} {what.replace('_', ' ')}/s"
+    )
 
 
 def number(value: float) -> str:
@@ -109,7 +117,7 @@ class Bars:
         self._console = console
         self._live: Live | None = None
         self._pace = Pace()
-        self._width = 0
+        self._width, self._began = 0, 0.0
 
     def planned(self, plan: Plan, workspace: Workspace) -> None:
         self._width = max(len(name) for name in plan.steps)
@@ -120,10 +128,9 @@ class Bars:
         self._line("[dim]·[/]", step.name, "[dim]sealed[/]", f"[dim]{escape(facts_line(artifact))}[/]")
 
     def started(self, step: Step) -> None:
-        self._pace = Pace()
-        spinner = Spinner("dots", style="cyan")
+        self._pace, self._began = Pace(), time.monotonic()
         self._live = Live(
-            get_renderable=lambda: self._bar(step, spinner),
+            get_renderable=lambda: self._moving(step),
             console=self._console,
             refresh_per_second=6,
             transient=True,
@@ -153,32 +160,38 @@ class Bars:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(width=1)
         grid.add_column(width=self._width)
-        grid.add_column(width=7, justify="right")
+        grid.add_column(width=TOOK_WIDTH, justify="right")
         grid.add_column(overflow="fold")
         grid.add_row(mark, name, took, facts)
         self._console.print(grid, highlight=False)
 
-    def _bar(self, step: Step, spinner: Spinner) -> RenderableType:
-        words = self._pace.words()
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(width=1)
-        grid.add_column(width=self._width)
-        grid.add_column(width=7 if not self._pace.total else max(12, min(32, self._console.width - self._width - 60)))
-        for _ in range(4):
-            grid.add_column(no_wrap=True)
-        bar: RenderableType = Text("")
-        if self._pace.total:
-            bar = ProgressBar(self._pace.total, self._pace.done, complete_style="cyan", finished_style="cyan")
-        grid.add_row(
-            spinner,
-            Text(step.name, style="bold"),
-            bar,
-            words["count"],
-            Text(words["rate"], style="dim"),
-            words["left"],
-            Text(words["figures"], style="magenta"),
+    def _moving(self, step: Step) -> Text:
+        """The line of the stage that runs, as long as the terminal is wide."""
+        now, words = time.monotonic(), self._pace.words()
+        line = Text.assemble(
+            (SPINNER[int(now * 8) % len(SPINNER)], "cyan"),
+            (f"  {step.name:<{self._width}}", "bold"),
+            (f"  {duration(now - self._began):>{TOOK_WIDTH}}", "dim"),
+            no_wrap=True,
+            overflow="ellipsis",
         )
-        return grid
+        if self._pace.total:
+            rest = Text.assemble(
+                f"  {words['count']}",
+                (f"  {words['rate']:<10}", "dim"),
+                f"  {words['left']:<12}",
+                (f"  {words['figures']}", "magenta"),
+            )
+            room = self._console.width - line.cell_len - rest.cell_len - 2
+            line.append_text(bar(self._pace.done / self._pace.total, max(8, min(30, room)))).append_text(rest)
+        return line
+
+
+def bar(share: float, width: int) -> Text:
+    """A bar of that many characters, after two blanks."""
+    halves = round(2 * width * min(max(share, 0.0), 1.0))
+    full = "━" * (halves // 2) + "╸" * (halves % 2)
+    return Text.assemble("  ", (full, "cyan"), ("━" * (width - len(full)), "grey23"))
 
 
 class Lines:

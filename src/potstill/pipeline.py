@@ -79,10 +79,11 @@ def run(
     workspace, hashes = Workspace(folder), Hashes(folder / "hashes.json")
     listener = listener or Silent()
     with workspace.hold(), storage_errors(folder), Servers(recipe, workspace) as servers:
-        plan = make_plan(recipe, workspace, hashes, until)
+        whole = make_plan(recipe, workspace, hashes)
+        plan = whole.until(until)
         check_keys(plan)
         hashes.save()
-        workspace.note_run(_description(plan))
+        workspace.note_run(_description(whole))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
         for step in plan.steps.values():
@@ -137,10 +138,11 @@ def _run_step(
         run_stage = _in_child if step.entry.stage.trains else _in_process
         facts = run_stage(step, inputs, work, workspace)
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
-        shutil.rmtree(desk)
     except BaseException:
         listener.failed(step)
         raise
+    finally:
+        shutil.rmtree(desk, ignore_errors=True)
     seconds = time.monotonic() - began
     workspace.note_time(step.key, step.name, seconds)
     listener.sealed(step, artifact, seconds)

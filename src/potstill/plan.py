@@ -57,29 +57,30 @@ class Plan:
         """Those that are not sealed."""
         return [step for step in self.steps.values() if step.artifact is None]
 
+    def until(self, stage: str | None) -> "Plan":
+        """Only this stage and what it needs; None: everything. RecipeError where there is no such stage."""
+        if stage is None:
+            return self
+        if stage not in self.steps:
+            raise RecipeError(
+                "command line, --until",
+                f"the recipe has no stage '{stage}'{nearest(stage, self.steps)}",
+                f"Name one of: {', '.join(self.steps)}",
+            )
+        needed, waiting = {stage}, [stage]
+        while waiting:
+            new = set(self.steps[waiting.pop()].entry.reads) - needed
+            needed |= new
+            waiting += new
+        return Plan(self.recipe, {name: step for name, step in self.steps.items() if name in needed})
 
-def make_plan(recipe: Recipe, workspace: Workspace, hashes: Hashes, until: str | None = None) -> Plan:
-    """Plan a run of the recipe, or of what one stage needs. Reads the disk, writes nothing."""
+
+def make_plan(recipe: Recipe, workspace: Workspace, hashes: Hashes) -> Plan:
+    """Plan a run of the whole recipe. Reads the disk, writes nothing."""
     planner = _Planner(recipe, workspace, hashes)
-    names = list(recipe.stages) if until is None else list(_needed(recipe, until))
     for name in recipe.stages:
-        if name in names:
-            planner.add(name)
+        planner.add(name)
     return Plan(recipe, planner.steps)
-
-
-def _needed(recipe: Recipe, until: str) -> Iterable[str]:
-    if until not in recipe.stages:
-        raise RecipeError(
-            "command line, --until", f"the recipe has no stage '{until}'{nearest(until, recipe.stages)}", "Name a stage"
-        )
-    needed, waiting = {until}, [until]
-    while waiting:
-        for read in recipe.stages[waiting.pop()].reads:
-            if read not in needed:
-                needed.add(read)
-                waiting.append(read)
-    return needed
 
 
 class _Planner:

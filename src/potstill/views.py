@@ -62,13 +62,15 @@ def status_view(console: Console, workspace: Workspace) -> None:
     """What the last run asked for, and how far it got."""
     described = workspace.describe()
     assert described is not None
-    times, left = workspace.times(), []
+    times, holder, left = workspace.times(), workspace.holder(), []
     table = _table("stage", "kind", "", "sealed at", "took", "")
     for name, entry in described["stages"].items():
         artifact = find(workspace.artifacts / entry["folder"])
         if artifact is None:
             left.append(name)
-            state = Text("unsealed work", "yellow") if (workspace.work / name).exists() else Text("not yet", "dim")
+            state = Text("not yet", "dim")
+            if (workspace.work / name).exists():
+                state = Text("runs now", "cyan") if holder else Text("unsealed work", "yellow")
             table.add_row(name, entry["kind"], state, "", "", "")
             continue
         took = times.get(artifact.key, {})
@@ -77,7 +79,6 @@ def status_view(console: Console, workspace: Workspace) -> None:
         table.add_row(name, entry["kind"], Text("sealed", "green"), took.get("sealed_at", ""), seconds, facts)
     console.print(table)
     console.print()
-    holder = workspace.holder()
     if holder:
         console.print(f"Process {holder} works in {workspace.path}.", soft_wrap=True)
     elif left:

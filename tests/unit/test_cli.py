@@ -97,11 +97,10 @@ def test_run_until_a_stage(potstill):
     code, out, _ = potstill("run", "tiny.yaml", "--until", "loud", "--out", "elsewhere")
     assert code == 0
     assert out.startswith("tiny in elsewhere: 2 of 2 stages to run")
+    assert "4 of 6 stages are left" in potstill("status", "elsewhere")[1]
     code, _, err = potstill("run", "tiny.yaml", "--until", "lout")
-    assert (code, err.strip()) == (
-        2,
-        "command line, --until: the recipe has no stage 'lout' (did you mean 'loud'?). Name a stage.",
-    )
+    assert code == 2
+    assert err.startswith("command line, --until: the recipe has no stage 'lout' (did you mean 'loud'?). Name one of")
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(potstill):
@@ -241,7 +240,7 @@ def test_on_a_terminal_bars_move_and_finished_lines_stay(tmp_path):
     os.close(parent)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert re.search(r"loud +━+.* \d+/20 shouts +\d+\.\d/s +\d\.\d s left +loudness \d", text)
+    assert re.search(r"loud +\d\.\d s  ━+.* \d+/20 shouts +\d+\.\d/s +\d\.\d s left +loudness \d", text)
     assert re.search(r"✓  loud +1\.\d s  4 texts, 1 left out \(1 hoarse\)", text)
 
 
