@@ -9,9 +9,9 @@ from potstill.artifact import Artifact, digest, find
 from potstill.document import Steps
 from potstill.errors import RecipeError
 from potstill.miniature import MEANING
-from potstill.recipe import Entry, Link, Recipe
+from potstill.recipe import Recipe
 from potstill.records import ROWS
-from potstill.references import replaced
+from potstill.references import Entry, Link, replaced
 from potstill.sources import IDENTITY_FIELDS, Data, EndpointModel, Inputs, LocalModel, Model
 from potstill.stages.base import Expected, stage_seed
 from potstill.validation import nearest

@@ -14,8 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from potstill import stages
 from potstill.document import Document, Steps, dotted, interpolate, parse, read_document
 from potstill.errors import RecipeError
-from potstill.records import ROWS
-from potstill.references import Slot, slots
+from potstill.references import Entry, Resolver, find_path, ordered
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
 from potstill.stages.base import Stage, StageConfig
 from potstill.validation import PLAIN, complain, nearest
@@ -24,45 +23,7 @@ TOP_LEVEL = ("name", "seed", "variables", "servers", "models", "stages")
 RESERVED = {*TOP_LEVEL, "artifacts", "work", "logs", "lock"}
 """Top-level keys, and what else lies in a run's folder: no part of a recipe may be called so."""
 
-_A = {"model": "a model", "server": "a server", "report": "a report"}
-
 S = TypeVar("S", bound=Spec)
-
-
-@dataclass(frozen=True)
-class Link:
-    """One name in a stage's config, and what it turned out to be: exactly one of the last four is set."""
-
-    field: str
-    steps: Steps
-    name: str
-    place: str
-    stage: str = ""
-    file: Path | None = None
-    models: tuple[Model, ...] = ()
-    server: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A stage of the recipe."""
-
-    name: str
-    stage: Stage
-    config: StageConfig
-    slots: tuple[Slot, ...]
-    links: tuple[Link, ...]
-    place: str
-
-    @property
-    def produces(self) -> str:
-        """What its artifact holds."""
-        return self.stage.output(self.config)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The stages it reads, each once."""
-        return tuple(dict.fromkeys(link.stage for link in self.links if link.stage))
 
 
 @dataclass(frozen=True)
@@ -180,10 +141,10 @@ class _Builder:
         configs = {name: self._stage(name) for name in self._names("stages")}
         if not configs:
             raise RecipeError(self._document.name, "the recipe has no stages", "Name at least one under 'stages:'")
-        resolver = _Resolver(self._document, self._folder, servers, models, configs)
+        resolver = Resolver(self._document, self._folder, servers, models, configs)
         entries = {name: resolver.entry(name) for name in configs}
-        ordered = {name: entries[name] for name in _ordered(entries)}
-        return Recipe(name, seed, self._variables, servers, models, ordered, self._source, self._overrides)
+        in_order = {entry: entries[entry] for entry in ordered(entries)}
+        return Recipe(name, seed, self._variables, servers, models, in_order, self._source, self._overrides)
 
     def _top(self, key: str, default: Any) -> Any:
         return self._document.value.get(key, default)
@@ -311,94 +272,6 @@ class _Builder:
             raise RecipeError(place, f"the stage '{name}' {what}", f"Choose one of: {', '.join(stages.MODULES)}")
         found = stages.stage(kind)
         return found, self._spec(found.config, value, steps)
-
-
-def find_path(written: str, folder: Path) -> Path | None:
-    """A path of a recipe: beside the recipe first, then where the command was given."""
-    path = Path(written).expanduser()
-    return next((base / path for base in (folder, Path.cwd()) if (base / path).exists()), None)
-
-
-class _Resolver:
-    """Finds what each name in the stages' configs means."""
-
-    def __init__(
-        self,
-        document: Document,
-        folder: Path,
-        servers: Mapping[str, MiniatureServer],
-        models: Mapping[str, tuple[Model, ...]],
-        configs: Mapping[str, tuple[Stage, StageConfig]],
-    ) -> None:
-        self._document, self._folder = document, folder
-        self._servers, self._models, self._configs = servers, models, configs
-        self._makes = {name: stage.output(config) for name, (stage, config) in configs.items()}
-
-    def entry(self, name: str) -> Entry:
-        stage, config = self._configs[name]
-        found = slots(config)
-        links = [self._link(name, slot, steps, text) for slot in found for steps, text in slot.names]
-        return Entry(name, stage, config, found, tuple(links), self._document.place(("stages", name)))
-
-    def _link(self, owner: str, slot: Slot, steps: Steps, text: str) -> Link:
-        place = self._document.place(("stages", owner, *steps))
-        label = f"{owner}.{dotted(steps)}"
-        wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
-        made = self._makes.get(text)
-        if made in slot.accepts:
-            return Link(slot.field, steps, text, place, stage=text)
-        if "model" in slot.accepts and text in self._models:
-            return Link(slot.field, steps, text, place, models=self._models[text])
-        if "server" in slot.accepts and text in self._servers:
-            return Link(slot.field, steps, text, place, server=text)
-        is_a = made or ("model" if text in self._models else "server" if text in self._servers else "")
-        if is_a:
-            fitting = self._fitting(slot.accepts)
-            remedy = f"Name one of: {', '.join(fitting)}" if fitting else f"Add a stage that makes {wanted}"
-            raise RecipeError(place, f"'{label}' needs {wanted}, but '{text}' is {_A.get(is_a, is_a)}", remedy)
-        takes_file = any(kind in ROWS or kind == "file" for kind in slot.accepts)
-        file = find_path(text, self._folder) if takes_file else None
-        if file is None:
-            things = f"{'neither a' if takes_file else 'no'} {self._things(slot.accepts)}"
-            raise RecipeError(
-                place,
-                f"'{label}' names '{text}', which is {things}{' nor a file' if takes_file else ''}"
-                f"{nearest(text, self._fitting(slot.accepts))}",
-                "Mend the name" + (" or the path, which starts at the recipe's folder" if takes_file else ""),
-            )
-        if not file.is_file():
-            raise RecipeError(place, f"'{label}' names '{text}', which is a folder, not a file", "Name the file itself")
-        return Link(slot.field, steps, text, place, file=file.resolve())
-
-    def _fitting(self, accepts: Sequence[str]) -> list[str]:
-        """Every name that a slot would take."""
-        names = [name for name, made in self._makes.items() if made in accepts]
-        names += self._models if "model" in accepts else []
-        return names + (list(self._servers) if "server" in accepts else [])
-
-    @staticmethod
-    def _things(accepts: Sequence[str]) -> str:
-        if accepts == ("server",):
-            return "server of this recipe"
-        return "model or stage of this recipe" if "model" in accepts else "stage of this recipe"
-
-
-def _ordered(entries: Mapping[str, Entry]) -> list[str]:
-    """Names in an order in which the stages can run, as near to the recipe's as can be."""
-    order: list[str] = []
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            circle = " → ".join((*path[path.index(name) :], name))
-            raise RecipeError(entries[name].place, f"stages that read each other: {circle}", "Break the circle")
-        if name not in order:
-            for read in entries[name].reads:
-                visit(read, (*path, name))
-            order.append(name)
-
-    for name in entries:
-        visit(name, ())
-    return order
 
 
 def json_schema() -> dict[str, Any]:
