@@ -122,18 +122,20 @@ def test_a_chat_of_several_turns_as_a_prompt(tmp_path: Path) -> None:
 
 
 def test_answers_of_several_models_with_their_ratings(tmp_path: Path) -> None:
+    """TRAPS: UltraFeedback's overall score turned the worst answers into the best. It is not read at all."""
     annotations = {"honesty": {"Rating": "4", "Rationale": "fair"}, "helpfulness": {"Rating": "N/A", "Rationale": None}}
     row = {
         "instruction": "q",
         "models": ["one", "two"],
         "completions": [
-            {"model": "one", "response": "a", "annotations": annotations, "overall_score": 1.0},
+            {"model": "one", "response": "a", "annotations": annotations, "overall_score": 10.0},
             {"model": "two", "response": "b", "annotations": {}},
         ],
     }
     answers = one(tmp_path, row, Answers)
     assert [(c.model, c.text) for c in answers.candidates] == [("one", "a"), ("two", "b")]
     assert {r.aspect: r.score for r in answers.candidates[0].ratings} == {"honesty": 4.0, "helpfulness": None}
+    assert answers.candidates[1].ratings == ()
 
 
 def test_tools_that_a_row_declares_stand_in_a_system_turn(tmp_path: Path) -> None:
