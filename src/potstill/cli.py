@@ -34,7 +34,7 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption."""
-    args = _parser().parse_args(arguments)
+    args = _arguments(arguments)
     try:
         code: int = args.verb(args)
         sys.stdout.flush()
@@ -47,6 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed. Overrides may stand before options, after them, and between."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -20,6 +20,8 @@ from potstill.workspace import Workspace
 SECONDS_BETWEEN_LINES = 10.0
 FACTS_SHOWN = 4
 TOOK_WIDTH = 7
+CELL_WIDTH = 22
+"""Room for a mean and its interval: +0.52 [+0.31, +0.74]."""
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -254,7 +256,7 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
     """The scores, and what to do next."""
     if summary is not None:
         console.print()
-        console.print(score_table(summary))
+        console.print(score_table(summary, console.width))
         console.print()
         for finding in summary.get("headline", ()):
             console.print(Text(finding), soft_wrap=True)
@@ -268,29 +270,37 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
         console.print(Text.assemble((f"{label:<12}", "dim"), command), soft_wrap=True, highlight=False)
 
 
-def score_table(summary: Mapping[str, Any]) -> Table:
-    """Suites by models: the mean and its 95% interval; the last column is the last model against the one before.
+def score_table(summary: Mapping[str, Any], width: int) -> Table:
+    """Suites by models: the mean and its 95% interval, beside it or, where there is little room, below it.
 
-    A difference stands out where its interval leaves out 0.
+    Where there is much, a last column sets the last model against the one before; a difference stands out where its
+    interval leaves out 0.
     """
-    models = list(summary["models"])
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="bold")
-    table.add_column("mean [95% interval]", header_style="dim")
-    for model in models:
+    models, suites = list(summary["models"]), summary["scores"]
+    names = 4 + max(len(part) for suite in suites for part in suite.split("/"))
+    room = (width - names) // CELL_WIDTH
+    pair = f"{models[-1]}-{models[-2]}" if 1 < len(models) < room else ""
+    between = " " if len(models) <= room else "\n"
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("mean [95% interval]" if names > 20 else "mean", header_style="dim", no_wrap=True)
+    for model in [*models, f"{models[-1]} − {models[-2]}"] if pair else models:
         table.add_column(model, justify="right")
-    pair = f"{models[-1]}-{models[-2]}" if len(models) > 1 else ""
-    if pair:
-        table.add_column(f"{models[-1]} − {models[-2]}", justify="right")
-    for suite, scores in summary["scores"].items():
-        digits = 2 if any(abs(score["mean"] or 0) >= 2 for score in scores.values()) else 3
-        cells: list[RenderableType] = [_interval(scores.get(model), f".{digits}f") for model in models]
+    group = ""
+    for suite, scores in suites.items():
+        above, _, name = suite.rpartition("/")
+        if above != group and above:
+            table.add_row(above)
+        group = above
+        widest = max((score["high"] - score["low"] for score in scores.values() if score["low"] is not None), default=0)
+        digits = 3 if 0 < widest < 0.1 else 2
+        cells = [_interval(scores.get(model), f".{digits}f", between) for model in models]
         if pair:
-            cells.append(_interval(summary["paired"].get(suite, {}).get(pair), f"+.{digits}f"))
-        table.add_row(suite, *cells)
+            cells.append(_interval(summary["paired"].get(suite, {}).get(pair), f"+.{digits}f", between))
+        table.add_row(f"  {name.replace('_', ' ')}" if above else name.replace("_", " "), *cells)
     return table
 
 
-def _interval(score: Mapping[str, Any] | None, form: str) -> Text:
+def _interval(score: Mapping[str, Any] | None, form: str, between: str) -> Text:
     if score is None or score["mean"] is None:
         return Text("-", style="dim")
     mean = format(score["mean"], form)
@@ -298,4 +308,4 @@ def _interval(score: Mapping[str, Any] | None, form: str) -> Text:
         return Text(mean)
     low, high = format(score["low"], form), format(score["high"], form)
     clear = form.startswith("+") and (score["low"] > 0 or score["high"] < 0)
-    return Text.assemble((mean, "bold" if clear else ""), (f" [{low}, {high}]", "dim"))
+    return Text.assemble((mean, "bold" if clear else ""), (f"{between}[{low}, {high}]", "dim"))

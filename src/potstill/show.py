@@ -13,7 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from potstill.artifact import DROPPED_FILE, MANIFEST, ROWS_FILE, Artifact, find, read_json, read_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
 from potstill.console import clean, number, score_table
 from potstill.errors import StorageError
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Message, Pair, Prompt, Record
@@ -29,13 +29,13 @@ BARS = "▁▂▃▄▅▆▇█"
 def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped: bool) -> None:
     """Print a stage's artifact. StorageError where it is not sealed, or its bytes are not those that were sealed."""
     artifact = _artifact(workspace, stage)
-    console.print(manifest_view(artifact))
     damaged = artifact.damaged()
+    console.print(manifest_view(artifact, "every file is as it was sealed" if damaged is None else "do not fit"))
+    console.print()
     if damaged:
         raise StorageError(
             damaged, "its bytes are not those that were sealed", f"Remove the folder {artifact.path} and run again"
         )
-    console.print("[dim]hashes[/]  every file is as it was sealed\n")
     if dropped:
         if not (artifact.path / DROPPED_FILE).is_file():
             raise StorageError(str(artifact.path), f"'{stage}' keeps no rows that were left out", "Omit --dropped")
@@ -45,7 +45,7 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
     elif artifact.produces == "model":
         console.print(model_view(artifact.path))
     elif artifact.produces == "scores":
-        console.print(_scores(artifact.path))
+        console.print(_scores(artifact.path, console.width))
     else:
         console.print(f"To read it: {workspace.path / 'report.html'}", soft_wrap=True)
 
@@ -69,8 +69,8 @@ def _artifact(workspace: Workspace, stage: str) -> Artifact:
     return artifact
 
 
-def manifest_view(artifact: Artifact) -> RenderableType:
-    """The manifest, without what is told below it."""
+def manifest_view(artifact: Artifact, hashes: str) -> RenderableType:
+    """The manifest, and what its hashes say of the files."""
     manifest = artifact.manifest
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
@@ -84,7 +84,8 @@ def manifest_view(artifact: Artifact) -> RenderableType:
     table.add_row("config", Text(_words(config)))
     table.add_row("facts", Text(_words(artifact.facts)))
     for name, stamp in manifest["files"].items():
-        table.add_row("file" if name != MANIFEST else "", Text(f"{name}, {stamp['bytes']:,} bytes"))
+        table.add_row("file", Text(f"{name}, {stamp['bytes']:,} bytes"))
+    table.add_row("hashes", hashes)
     return table
 
 
@@ -227,7 +228,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     return "".join(BARS[round((value - low) * scale)] for value in picked)
 
 
-def _scores(path: Path) -> RenderableType:
+def _scores(path: Path, width: int) -> RenderableType:
     scores = read_json(path / "scores.json")
     suites = scores["suites"]
     return score_table(
@@ -235,5 +236,6 @@ def _scores(path: Path) -> RenderableType:
             "models": scores["models"],
             "scores": {name: suite["models"] for name, suite in suites.items()},
             "paired": {name: suite["paired"] for name, suite in suites.items()},
-        }
+        },
+        width,
     )

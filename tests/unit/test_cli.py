@@ -103,6 +103,17 @@ def test_run_until_a_stage(potstill):
     assert err.startswith("command line, --until: the recipe has no stage 'lout' (did you mean 'loud'?). Name one of")
 
 
+def test_overrides_stand_before_and_after_options(potstill, capsys):
+    code, out, _ = potstill("plan", "tiny.yaml", "first.count=5", "--until", "second", "second.count=7", "--out", "x")
+    assert code == 0
+    assert "~7" in out
+    for arguments in (["plan", "tiny.yaml", "--outt", "x"], ["status", "tiny.yaml", "first.count=5"]):
+        with pytest.raises(SystemExit) as caught:
+            potstill(*arguments)
+        assert caught.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_a_mistake_is_one_line_and_exit_code_2(potstill):
     code, out, err = potstill("run", "tiny.yaml", "loud.marc=x")
     assert (code, out) == (2, "")
@@ -264,24 +275,39 @@ def test_durations(seconds, text):
     assert console.duration(seconds) == text
 
 
-def test_the_table_of_scores_shows_means_intervals_and_what_has_none():
-    out = io.StringIO()
-    summary = {
-        "models": ["sft", "dpo"],
-        "scores": {
-            "chat": {"sft": {"mean": 5.0, "low": 4.5, "high": 5.5}, "dpo": {"mean": 6.25, "low": 6.0, "high": 6.5}},
-            "wins": {
-                "sft": {"mean": None, "low": None, "high": None},
-                "dpo": {"mean": 0.75, "low": None, "high": None},
-            },
+SUMMARY = {
+    "models": ["sft", "dpo"],
+    "scores": {
+        "chat": {"sft": {"mean": 5.0, "low": 4.5, "high": 5.5}, "dpo": {"mean": 6.25, "low": 6.0, "high": 6.5}},
+        "held/loss": {
+            "sft": {"mean": 0.5, "low": 0.48, "high": 0.52},
+            "dpo": {"mean": 0.25, "low": None, "high": None},
         },
-        "paired": {"chat": {"dpo-sft": {"mean": 1.25, "low": 0.5, "high": 2.0}}},
-    }
-    Console(file=out, width=100).print(console.score_table(summary))
-    lines = [re.split(r"  +", line.strip()) for line in out.getvalue().splitlines()]
-    assert lines[0] == ["mean [95% interval]", "sft", "dpo", "dpo − sft"]
-    assert lines[1] == ["chat", "5.00 [4.50, 5.50]", "6.25 [6.00, 6.50]", "+1.25 [+0.50, +2.00]"]
-    assert lines[2] == ["wins", "-", "0.750", "-"]
+        "held/wins": {"sft": {"mean": None, "low": None, "high": None}},
+    },
+    "paired": {"chat": {"dpo-sft": {"mean": 1.25, "low": 0.5, "high": 2.0}}},
+}
+
+
+def table_at(width):
+    out = io.StringIO()
+    Console(file=out, width=width).print(console.score_table(SUMMARY, width))
+    return [re.split(r"  +", line.strip()) for line in out.getvalue().splitlines()]
+
+
+def test_the_table_of_scores_shows_means_intervals_and_what_has_none():
+    assert table_at(100) == [
+        ["mean", "sft", "dpo", "dpo − sft"],
+        ["chat", "5.00 [4.50, 5.50]", "6.25 [6.00, 6.50]", "+1.25 [+0.50, +2.00]"],
+        ["held"],
+        ["loss", "0.500 [0.480, 0.520]", "0.250", "-"],
+        ["wins", "-", "-", "-"],
+    ]
+
+
+def test_the_table_of_scores_fits_a_narrow_terminal():
+    rows = table_at(40)
+    assert rows[:3] == [["mean", "sft", "dpo"], ["chat", "5.00", "6.25"], ["[4.50, 5.50]", "[6.00, 6.50]"]]
 
 
 def test_facts_in_few_words():
