@@ -72,7 +72,9 @@ def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
     )
     scorer = build_scorer(load_model(inputs.model("model"), device), choose_precision(config.dtype, device))
     loop = settings(config, device.type)
-    reference = answer_logps(scorer, [*split.train, *split.held_out], loop.micro_tokens)
+    # The held-out pairs on their own, so that before the first step their margins are 0 to the last bit.
+    reference = answer_logps(scorer, split.train, loop.micro_tokens)
+    reference |= answer_logps(scorer, split.held_out, loop.micro_tokens)
     order = global_batches([1] * len(split.train), config.global_batch, config.epochs, work.seed)
     steps = [[split.train[i] for i in batch] for batch in order]
     task = Task(steps, split.held_out, objective(config, reference), lambda item: 1.0)
@@ -120,7 +122,7 @@ def objective(config: DpoConfig, reference: Mapping[str, tuple[float, float]]) -
         with torch.no_grad():
             figures = {
                 "margin": config.beta * margin_B.sum(),
-                "accuracy": (margin_B > 0).to(logp_B2).sum(),
+                "accuracy": ((margin_B.sign() + 1) / 2).sum(),  # a tie is half right
                 "chosen_logp": chosen_B.sum(),
                 "rejected_logp": rejected_B.sum(),
             }

@@ -85,7 +85,7 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
         context=config.context,
         tied=config.tied,
     )
-    model = make_mistral(shape, tokenizer, work.seed).to(device)
+    model = make_mistral(shape, tokenizer, work.seed, device)
     scorer = build_scorer(model, precision)
     order = global_batches([item.tokens for item in split.train], config.batch_tokens, config.epochs, work.seed)
     task = likelihood([[split.train[i] for i in batch] for batch in order], split.held_out)

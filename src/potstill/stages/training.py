@@ -44,7 +44,7 @@ class TrainingConfig(StageConfig):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes CUDA, then MPS, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What products are computed in. Weights and sums stay in float32. auto takes bfloat16 where the hardware has it."""
+    """What products are computed in; weights and sums stay in float32. auto: bfloat16 where the hardware has it."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens computed at once. It changes speed and memory, never the result; unset: 4096 on a CPU, 16384 elsewhere."""
 

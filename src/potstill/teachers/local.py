@@ -31,7 +31,8 @@ class LocalTeacher:
         device = choose_device()
         self.name = model.name
         self.tokenizer = load_tokenizer(model)
-        self.model = load_model(model, device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+        self.model = load_model(model, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        self.model.eval()  # type: ignore[no-untyped-call]
         self.stops = stop_ids(self.model, self.tokenizer)
         self.context = self.model.config.get_text_config().max_position_embeddings
 
@@ -78,7 +79,7 @@ class LocalTeacher:
             yield rest
 
     def score(self, conversations: Sequence[Conversation]) -> list[tuple[float, int]]:
-        """Of each answer, given its prompt: the summed log-probability in nats of its tokens and end, and their number."""
+        """The summed log-probability, in nats, of each answer's tokens and end given its prompt, and their number."""
         silent = [
             [*(m.model_copy(update={"train": False}) for m in prompt), *answer] for prompt, answer in conversations
         ]

@@ -36,7 +36,7 @@ class _Spread(torch.autograd.Function):
         return x_TX.index_select(0, tree.slots_S)
 
     @staticmethod
-    def backward(ctx: Any, grad_SX: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_SX: Tensor) -> tuple[Tensor, None]:
         tree: Tree = ctx.tree
         grad_TX = grad_SX.index_select(0, tree.home_T)
         if len(tree.extra_tokens_E):
@@ -53,7 +53,7 @@ class _Collect(torch.autograd.Function):
         return y_SX.index_select(0, tree.home_T)
 
     @staticmethod
-    def backward(ctx: Any, grad_TX: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_TX: Tensor) -> tuple[Tensor, None]:
         grad_SX = grad_TX.new_zeros(ctx.shape)
         return grad_SX.index_copy_(0, ctx.tree.home_T, grad_TX), None
 
@@ -77,30 +77,32 @@ def tree_attention(
     Raises NotImplementedError for a feature it does not know, rather than leave it out.
     """
     unknown = [name for name in UNKNOWN if other.get(name) is not None]
-    if unknown or dropout or attention_mask is not None:
-        raise NotImplementedError(f"tree attention does not know {unknown or 'dropout or masks'}")
+    if unknown or attention_mask is not None:
+        raise NotImplementedError(f"tree attention does not know {unknown or 'masks'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     sizes = [rows * length for rows, length in tree.buckets]
     parts = []
     for (rows, length), q_SHD, k_SKD, v_SKD in zip(
-        tree.buckets, *(_slots(x, tree).split(sizes) for x in (query, key, value)), strict=True
+        tree.buckets, *(torch.split(_slots(x, tree), sizes) for x in (query, key, value)), strict=True
     ):
         q, k, v = (x.view(rows, length, *x.shape[1:]).transpose(1, 2) for x in (q_SHD, k_SKD, v_SKD))
-        out_BHLD = _causal(q, k, v, scale, sliding_window, softcap)
+        out_BHLD = _causal(q, k, v, scale, sliding_window, softcap, dropout)
         parts.append(out_BHLD.transpose(1, 2).reshape(rows * length, -1))
     out_SX = parts[0] if len(parts) == 1 else torch.cat(parts)
-    out_TX = out_SX if tree.plain else _Collect.apply(out_SX, tree)
+    out_TX = out_SX if tree.plain else _Collect.apply(out_SX, tree)  # type: ignore[no-untyped-call]
     return out_TX.view(1, -1, query.shape[1], value.shape[-1]), None
 
 
 def _slots(x_1HTD: Tensor, tree: Tree) -> Tensor:
     _, heads, tokens, width = x_1HTD.shape
     x_TX = x_1HTD.transpose(1, 2).reshape(tokens, heads * width)
-    x_SX = x_TX if tree.plain else _Spread.apply(x_TX, tree)
+    x_SX = x_TX if tree.plain else _Spread.apply(x_TX, tree)  # type: ignore[no-untyped-call]
     return x_SX.view(-1, heads, width)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+def _causal(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None, dropout: float
+) -> Tensor:
     """Causal attention of (B, H, L, D) over (B, K, L, D); a query sees `window` keys at most, itself among them.
 
     A path begins at position 0, so a row's index is its position and windows go by either.
@@ -110,14 +112,16 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, s
     if window is None and softcap is None:
         if q.device.type != "cpu" or q.dtype != torch.bfloat16:
             return F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+                q, k, v, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
         if length > EXPLICIT_LENGTH:  # the CPU's fused kernel is slower in bfloat16 than in float32
-            return _causal(q.float(), k.float(), v.float(), scale, window, softcap).to(q.dtype)
-    return _explicit(q, k, v, scale, window, softcap)
+            return _causal(q.float(), k.float(), v.float(), scale, window, softcap, dropout).to(q.dtype)
+    return _explicit(q, k, v, scale, window, softcap, dropout)
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+def _explicit(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None, dropout: float
+) -> Tensor:
     """The same, written out in blocks of queries that see only the keys they may: scores and softmax in float32."""
     rows, heads, length, _ = q.shape
     full = torch.promote_types(q.dtype, torch.float32)
@@ -139,11 +143,11 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None,
                 scores = torch.baddbmm(unseen, block, keys, alpha=scale)
             else:  # Gemma Team 2024, section 2
                 scores = torch.tanh(torch.bmm(block, keys) * (scale / softcap)) * softcap + unseen
-            outs.append(torch.bmm(scores.softmax(-1), v_[:, low:end]))
+            outs.append(torch.bmm(F.dropout(scores.softmax(-1), dropout), v_[:, low:end]))
     out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
     return out.view(rows, heads, length, -1).to(v.dtype)
 
 
 def register() -> None:
     """Make the implementation known to transformers. No mask function is registered, so transformers builds no mask."""
-    AttentionInterface.register(NAME, tree_attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(NAME, tree_attention)

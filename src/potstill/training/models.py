@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -14,7 +15,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
 from transformers.utils import logging as transformers_logging
 
 from potstill.artifact import storage_errors
@@ -65,7 +65,7 @@ class Shape:
     tied: bool
 
 
-def make_mistral(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def make_mistral(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int, device: torch.device) -> PreTrainedModel:
     """A Mistral-architecture model with random weights; the same seed gives the same weights."""
     config = MistralConfig(
         vocab_size=len(tokenizer),
@@ -84,14 +84,14 @@ def make_mistral(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) ->
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MistralForCausalLM(config)
+        return cast(PreTrainedModel, cast(nn.Module, MistralForCausalLM(config)).to(device))
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template. Raises ModelError."""
     spec = model.local
     try:
-        tokenizer = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(
             spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except Exception as error:  # the libraries below raise many kinds for a folder that holds no tokenizer
@@ -106,7 +106,7 @@ def load_model(model: Model, device: torch.device, dtype: torch.dtype = torch.fl
     Trained models are loaded in float32 whatever they are stored in: an optimizer's small steps vanish in bfloat16.
     """
     spec = model.local
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             spec.path,
@@ -118,7 +118,7 @@ def load_model(model: Model, device: torch.device, dtype: torch.dtype = torch.fl
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, ...
         raise _cannot_load(model, "model", error) from error
     assert isinstance(loaded, PreTrainedModel)
-    return loaded.to(device)  # type: ignore[arg-type]
+    return cast(PreTrainedModel, cast(nn.Module, loaded).to(device))
 
 
 def _cannot_load(model: Model, what: str, error: Exception) -> ModelError:
@@ -144,12 +144,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     """
     settle_padding(tokenizer)
     ends = stop_ids(model, tokenizer)
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends[0] if len(ends) == 1 else ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with storage_errors(path):
         model.save_pretrained(path)
         tokenizer.save_pretrained(path, save_jinja_files=False)

@@ -60,14 +60,14 @@ class Scorer(nn.Module):
         rows = max(1, self.chunk_logits // vocabulary)
         if len(hidden_ND) <= rows:
             return self._head(hidden_ND, batch.targets_N)
-        chunks = zip(hidden_ND.split(rows), batch.targets_N.split(rows), strict=True)
+        chunks = zip(torch.split(hidden_ND, rows), torch.split(batch.targets_N, rows), strict=True)
         return torch.cat([cast(Tensor, checkpoint(self._head, h, t, use_reentrant=False)) for h, t in chunks])
 
     @contextmanager
     def products(self) -> Iterator[None]:
         """Within this, forward and backward: on a CPU, the float32 products that remain (the head, attention scores)
         round their inputs to bfloat16 as well, where that is the precision; their sums and results stay float32."""
-        matmul = torch.backends.mkldnn.matmul
+        matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         before = matmul.fp32_precision
         if self.precision == torch.bfloat16 and self.device.type == "cpu":
             matmul.fp32_precision = "bf16"
@@ -77,7 +77,7 @@ class Scorer(nn.Module):
             matmul.fp32_precision = before
 
     def _body(self) -> nn.Module:
-        return cast(nn.Module, self.model.base_model)
+        return self.model.base_model
 
     def _packed(self, batch: Batch) -> Tensor:
         """The body once over all tokens; shape (T, D)."""
@@ -87,18 +87,14 @@ class Scorer(nn.Module):
         return cast(Tensor, output.last_hidden_state[0])
 
     def _padded(self, batch: Batch) -> Tensor:
-        """The body over every path as a padded row, by the model's own attention; then each token's home; (T, D)."""
+        """The body over every path as a padded row, by the model's own attention; then each token's home; (T, D).
+
+        Padding stands on the right, where causal attention never looks: no mask is needed.
+        """
         slots_S, parts, start = batch.tree.slots_S, [], 0
-        real_S = torch.zeros_like(slots_S)
-        real_S[batch.tree.home_T] = 1
-        real_S[batch.tree.extra_slots_E] = 1
         for rows, length in batch.tree.buckets:
             cells = slice(start, start + rows * length)
-            output = self._body()(
-                input_ids=batch.tokens_T[slots_S[cells]].view(rows, length),
-                attention_mask=real_S[cells].view(rows, length),
-                use_cache=False,
-            )
+            output = self._body()(input_ids=batch.tokens_T[slots_S[cells]].view(rows, length), use_cache=False)
             parts.append(output.last_hidden_state.reshape(rows * length, -1))
             start = cells.stop
         return torch.cat(parts).index_select(0, batch.tree.home_T)
@@ -108,7 +104,7 @@ class Scorer(nn.Module):
 
         Half-precision logits would cost 4 to 23% of the gradient (Liger-Kernel issue 1432).
         """
-        head = cast(nn.Module, self.model.get_output_embeddings())
+        head = cast(nn.Module, self.model.get_output_embeddings())  # type: ignore[no-untyped-call]
         with torch.autocast(self.device.type, enabled=False):
             logits_CV = head(hidden_CD.to(next(head.parameters()).dtype))
             logits_CV = self._shape_logits(logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)))

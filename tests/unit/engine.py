@@ -1,0 +1,91 @@
+"""Tiny models, tokenizers and rows that the training engine's tests share."""
+
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from potstill.records import Message, Role
+from potstill.tokenization import train_tokenizer
+from potstill.training.batch import Item
+
+torch.set_num_threads(1)  # other tests run beside these
+
+VOCABULARY = 61
+SIZE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+}
+FAMILIES: dict[str, Any] = {
+    "mistral": MistralConfig(**SIZE, sliding_window=None),
+    "mistral-window": MistralConfig(**SIZE, sliding_window=5),
+    "llama-tied": LlamaConfig(**SIZE, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZE),
+    "gemma2": Gemma2Config(**SIZE, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "granite": GraniteConfig(**SIZE, logits_scaling=3.0, attention_multiplier=0.3, residual_multiplier=0.7),
+}
+
+
+def tiny_model(family: str = "mistral", dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A model with random weights, large enough that attention matters, the same at every call."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family])).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    return model
+
+
+def random_items(sizes: list[tuple[int, ...]], seed: int = 0) -> list[Item]:
+    """One item a tuple: (prompt, answer, answer, ...) lengths. Some answer tokens are not scored."""
+    draw = np.random.default_rng(seed)
+    items = []
+    for number, (prompt, *answers) in enumerate(sizes):
+        branches = []
+        for length in answers:
+            learn_L = draw.random(length) < 0.8
+            learn_L[0] = prompt > 0
+            learn_L[-1] = True
+            branches.append((draw.integers(0, VOCABULARY, length, dtype=np.int32), learn_L))
+        items.append(Item(f"row{number}", draw.integers(0, VOCABULARY, prompt, dtype=np.int32), tuple(branches)))
+    return items
+
+
+@cache
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that knows a few words."""
+    return train_tokenizer(["the cat sat on the mat. hello hello there, what is this? it is a cat.\n"] * 20, 330)
+
+
+def say(*turns: str, train: bool = True) -> tuple[Message, ...]:
+    """Messages from texts such as "user: hello"."""
+    messages = []
+    for turn in turns:
+        role, _, content = turn.partition(": ")
+        messages.append(Message(role=_role(role), content=content, train=train))
+    return tuple(messages)
+
+
+def _role(name: str) -> Role:
+    assert name in ("system", "user", "assistant", "tool")
+    return name  # type: ignore[return-value]

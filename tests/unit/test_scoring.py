@@ -1,0 +1,234 @@
+"""Batch, tree attention and scorer: the same log-probabilities and gradients as plain sequences, in float64.
+
+A docstring that begins with "Trap" quotes the bug it would catch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from engine import FAMILIES, VOCABULARY, random_items, tiny_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.training import attention, scoring
+from potstill.training.batch import Item, collate, micro_batches
+from potstill.training.scoring import Scorer, build_scorer
+
+Gradients = dict[str, Tensor]
+
+PAIRS_AND_CHATS = random_items([(7, 5, 9), (0, 11), (3, 4, 4), (6, 8, 2, 5), (0, 6)])
+
+
+def gradients_of(model: PreTrainedModel, loss: Callable[[], Tensor]) -> tuple[float, Gradients]:
+    model.zero_grad(set_to_none=True)
+    value = loss()
+    value.backward()
+    return value.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def weigh(answer: int, index: int) -> float:
+    """A weight of its own for every scored token, so that two swapped scores cannot hide."""
+    return 1.0 + 0.37 * answer + 0.11 * index
+
+
+def plain_loss(model: PreTrainedModel, items: Sequence[Item]) -> Tensor:
+    """Every answer as a sequence of its own through the model's own forward: what all else must be equal to."""
+    total, answer = torch.zeros((), dtype=torch.float64), 0
+    for item in items:
+        for ids_L, learn_L in item.answers:
+            whole = torch.from_numpy(np.concatenate([item.prompt_ids, ids_L]).astype(np.int64))
+            logp_LV = model(input_ids=whole[None], use_cache=False).logits[0].log_softmax(-1)
+            for index, at in enumerate(np.flatnonzero(learn_L) + len(item.prompt_ids)):
+                total = total + weigh(answer, index) * logp_LV[at - 1, whole[at]]
+            answer += 1
+    return total
+
+
+def scorer_loss(scorer: Scorer, items: Sequence[Item], first_answer: int = 0) -> Tensor:
+    batch = collate(items)
+    counts = [int(learn_L.sum()) for item in items for _, learn_L in item.answers]
+    weights = [weigh(first_answer + answer, index) for answer, count in enumerate(counts) for index in range(count)]
+    return (scorer(batch) * torch.tensor(weights, dtype=torch.float64)).sum()
+
+
+def assert_same(ours: tuple[float, Gradients], theirs: tuple[float, Gradients]) -> None:
+    """As close as transformers allows: its norms and its eager softmax pass through float32 even in a float64 model."""
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert ours[1].keys() == theirs[1].keys()
+    for name, gradient in theirs[1].items():
+        assert (ours[1][name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_and_shared_equals_one_sequence_a_call(family: str) -> None:
+    """Trap: "Packing that lets one document attend to another, or loses position restarts"; "Branch positions mislead
+    transformers ... the second answer of a shared prompt silently loses its prompt"."""
+    truth_model, model = tiny_model(family), tiny_model(family)
+    truth = gradients_of(truth_model, lambda: plain_loss(truth_model, PAIRS_AND_CHATS))
+    scorer = build_scorer(model)
+    assert scorer.layout == "shared"
+    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
+
+
+@pytest.mark.parametrize("family", ["mistral-window", "gemma2"])
+def test_padded_rows_equal_one_sequence_a_call(family: str) -> None:
+    model = tiny_model(family)
+    truth = gradients_of(model, lambda: plain_loss(model, PAIRS_AND_CHATS))
+    scorer = Scorer(model, "padded")
+    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
+
+
+def test_a_shared_prompt_equals_separate_prompts() -> None:
+    model = tiny_model()
+    scorer = build_scorer(model)
+    separate = [alone for item in PAIRS_AND_CHATS for alone in item.separate()]
+    assert collate(separate).tokens_T.numel() > collate(PAIRS_AND_CHATS).tokens_T.numel()
+    truth = gradients_of(model, lambda: scorer_loss(scorer, separate))
+    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 50])
+def test_a_chunked_head_equals_a_dense_one(rows: int) -> None:
+    """Also trap: "A second, fused copy of a loss that ... ignores logit scale or softcap": gemma2 has one."""
+    model = tiny_model("gemma2")
+    scorer = build_scorer(model)
+    dense = gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS))
+    scorer.chunk_logits = rows * VOCABULARY
+    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), dense)
+
+
+@pytest.mark.parametrize("budget", [1, 20, 40])
+def test_accumulated_micro_batches_equal_the_whole(budget: int) -> None:
+    """Trap: "Gradient accumulation averages micro-batch means, so short micro-batches weigh more"."""
+    model = tiny_model("llama-tied")
+    scorer = build_scorer(model)
+    items = random_items([(0, 30), (4, 3, 5), (0, 5), (2, 9, 1), (0, 4)])
+    count = sum(item.scored for item in items)
+    whole = gradients_of(model, lambda: -scorer(collate(items)).sum() / count)
+    model.zero_grad(set_to_none=True)
+    batches = list(micro_batches(items, budget))
+    assert len(batches) > 1
+    for batch in batches:
+        (-scorer(batch).sum() / count).backward()
+    parts = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert_same((whole[0], parts), whole)
+
+
+def test_the_batch_as_the_design_draws_it() -> None:
+    learn = np.array([True, False, True])
+    pair = Item("pair", np.array([1, 2], np.int32), ((np.array([3, 4, 5], np.int32), learn),) * 2)
+    batch = collate([pair, Item.text("text", np.array([6, 7], np.int32))])
+    assert batch.tokens_T.tolist() == [1, 2, 3, 4, 5, 3, 4, 5, 6, 7]
+    assert batch.positions_T.tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 0, 1]
+    assert batch.scored_N.tolist() == [1, 3, 1, 6, 8]  # the last prompt token stands here twice
+    assert batch.targets_N.tolist() == [3, 5, 3, 5, 7]
+    assert batch.owner_N.tolist() == [0, 0, 1, 1, 2]
+    assert batch.by_answer(torch.arange(5.0)).tolist() == [1.0, 5.0, 4.0]
+    assert batch.row_ids == ("pair", "text")
+    assert batch.weights_N.sum().item() == pair.scored + 1
+
+
+@pytest.mark.parametrize("budget", [1, 17, 64, 10_000])
+def test_micro_batches_hold_every_row_once_and_keep_to_the_budget(budget: int) -> None:
+    items = random_items([(0, 2 + n % 13) for n in range(40)] + [(5, n, 3) for n in range(1, 9)])
+    batches = list(micro_batches(items, budget))
+    assert sorted(row for batch in batches for row in batch.row_ids) == sorted(item.row for item in items)
+    assert sum(batch.targets_N.numel() for batch in batches) == sum(item.scored for item in items)
+    for batch in batches:
+        assert batch.tokens_T.numel() <= budget or len(batch.row_ids) == 1
+
+
+def test_every_token_is_read_from_a_slot_that_holds_it() -> None:
+    tree = collate(PAIRS_AND_CHATS).tree
+    assert tree.slots_S[tree.home_T].tolist() == list(range(len(tree.home_T)))
+    assert tree.slots_S[tree.extra_slots_E].tolist() == tree.extra_tokens_E.tolist()
+    assert not set(tree.home_T.tolist()) & set(tree.extra_slots_E.tolist())
+    assert collate(random_items([(0, 9), (0, 9)])).tree.plain
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 40])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_attention_written_out_equals_its_definition(window: int | None, softcap: float | None) -> None:
+    torch.manual_seed(1)
+    length = attention.EXPLICIT_STEP + 37
+    q = torch.randn(2, 4, length, 8, dtype=torch.float64)
+    k, v = (torch.randn(2, 2, length, 8, dtype=torch.float64) for _ in range(2))
+    ours = attention._explicit(q, k, v, 0.3, window, softcap, 0.0)
+    scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.3
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    behind = torch.arange(length)[:, None] - torch.arange(length)
+    seen = (behind >= 0) & (behind < (window or length))
+    truth = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
+    assert torch.allclose(ours, truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [60, attention.EXPLICIT_LENGTH + 1])
+def test_bfloat16_attention_on_a_cpu_keeps_its_softmax_in_full(length: int) -> None:
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(1, 2, length, 16).bfloat16() for _ in range(3))
+    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)
+    ours = attention._causal(q, k, v, 0.25, None, None, 0.0)
+    assert ours.dtype == torch.bfloat16
+    assert (ours.double() - exact).norm() / exact.norm() < 3e-3  # a rounding of the result alone costs 1.7e-3
+
+
+def test_a_wrong_attention_is_noticed_and_avoided(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the load-time probe is for: here our attention forgets to scale."""
+    truth_model, model = tiny_model(), tiny_model()
+    right = attention._causal
+    monkeypatch.setattr(attention, "_causal", lambda q, k, v, scale, *rest: right(q, k, v, 1.05 * scale, *rest))
+    scorer = build_scorer(model)
+    assert scorer.layout == "padded"
+    assert "packing is not exact for this model" in caplog.text
+    truth = gradients_of(truth_model, lambda: plain_loss(truth_model, PAIRS_AND_CHATS))
+    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
+
+
+def test_an_attention_that_wants_more_than_we_know_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.tree_attention
+    monkeypatch.setattr(attention, "tree_attention", lambda *args, **more: right(*args, **more, s_aux=torch.ones(4)))
+    assert build_scorer(tiny_model()).layout == "padded"
+
+
+def test_a_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right log-probabilities are not enough: here shared prompts lose the gradient of their second answer."""
+    grown = scoring.collate
+
+    def forgetful(items: Sequence[Item]) -> object:
+        batch = grown(items)
+        object.__setattr__(batch.tree, "extra_tokens_E", batch.tree.extra_tokens_E[:0])
+        object.__setattr__(batch.tree, "extra_slots_E", batch.tree.extra_slots_E[:0])
+        return batch
+
+    model = tiny_model()
+    truth = scoring._probe_truth(model)
+    monkeypatch.setattr(scoring, "collate", forgetful)
+    assert "gradients of" in scoring._difference(Scorer(model, "shared"), truth)
+
+
+def test_sums_and_softmax_stay_in_float32_where_products_are_bfloat16() -> None:
+    """Trap: "Sequence log-probabilities summed or rounded in bf16"; "bf16 logits before the float32 softmax"."""
+    model = tiny_model(dtype=torch.float32)
+    scorer = build_scorer(model, torch.bfloat16)
+    batch = collate(PAIRS_AND_CHATS)
+    with scorer.products():
+        logp_N = scorer(batch)
+    assert logp_N.dtype == torch.float32
+    assert not torch.equal(logp_N, logp_N.bfloat16().float())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+
+
+def test_the_model_is_handed_back_as_it_was() -> None:
+    model = tiny_model()
+    before = model.config._attn_implementation
+    tokens = torch.arange(9)[None]
+    logits = model(input_ids=tokens).logits
+    assert torch.equal(build_scorer(model).release()(input_ids=tokens).logits, logits)
+    assert model.config._attn_implementation == before
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,279 @@
+"""Templates, learnt tokens, shared prompts. A docstring that begins with "Trap" quotes the bug it would catch."""
+
+import numpy as np
+import pytest
+from engine import say, tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from potstill.errors import ModelError
+from potstill.records import Message
+from potstill.tokenization import (
+    encode_chat,
+    encode_pair,
+    encode_prompt,
+    encode_texts,
+    explain,
+    render,
+    train_tokenizer,
+    with_template,
+)
+
+CHAT = say("system: be a cat", "user: what is this?", "assistant: it is a cat.", "user: hello", "assistant: the mat.")
+
+GOLDEN = """\
+<s>           | -
+<|system|>    | -
+Ċ             | -
+b             | -
+e             | -
+Ġa            | -
+Ġcat          | -
+</s>          | -
+Ċ             | -
+<|user|>      | -
+Ċ             | -
+what          | -
+Ġis           | -
+Ġthis         | -
+?             | -
+</s>          | -
+Ċ             | -
+<|assistant|> | -
+Ċ             | -
+it            | learnt
+Ġis           | learnt
+Ġa            | learnt
+Ġcat          | learnt
+.             | learnt
+</s>          | learnt
+Ċ             | -
+<|user|>      | -
+Ċ             | -
+he            | -
+llo           | -
+</s>          | -
+Ċ             | -
+<|assistant|> | -
+Ċ             | -
+the           | learnt
+Ġmat          | learnt
+.             | learnt
+</s>          | learnt
+Ċ             | -"""
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def fresh(template: str | None = None) -> PreTrainedTokenizerFast:
+    tokenizer = train_tokenizer(["the cat sat on the mat. it is a cat.\n"] * 20, 300)
+    if template is not None:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_golden_table_of_the_default_template() -> None:
+    """Trap: "First answer token never learnt, or the prompt's last token learnt"."""
+    assert explain(tiny_tokenizer(), encode_chat(tiny_tokenizer(), CHAT)) == GOLDEN
+
+
+def test_zephyr_layout_of_the_default_template() -> None:
+    text = render(tiny_tokenizer(), CHAT[:2], answer_next=True)
+    assert text == "<s><|system|>\nbe a cat</s>\n<|user|>\nwhat is this?</s>\n<|assistant|>\n"
+
+
+def test_silent_turns_are_read_but_not_learnt() -> None:
+    silent = CHAT[2].model_copy(update={"train": False})
+    encoded = encode_chat(tiny_tokenizer(), [*CHAT[:2], silent, *CHAT[3:]])
+    learnt = [line.split()[0] for line in explain(tiny_tokenizer(), encoded).splitlines() if line.endswith("learnt")]
+    assert learnt == ["the", "Ġmat", ".", "</s>"]
+
+
+@pytest.mark.parametrize("answer", ["", "\nthe cat", "the cat\n", "the </ s> cat", "é𝄞"])
+def test_end_token_is_learnt_whatever_the_answer(answer: str) -> None:
+    """Trap: "End-of-sequence token masked out because pad = eos"."""
+    tokenizer = fresh()
+    tokenizer.pad_token = tokenizer.eos_token
+    encoded = encode_chat(tokenizer, [*say("user: hello"), Message(role="assistant", content=answer)])
+    learnt = encoded.ids_L[encoded.learn_L]
+    assert learnt[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(learnt[:-1]) == answer
+    assert (encoded.ids_L == tokenizer.eos_token_id).sum() == 2
+
+
+def test_all_tokens_but_the_first_can_be_learnt() -> None:
+    encoded = encode_chat(tiny_tokenizer(), CHAT, learn="all")
+    assert not encoded.learn_L[0]
+    assert encoded.learn_L[1:].all()
+
+
+def test_start_token_stands_once_where_tokenizer_and_template_both_add_it() -> None:
+    """Trap: "BOS added twice: once by the template, once by the tokenizer"."""
+    tokenizer = fresh()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    assert tokenizer("the cat")["input_ids"][0] == tokenizer.bos_token_id  # it does add one by itself
+    encoded = encode_chat(tokenizer, CHAT)
+    prompt = encode_prompt(tokenizer, CHAT[:2])
+    for ids in (encoded.ids_L, prompt):
+        assert (ids == tokenizer.bos_token_id).sum() == 1
+        assert ids[0] == tokenizer.bos_token_id
+
+
+def test_training_begins_with_exactly_what_generation_is_given() -> None:
+    """Trap: "The template used in training is not the one exported with the model"."""
+    for tokenizer in (tiny_tokenizer(), fresh(CHATML)):
+        prompt = encode_prompt(tokenizer, CHAT[:2])
+        whole = encode_chat(tokenizer, CHAT[:3])
+        assert (whole.ids_L[: len(prompt)] == prompt).all()
+        assert np.flatnonzero(whole.learn_L)[0] == len(prompt)
+        ours = tokenizer.apply_chat_template(
+            [m.model_dump(include={"role", "content"}) for m in CHAT[:2]], add_generation_prompt=True
+        )
+        assert ours["input_ids"] == prompt.tolist()
+
+
+def test_end_of_another_template_is_its_own_control_token() -> None:
+    tokenizer = fresh(CHATML)
+    encoded = encode_chat(tokenizer, CHAT[1:3])
+    tokens = tokenizer.convert_ids_to_tokens(encoded.ids_L.tolist())
+    learnt = [token for token, learnt in zip(tokens, encoded.learn_L, strict=True) if learnt]
+    assert learnt[-1] == "<|im_end|>"
+    assert tokens[-1] == "Ċ"
+
+
+def test_a_merge_across_the_opening_is_not_split() -> None:
+    """Trap: "boundary found by tokenizing halves separately: merges across the boundary shift the mask"."""
+    tokenizer = train_tokenizer(["\n\nthe cat\n\nthe cat"] * 20, 300)
+    chat = say("user: hello", "assistant: \nthe cat")
+    encoded = encode_chat(tokenizer, chat)
+    whole = tokenizer(render(tokenizer, chat), add_special_tokens=False)["input_ids"]
+    halves = [*encode_prompt(tokenizer, chat[:1]), *tokenizer("\nthe cat</s>\n", add_special_tokens=False)["input_ids"]]
+    assert encoded.ids_L.tolist() == whole != halves
+    assert "ĊĊ" in tokenizer.convert_ids_to_tokens(whole)
+    assert tokenizer.decode(encoded.ids_L[encoded.learn_L]) == "the cat</s>"
+
+
+def test_a_template_that_rewrites_the_past_is_refused() -> None:
+    template = "{% for m in messages %}{{ m['role'] + loop.revindex|string + m['content'] + eos_token }}{% endfor %}"
+    tokenizer = fresh()
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match="writes the beginning of a conversation differently"):
+        encode_chat(tokenizer, CHAT)
+
+
+def test_a_template_that_raises_is_one_clear_line() -> None:
+    tokenizer = fresh()
+    tokenizer.chat_template = "{{ raise_exception('no system turns here') }}"
+    with pytest.raises(ModelError, match=r"refuses a conversation of system, user.*no system turns here"):
+        encode_chat(tokenizer, CHAT[:3])
+
+
+def test_a_tokenizer_without_a_template_gets_the_default_one() -> None:
+    tokenizer = fresh()
+    tokenizer.chat_template = None
+    with_template(tokenizer)
+    assert explain(tokenizer, encode_chat(tokenizer, CHAT[1:3])).startswith("<s> ")
+    tokenizer.chat_template, tokenizer.eos_token = None, None
+    with pytest.raises(ModelError, match="neither a chat template nor an end token"):
+        with_template(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "shared_answer"),
+    [("the cat", "the mat", False), ("the cat", "the cat sat", False), ("it", "\nit", False)],
+)
+def test_a_pair_shares_its_prompt_and_no_more(chosen: str, rejected: str, shared_answer: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    prompt = say("user: what is this?")
+    pair = encode_pair(tokenizer, prompt, say(f"assistant: {chosen}"), say(f"assistant: {rejected}"))
+    for answer, text in ((pair.chosen, chosen), (pair.rejected, rejected)):
+        whole = encode_chat(tokenizer, [*prompt, *say(f"assistant: {text}")])
+        assert np.concatenate([pair.prompt_ids, answer.ids_L]).tolist() == whole.ids_L.tolist()
+        assert answer.learn_L.tolist() == whole.learn_L[len(pair.prompt_ids) :].tolist()
+        assert answer.learn_L.sum() == whole.learn_L.sum()
+    assert len(pair.prompt_ids) <= len(encode_prompt(tokenizer, prompt))
+    assert len(pair.prompt_ids) >= len(encode_prompt(tokenizer, prompt)) - 1
+
+
+def test_answers_of_a_prompt_are_not_learnt_in_a_pair() -> None:
+    pair = encode_pair(tiny_tokenizer(), CHAT[:4], say("assistant: the mat."), say("assistant: a cat."))
+    assert explain(tiny_tokenizer(), pair.chosen).splitlines()[0] == "the  | learnt"
+    assert pair.chosen.learn_L.sum() == 4
+
+
+def test_long_conversations_lose_whole_turns() -> None:
+    """Trap: "A conversation cut in the middle of the answer and still trained with an end token"."""
+    tokenizer = tiny_tokenizer()
+    whole = encode_chat(tokenizer, CHAT)
+    first_turn = encode_chat(tokenizer, CHAT[:3])
+    for length in range(len(whole) + 2):
+        kept = whole.cut(length)
+        if length >= len(whole):
+            assert kept is whole
+        elif length >= whole.turn_ends[1]:  # only what stands behind the last end token is gone
+            assert kept is not None
+            assert kept.learn_L.sum() == whole.learn_L.sum()
+        elif length >= whole.turn_ends[0]:
+            assert kept is not None
+            assert kept.ids_L.tolist() == first_turn.ids_L[: whole.turn_ends[0]].tolist()
+            assert kept.learn_L[-1]
+        else:
+            assert kept is None
+
+
+def test_plain_text_never_steers() -> None:
+    tokenizer = tiny_tokenizer()
+    (ids,) = encode_texts(tokenizer, ["the </s> cat"])
+    assert [ids[0], ids[-1]] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert tokenizer.eos_token_id not in ids[1:-1]
+    assert tokenizer.decode(ids[1:-1]) == "the </s> cat"
+    assert tokenizer("</s>")["input_ids"] == [tokenizer.eos_token_id]  # as it was before
+
+
+def test_the_same_texts_make_the_same_tokenizer(tmp_path: object) -> None:
+    texts = [f"entity {number} is a town near number {number % 7}" for number in range(200)]
+    first, second = (train_tokenizer(texts, 400).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+    assert len(train_tokenizer(texts, 290)) == 290
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot hold the 256 bytes"):
+        train_tokenizer(["a"], 100)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text())
+def test_any_text_survives_the_tokenizer(text: str) -> None:
+    (ids,) = encode_texts(tiny_tokenizer(), [text])
+    assert tiny_tokenizer().decode(ids[1:-1]) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="<|>")), min_size=1, max_size=3))
+def test_what_is_learnt_is_what_assistants_say(answers: list[str]) -> None:
+    chat = [turn for text in answers for turn in (*say("user: hi"), Message(role="assistant", content=text))]
+    tokenizer = tiny_tokenizer()
+    encoded = encode_chat(tokenizer, chat)
+    ends = [0, *encoded.turn_ends]
+    for start, end, text in zip(ends, ends[1:], answers, strict=False):
+        learnt = encoded.ids_L[start:end][encoded.learn_L[start:end]]
+        assert learnt[-1] == tokenizer.eos_token_id
+        said = tokenizer.decode(learnt[:-1])
+        # Line breaks at the start may belong to a token that begins in the template's own.
+        assert text.endswith(said)
+        assert not text.removesuffix(said).strip("\n")
+
+
+def test_the_table_is_the_same_after_saving(tmp_path: object) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path, save_jinja_files=False)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert explain(again, encode_chat(again, CHAT)) == GOLDEN
