@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar, cast
 
 from potstill.errors import DataError
+from potstill.found import ShapeError
 from potstill.records import Record
-from potstill.shapes import SHAPES, Shape, ShapeError, recognise
+from potstill.shapes import SHAPES, Shape, recognise
 
 R = TypeVar("R", bound=Record)
 

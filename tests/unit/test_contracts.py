@@ -28,7 +28,7 @@ LAYERS = [
     ["records", "document"],
     ["artifact"],
     ["sources"],
-    ["formats", "shapes", "prompts"],
+    ["formats", "shapes", "found", "prompts"],
     ["tokenization", "objectives"],
     ["training", "teachers", "curation", "evaluation", "reporting", "miniature"],
     ["stages"],

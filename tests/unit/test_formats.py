@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from potstill.errors import DataError
 from potstill.formats import examine, read_file, sniff
+from potstill.found import ShapeError, check_dialogue
 from potstill.records import Answers, Chat, Message, Pair, Prompt, Record, Text
-from potstill.shapes import SHAPES, ShapeError, check_dialogue, recognise
+from potstill.shapes import SHAPES, recognise
 
 SHARED = Path("../shared/data")
 U, A, S = "user", "assistant", "system"

@@ -1,0 +1,131 @@
+"""What a row was found to hold, and how that becomes a Text, Prompt, Chat, Answers or Pair.
+
+Whatever cannot be that record is a ShapeError in words.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from potstill.records import Answers, Candidate, Chat, Message, Pair, Prompt, Record, Role, Text
+
+R = TypeVar("R", bound=Record)
+
+
+class ShapeError(ValueError):
+    """A row is not what it should be: what is wrong; what was expected."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a row holds. `prompt` ends before the first thing that is `chosen`, `rejected` or an answer to compare."""
+
+    prompt: tuple[Message, ...] = ()
+    """For chats, the whole conversation."""
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    follow_ups: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    text: str = ""
+    undesirable: bool = False
+    """A row that says of itself that its answer is to be avoided."""
+
+
+def make_record(found: Found, row_type: type[R], name: str, category: str) -> R:
+    """The record of that type, under that id; ShapeError, in words, where it cannot be one."""
+    return cast(R, _MAKERS[row_type](found, name, category))
+
+
+def _text(found: Found, name: str, category: str) -> Text:
+    text = found.text or "\n\n".join(m.content for m in found.prompt + found.chosen)
+    if not text.strip():
+        raise ShapeError("the text is empty; expected words")
+    return Text(id=name, text=text)
+
+
+def _prompt(found: Found, name: str, category: str) -> Prompt:
+    first = next((i for i, m in enumerate(found.prompt) if m.role == "assistant"), len(found.prompt))
+    later = tuple(m.content for m in found.prompt[first:] if m.role == "user")
+    messages = found.prompt[:first]
+    check_dialogue(messages, "user", "the prompt")
+    follow_ups = found.follow_ups or later
+    return Prompt(id=name, messages=messages, follow_ups=follow_ups, references=found.references, category=category)
+
+
+def _chat(found: Found, name: str, category: str) -> Chat:
+    if found.undesirable:
+        raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from")
+    messages = found.prompt + found.chosen
+    if not messages:
+        raise ShapeError("the row is a plain text; expected a conversation")
+    check_dialogue(messages, "assistant", "the conversation")
+    return Chat(id=name, messages=messages, category=category)
+
+
+def _pair(found: Found, name: str, category: str) -> Pair:
+    if not found.chosen or not found.rejected:
+        raise ShapeError("there is no pair of answers; expected 'chosen' and 'rejected'")
+    check_dialogue(found.prompt, "user", "the prompt")
+    check_dialogue(found.prompt + found.chosen, "assistant", "'chosen'")
+    check_dialogue(found.prompt + found.rejected, "assistant", "'rejected'")
+    if found.chosen == found.rejected:
+        raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers")
+    return Pair(
+        id=name,
+        prompt=found.prompt,
+        chosen=found.chosen,
+        rejected=found.rejected,
+        chosen_score=found.chosen_score,
+        rejected_score=found.rejected_score,
+        category=category,
+    )
+
+
+def _answers(found: Found, name: str, category: str) -> Answers:
+    if not found.candidates:
+        raise ShapeError("there are no answers of several models; expected 'completions' or 'candidates'")
+    return Answers(id=name, prompt=_prompt(found, name, category), candidates=found.candidates)
+
+
+_MAKERS: dict[type[Record], Callable[[Found, str, str], Record]] = {
+    Text: _text,
+    Prompt: _prompt,
+    Chat: _chat,
+    Answers: _answers,
+    Pair: _pair,
+}
+
+
+def check_dialogue(messages: Sequence[Message], last: Role, what: str) -> None:
+    """ShapeError unless: a system turn only first, then user and assistant in turn, none empty, ending with `last`.
+
+    Tools' results may follow an assistant's turn, and an assistant's turn follows them.
+    """
+    if not messages:
+        raise ShapeError(f"{what} has no messages; expected one or more")
+    before = "system"
+    for number, message in enumerate(messages, start=1):
+        role = message.role
+        expected = {
+            "system": ("user",),
+            "user": ("assistant",),
+            "assistant": ("user", "tool"),
+            "tool": ("assistant", "tool"),
+        }
+        if number == 1 and role == "system":
+            continue
+        if role not in expected[before]:
+            where = f"turn {number} of {what} is {_named(role)}"
+            raise ShapeError(f"{where}; expected {' or '.join(map(_named, expected[before]))} there")
+        if not message.content.strip():
+            raise ShapeError(f"turn {number} of {what}, {_named(role)}, is empty; expected words")
+        before = role
+    if messages[-1].role != last:
+        raise ShapeError(f"{what} ends with {_named(messages[-1].role)}; it must end with {_named(last)}")
+
+
+def _named(role: str) -> str:
+    return {"system": "a system turn", "user": "a user turn", "assistant": "an assistant turn"}.get(role, "a tool turn")
