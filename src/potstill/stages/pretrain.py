@@ -33,8 +33,8 @@ class PretrainConfig(TrainingConfig):
     """The longest sequence that the model will be asked to read."""
     tied: bool = False
     """Whether the head is the embedding."""
-    block_length: int = Field(default=512, ge=8)
-    """A longer text is cut into blocks of this many tokens. Texts never see each other."""
+    block_length: int | None = Field(default=None, ge=8)
+    """A longer text is cut into blocks of this many tokens; unset: the context. Texts never see each other."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens an optimizer step."""
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -50,7 +50,7 @@ class PretrainConfig(TrainingConfig):
             raise ValueError(f"width {self.width} is not a multiple of twice heads ({self.heads})")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"kv_heads {self.kv_heads} does not divide heads ({self.heads})")
-        if self.block_length > self.context:
+        if (self.block_length or 0) > self.context:
             raise ValueError(f"block_length {self.block_length} is longer than the context ({self.context})")
         return self
 
@@ -74,7 +74,12 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
     where = ", ".join(data.name for data in inputs.data["data"])
     tokenizer = train_tokenizer((text.text for _, text in texts), config.vocabulary)
     split = text_items(
-        tokenizer, texts, block_length=config.block_length, held_out=config.held_out, seed=work.seed, where=where
+        tokenizer,
+        texts,
+        block_length=config.block_length or config.context,
+        held_out=config.held_out,
+        seed=work.seed,
+        where=where,
     )
     shape = Shape(
         layers=config.layers,

@@ -23,6 +23,9 @@ class TrainingConfig(StageConfig):
     """Passes over the rows; a part of one is that part of its steps."""
     learning_rate: float = Field(gt=0)
     """The peak learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon moves the body's matrices by orthogonalised momentum (Jordan et al. 2024), scaled to AdamW's step (Liu et al.
+    2025), and everything else by AdamW: fewer steps for a model from scratch. adamw moves everything."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up; cosine and linear end at 0."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
@@ -59,6 +62,7 @@ def settings(config: TrainingConfig, device: str) -> "Settings":
     from potstill.training.loop import Settings
 
     return Settings(
+        optimizer=config.optimizer,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
         warmup=config.warmup,

@@ -36,6 +36,7 @@ Objective = Callable[[Tensor, Batch], Loss]
 class Settings:
     """How to train; each stage fills it from its config."""
 
+    optimizer: Literal["adamw", "muon"]
     learning_rate: float
     schedule: ScheduleName
     warmup: float
@@ -75,7 +76,7 @@ def train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: P
 
 def _train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: Progress) -> dict[str, Any]:
     parameters = [p for p in scorer.parameters() if p.requires_grad]
-    optimizer = _optimizer(parameters, settings)
+    optimizers = _optimizers(scorer, settings)
     curve = _Curve(len(task.steps), progress)
     keeper = _Keeper(scorer, settings)
     marks = _marks(len(task.steps), settings.evaluations if task.held_out else 0)
@@ -83,7 +84,7 @@ def _train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: 
     scorer.train()
     for step, rows in enumerate(task.steps, start=1):
         learning_rate = settings.learning_rate * rate(step - 1, len(task.steps), settings.schedule, settings.warmup)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
         denominator = math.fsum(task.denominator(item) for item in rows)
         sums: dict[str, Tensor] = {}
@@ -94,8 +95,9 @@ def _train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: 
             for name, value in {"loss": loss.sum, **loss.figures}.items():
                 sums[name] = sums.get(name, 0) + value.detach()
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         means = {name: value / denominator for name, value in sums.items()}
         curve.add(step, means | {"grad_norm": norm}, learning_rate, sum(item.tokens for item in rows))
         if step in marks:
@@ -108,16 +110,29 @@ def _train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: 
     return {"steps": step, **keeper.facts()}
 
 
-def _optimizer(parameters: Sequence[Tensor], settings: Settings) -> torch.optim.AdamW:
-    """AdamW; decay, where there is any, on matrices only."""
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+def _optimizers(scorer: Scorer, settings: Settings) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the body's matrices beside it. Decay, where there is any, falls on matrices only."""
+    trained = [(name, p) for name, p in scorer.named_parameters() if p.requires_grad]
+    body = {name for name, p in trained if p.ndim == 2 and ".layers." in name} if settings.optimizer == "muon" else set()
+    rest = [p for name, p in trained if name not in body]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ],
         lr=settings.learning_rate,
         betas=(0.9, settings.beta2),
         fused=True,
     )
+    if not body:
+        return [adamw]
+    muon = torch.optim.Muon(
+        [p for name, p in trained if name in body],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
 
 
 def _marks(steps: int, evaluations: int) -> list[int]:
