@@ -20,7 +20,10 @@ from potstill.shapes import SHAPES, Shape, recognise
 R = TypeVar("R", bound=Record)
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".txt.gz", ".parquet")
-REMEDY = "Mend or remove the row, or set on_bad_row: skip"
+# How JSON spells a half of a character that lies outside the first 65,536; only both together mean something.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+REMEDY = "Mend or remove the row, or set on_bad_row: skip in an import stage"
 WORDS = 80
 
 
@@ -171,12 +174,24 @@ def _json_lines(source: BinaryIO) -> Iterator[Line]:
 
 def _loads(number: int, text: str) -> Line:
     try:
-        return Line(number, json.loads(text))
+        return _whole(Line(number, json.loads(text)), text)
     except json.JSONDecodeError as error:
-        what = f"not JSON ({error.msg} at column {error.colno}); expected one whole JSON object on the line"
-        return Line(number, error=what)
+        what = f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+        return Line(number, error=f"{what}; expected one whole JSON object on the line")
     except RecursionError:
         return Line(number, error="JSON that is nested too deeply; expected one JSON object on the line")
+
+
+def _whole(line: Line, source: str) -> Line:
+    """The line, or what is wrong with it where its text holds half a character, which no UTF-8 file can hold."""
+    if _HALF.search(source):
+        try:
+            json.dumps(line.value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"{ord(error.object[error.start]):04x}"
+            what = f"it holds half a character (the lone surrogate \\u{half}); expected whole ones"
+            return Line(line.number, error=what)
+    return line
 
 
 def _json_array(source: BinaryIO) -> Iterator[Line]:
@@ -200,7 +215,7 @@ def _json_array(source: BinaryIO) -> Iterator[Line]:
             found = f"not JSON at {_quote(text[start:])!r}" if text[start:] else "the list is cut short"
             yield Line(number, error=f"{found}; expected a list of whole JSON objects")
             return
-        yield Line(number, value)
+        yield _whole(Line(number, value), text[start:end])
         number += text.count("\n", start, end)
         place = cast("re.Match[str]", blank.match(text, end)).end()
         number += text.count("\n", end, place)
@@ -220,7 +235,7 @@ def _parquet(path: Path) -> Iterator[Line]:
                 for value in batch.to_pylist():
                     number += 1
                     yield Line(number, value)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(str(path), f"not a Parquet file that can be read: {error}", "Fetch it again") from error
 
 

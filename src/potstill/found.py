@@ -59,7 +59,7 @@ def _chat(found: Found, name: str, category: str) -> Chat:
     if found.undesirable:
         raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from")
     messages = found.prompt + found.chosen
-    if not messages:
+    if not messages and found.text:
         raise ShapeError("the row is a plain text; expected a conversation")
     check_dialogue(messages, "assistant", "the conversation")
     return Chat(id=name, messages=messages, category=category)

@@ -174,7 +174,7 @@ BAD_CHATS = [
     ([(U, "q"), (A, "a"), (A, "b")], "turn 3 of the conversation is an assistant turn; expected a user turn or a tool"),
     ([(U, "q"), (S, "s"), (A, "a")], "turn 2 of the conversation is a system turn; expected an assistant turn there"),
     ([(S, "s")], "the conversation ends with a system turn; it must end with an assistant turn"),
-    ([], "the row is a plain text"),
+    ([], "the conversation has no messages; expected one or more"),
     ([(U, "q"), (A, " ")], "turn 2 of the conversation, an assistant turn, is empty; expected words"),
     (
         [("wizard", "q"), (A, "a")],
@@ -194,13 +194,14 @@ def test_a_bad_row_is_one_clear_line(tmp_path: Path, messages: list[tuple[str, A
     with pytest.raises(DataError) as caught:
         list(read_file(path, Chat))
     assert str(caught.value).startswith(f"{path}:2: {expected}")
-    assert str(caught.value).endswith("set on_bad_row: skip.")
+    assert str(caught.value).endswith("set on_bad_row: skip in an import stage.")
     assert [row.number for row in examine(path, Chat) if row.record] == [1, 3]
 
 
 BAD_BYTES = [
     (b'{"text": "caf\xe9"}\n', "not UTF-8 (byte 0xe9 at position 13); expected UTF-8 text"),
-    (b'{"text": "cut sh', "not JSON (Unterminated string starting at at column 10); expected one whole JSON object"),
+    (b'{"text": "cut sh', "not JSON (Unterminated string starting at column 10); expected one whole JSON object"),
+    (b'{"text": "a\\ud800"}\n', "it holds half a character (the lone surrogate \\ud800); expected whole ones"),
     (b'"just text"\n', "the row is text; expected an object with columns"),
     (b"[1]\n", "the row is a list; expected an object with columns"),
     (b'{"text": 7}\n', "'text' is a number; expected text"),
