@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from potstill.records import Finish
 from potstill.teachers.base import Reply, Request
 
 LONGEST_WORDS = 300
+
+# Half of a character, as a server escapes it that cuts a reply between the two: no UTF-8 file can hold it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Names that servers use for "the model ended its answer"; some leave the field out altogether.
 _STOPPED = {None, "stop", "eos", "eos_token", "stop_sequence", "end_turn"}
@@ -43,11 +47,12 @@ def read_reply(raw: str) -> Reply:
         raise ValueError(f"the reply is not a chat completion: {_short(raw)!r}") from error
     if not isinstance(text, str | None):
         raise ValueError(f"the reply's content is not text: {_short(raw)!r}")
-    finish, reason = _finish(text or "", refusal, stopped)
+    text = _whole(text or "")
+    finish, reason = _finish(text, refusal, stopped)
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Reply(
-        text or "",
+        text,
         finish,
         reason,
         prompt_tokens=_count(usage.get("prompt_tokens")),
@@ -73,8 +78,12 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
+def _whole(text: str) -> str:
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(_whole(text).split())
     return text if len(text) <= LONGEST_WORDS else text[:LONGEST_WORDS] + "..."
 
 
