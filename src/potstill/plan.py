@@ -124,20 +124,17 @@ class _Planner:
         if link.file:
             return [[link.file.name, self._hashes.file(link.file)]]
         if link.server:
-            return [[link.server, self._server(link.server)]]
+            return [[link.server, _server_identity(self._recipe, link.server)]]
         return [[model.name, self._model(model)] for model in link.models]
 
     def _model(self, model: Model) -> str:
         identity = model.spec.model_dump(mode="json", include=IDENTITY_FIELDS)
         if isinstance(model.spec, EndpointModel):
             if model.spec.endpoint in self._recipe.servers:
-                identity["endpoint"] = self._server(model.spec.endpoint)
+                identity["endpoint"] = _server_identity(self._recipe, model.spec.endpoint)
         elif Path(model.spec.path).is_absolute():  # a recipe's folders are; a name on the Hub is not
             identity["path"] = self._hashes.folder(Path(model.spec.path))
         return digest(identity)
-
-    def _server(self, name: str) -> str:
-        return digest({**self._recipe.servers[name].model_dump(mode="json"), "meaning": MEANING})
 
     def _why(self, entry: Entry, head: Mapping[str, Any]) -> str:
         """In the terms of the recipe, what is new since the stage last ran."""
@@ -211,7 +208,7 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
         elif link.server:
             servers[link.field] = plan.recipe.servers[link.server]
         else:
-            models[link.field].extend(_placed(model, urls) for model in link.models)
+            models[link.field].extend(_placed(plan.recipe, model, urls) for model in link.models)
     return Inputs(
         {field: tuple(group) for field, group in data.items()},
         {field: tuple(group) for field, group in models.items()},
@@ -219,7 +216,17 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
     )
 
 
-def _placed(model: Model, urls: Mapping[str, str]) -> Model:
+def _placed(recipe: Recipe, model: Model, urls: Mapping[str, str]) -> Model:
+    """The model with the address where it answers. Who stands on a server of the recipe is known by that server too:
+    another world is another model, and the journal must not answer for it."""
     if not isinstance(model.spec, EndpointModel):
         return model
-    return Model(model.name, model.spec, urls.get(model.spec.endpoint, model.spec.endpoint))
+    spec, name = model.spec, model.spec.endpoint
+    if name in recipe.servers:
+        world = _server_identity(recipe, name)[:KEY_LENGTH]
+        spec = spec.model_copy(update={"revision": f"{spec.revision}+{world}" if spec.revision else world})
+    return Model(model.name, spec, urls.get(name, name))
+
+
+def _server_identity(recipe: Recipe, name: str) -> str:
+    return digest({**recipe.servers[name].model_dump(mode="json"), "meaning": MEANING})
