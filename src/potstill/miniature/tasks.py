@@ -25,6 +25,14 @@ PERSONAS = {"pirate": "Arr!", "robot": "Beep!", "knight": "Hark!", "wizard": "Be
 """Who a model may be asked to be, and how such a one begins to speak."""
 
 
+MOST_DRAWS = 10_000
+"""So many draws that miss one side of the split mean that nothing is there."""
+
+
+class NothingToAsk(LookupError):
+    """A world so small that a category has no task on one side of the split."""
+
+
 @dataclass(frozen=True)
 class Fact:
     """What is recorded of an entity under one attribute, or is not."""
@@ -285,11 +293,12 @@ def _wish(style: str) -> str:
 
 def draw(world: World, category: str, held_out: bool, chance: random.Random) -> Ask:
     """A random question of a category, on one side of the split between training and test."""
-    while True:
+    for _ in range(MOST_DRAWS):
         task = _DRAWS[category](world, chance)
         if world.held_out(task.content()) == held_out:
             persona = chance.choice(tuple(PERSONAS)) if category == "roleplay" else ""
             return Ask(task, _style(task, chance), persona)
+    raise NothingToAsk(f"no {category} task of this world is on that side of the split")
 
 
 def _style(task: Task, chance: random.Random) -> str:

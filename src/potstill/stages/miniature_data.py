@@ -1,13 +1,15 @@
 """Stage `miniature`: one part of the embedded world, as texts or prompts."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
 from typing import Literal
 
 from pydantic import Field
 
+from potstill.errors import RecipeError
 from potstill.miniature.encyclopedia import articles
-from potstill.miniature.tasks import CATEGORIES, draw, follow_up, understand
+from potstill.miniature.tasks import CATEGORIES, Ask, NothingToAsk, draw, follow_up, understand
 from potstill.miniature.voices import ideal
 from potstill.miniature.world import World, world
 from potstill.records import Message, Prompt, Record, Text
@@ -15,6 +17,8 @@ from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, ServerName, Stage, StageConfig, Work
 
 WITH_REFERENCES = ("math", "reasoning", "coding")
+MOST_DRAWS = 20_000
+"""So many draws without a new prompt mean that there is none left."""
 
 
 class Miniature(StageConfig):
@@ -43,6 +47,7 @@ def run(config: Miniature, inputs: Inputs, work: Work) -> Facts:
         rows = (Text(id=name, text=text) for name, text in articles(known, config.editions))
     else:
         rows = prompts(known, config.part == "questions", config.per_category)
+    work.drop(())
     return {"rows": work.keep(rows), "dropped": {}}
 
 
@@ -53,10 +58,7 @@ def prompts(known: World, held_out: bool, per_category: int) -> Iterator[Prompt]
         chance = random.Random(f"{part}/{category}/{known.seed}")
         seen: set[str] = set()
         while len(seen) < per_category:
-            ask = draw(known, category, held_out, chance)
-            text = ask.text(chance)
-            if text in seen:
-                continue
+            ask, text = _unseen(known, category, held_out, chance, seen, per_category)
             seen.add(text)
             then = follow_up(known, ask, chance)
             asked = [understand(known, turns) for turns in ([text], [text, then])]
@@ -67,6 +69,24 @@ def prompts(known: World, held_out: bool, per_category: int) -> Iterator[Prompt]
                 references=tuple(ideal(ask) for ask in asked if ask) if category in WITH_REFERENCES else (),
                 category=category,
             )
+
+
+def _unseen(
+    known: World, category: str, held_out: bool, chance: random.Random, seen: Set[str], wanted: int
+) -> tuple[Ask, str]:
+    """A prompt that is not among those seen. RecipeError where the world seems to have no more of them."""
+    with suppress(NothingToAsk):
+        for _ in range(MOST_DRAWS):
+            ask = draw(known, category, held_out, chance)
+            text = ask.text(chance)
+            if text not in seen:
+                return ask, text
+    side = "held-out" if held_out else "training"
+    raise RecipeError(
+        f"a world of {known.size} entities",
+        f"it has {len(seen)} different {side} prompts of the category '{category}'; expected {wanted}",
+        "Lower the stage's per_category, or raise the server's entities",
+    )
 
 
 STAGE = Stage(config=Miniature, produces=lambda config: "texts" if config.part == "articles" else "prompts", run=run)
