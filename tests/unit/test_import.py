@@ -93,3 +93,31 @@ def test_a_hub_dataset_through_its_own_library(tmp_path: Path, numbers: Path, mo
     assert texts(made) == list(range(7))
     with pytest.raises(DataError, match="the dataset cannot be loaded"):
         make(tmp_path, {"kind": "import", "hub": str(tmp_path / "nowhere"), "rows": "texts"})
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
+    """One file, cut by prompt: every row is on one side, and no prompt is on both, whatever rows share it."""
+    path = tmp_path / "pairs.jsonl"
+    prompts = [f"Name {i // 3} things that fit into shed number {i // 3}." for i in range(60)]
+    rows = [{"prompt": prompt, "chosen": f"good {i}", "rejected": f"bad {i}"} for i, prompt in enumerate(prompts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = run(tmp_path, path, "pairs", shuffle=0, limit=5)
+    config = {"kind": "import", "path": str(path), "rows": "pairs", "decontaminate": ["held_out"]}
+    train = make(tmp_path, config, {"path": Data(path.name, "file", path), "decontaminate": held_out.data})
+    kept_out = {row.prompt for row in held_out.rows}
+    assert kept_out.isdisjoint(row.prompt for row in train.rows)
+    assert {row.prompt for row in train.rows} | kept_out == {user(prompt) for prompt in prompts}
+    assert train.facts == {"rows": len(train.rows), "dropped": {"contaminated": 60 - len(train.rows)}}
+    assert len(train.dropped) == 3 * len(kept_out), "rows that share a prompt go together"
+    assert train.dropped[0].detail.startswith(f"{held_out.path.name}/pairs-")
+
+
+def test_the_cut_is_made_of_what_is_clean(tmp_path: Path) -> None:
+    chats = [Chat(id=f"c{i}", messages=user(f"What is {i} plus {i}?") + assistant("x")) for i in range(6)]
+    data = {"path": given(tmp_path, "chats", chats), "decontaminate": given(tmp_path, "chats", chats[:2], "evaluation")}
+    config = {"kind": "import", "path": "given", "decontaminate": "evaluation", "limit": 3}
+    for rows in ("chats", "prompts"):
+        made = make(tmp_path, {**config, "rows": rows}, data)
+        assert [row.id for row in made.rows] == ["c2", "c3", "c4"]
+    with pytest.raises(ValidationError, match="texts have no user turns"):
+        Import.model_validate({**config, "rows": "texts"})

@@ -7,9 +7,10 @@ follow-up means little without what it follows ("Say that again."), so it counts
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from potstill.records import Message
+from potstill.records import Chat, Message, Pair, Prompt
+from potstill.sources import Data
 
 LEAST_RUN = 5
 
@@ -58,3 +59,29 @@ class Decontaminator:
                     if run in runs:
                         return runs[run], " ".join(run)
         return None
+
+
+def keeping_out(size: int, held_out: Iterable[Data]) -> Decontaminator:
+    """A decontaminator that knows what users say in prompts, chats and pairs that are held out."""
+    found = Decontaminator(size)
+    for data in held_out:
+        for name, turns in _user_turns(data):
+            found.keep_out(f"{data.name}/{name}", turns)
+    return found
+
+
+def _user_turns(data: Data) -> Iterator[tuple[str, list[str]]]:
+    """What the user says in each row, follow-ups included."""
+    if data.kind == "chats":
+        for chat in data.rows(Chat):
+            yield chat.id, _said(chat.messages)
+    elif data.kind == "pairs":
+        for pair in data.rows(Pair):
+            yield pair.id, _said(pair.prompt)
+    else:
+        for row in data.rows(Prompt):
+            yield row.id, [*_said(row.messages), *row.follow_ups]
+
+
+def _said(messages: Iterable[Message]) -> list[str]:
+    return [message.content for message in messages if message.role == "user"]

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from potstill.curation.decontaminate import Decontaminator
+from potstill.curation.decontaminate import Decontaminator, keeping_out
 from potstill.curation.deduplicate import Deduplicator
 from potstill.curation.filters import find_hedge, find_refusal, repetition, strip_hedges
 from potstill.curation.truecase import Truecaser
 from potstill.errors import DataError
-from potstill.records import Chat, Dropped, Message, Prompt
-from potstill.sources import Data, Inputs
+from potstill.records import Chat, Dropped, Message
+from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
 
 
@@ -38,7 +38,7 @@ class Curate(StageConfig):
     """Drop a dialogue with an answer that says more than this share of its runs of four words again. 1 drops none."""
     max_characters: int | None = Field(default=None, ge=1)
     """Drop longer dialogues."""
-    decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats"))] = ()
+    decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"))] = ()
     """Evaluation prompts that no user turn may repeat."""
     overlap_words: int = Field(default=13, ge=5)
     """How many words in a row, shared with an evaluation prompt, count as repeating it."""
@@ -114,7 +114,7 @@ def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
     curator = _Curator(
         config,
         Truecaser.learn(m.content for chat in data.rows(Chat) for m in chat.messages) if config.truecase else None,
-        _decontaminator(config, inputs),
+        keeping_out(config.overlap_words, inputs.data.get("decontaminate", ())),
         Deduplicator(config.deduplicate) if config.deduplicate is not None else None,
     )
 
@@ -146,24 +146,6 @@ def _without_hedges(message: Message) -> Message:
     if message.role != "assistant":
         return message
     return message.model_copy(update={"content": strip_hedges(message.content)})
-
-
-def _decontaminator(config: Curate, inputs: Inputs) -> Decontaminator:
-    found = Decontaminator(config.overlap_words)
-    for data in inputs.data.get("decontaminate", ()):
-        for name, turns in _user_turns(data):
-            found.keep_out(f"{data.name}/{name}", turns)
-    return found
-
-
-def _user_turns(data: Data) -> Iterator[tuple[str, list[str]]]:
-    """What the user says in each evaluation prompt, follow-ups included."""
-    if data.kind == "chats":
-        for chat in data.rows(Chat):
-            yield chat.id, [message.content for message in chat.messages if message.role == "user"]
-    else:
-        for row in data.rows(Prompt):
-            yield row.id, [*(m.content for m in row.messages if m.role == "user"), *row.follow_ups]
 
 
 STAGE = Stage(config=Curate, produces="chats", run=run)

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE
+from potstill.curation.decontaminate import keeping_out
 from potstill.errors import DataError
 from potstill.formats import Line, Row, examine, interpret
-from potstill.records import ROWS, Dropped, Record
+from potstill.records import ROWS, Answers, Chat, Dropped, Message, Pair, Prompt, Record, Text
 from potstill.shapes import SHAPES
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
@@ -57,6 +58,11 @@ class Import(StageConfig):
     """Leave out this many rows at the beginning."""
     limit: int | None = Field(default=None, ge=1)
     """Take no more than this many rows."""
+    decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"))] = ()
+    """Rows held out for evaluation: a row in which the user says one of their prompts again is left out, before skip
+    and limit. So a second stage takes from the same file what the first did not."""
+    overlap_words: int = Field(default=13, ge=5)
+    """How many words in a row, shared with a prompt held out, count as repeating it."""
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     """skip keeps a bad row's place and reason among the dropped ones, and goes on."""
 
@@ -66,6 +72,8 @@ class Import(StageConfig):
             raise ValueError("name either a path or a hub dataset")
         if self.hub is None and (self.revision or self.subset):
             raise ValueError("revision and subset belong to a hub dataset")
+        if self.decontaminate and self.rows == "texts":
+            raise ValueError("texts have no user turns to decontaminate; do it where the chats are imported")
         return self
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
@@ -75,22 +83,8 @@ class Import(StageConfig):
 
 def run(config: Import, inputs: Inputs, work: Work) -> Facts:
     """Read, shuffle, cut, and keep aside what cannot be used."""
-    bad: Counter[str] = Counter()
     dropped: list[Dropped] = []
-
-    def good() -> Iterator[Record]:
-        for row in _read(config, inputs):
-            if row.record is not None:
-                yield row.record
-            elif config.on_bad_row == "refuse":
-                assert row.error is not None
-                raise row.error
-            else:
-                assert row.error is not None
-                bad["bad_row"] += 1
-                dropped.append(Dropped(id=f"line-{row.number}", reason="bad_row", detail=row.error.what))
-
-    records = good()
+    records = _good(config, inputs, dropped)
     if config.shuffle is not None:
         order = list(records)
         random.Random(config.shuffle).shuffle(order)
@@ -101,7 +95,31 @@ def run(config: Import, inputs: Inputs, work: Work) -> Facts:
     if count == 0:
         where = config.hub or inputs.one("path").name
         raise DataError(where, f"no row is left to make {config.rows} of", "See to the file, or to skip and limit")
-    return {"rows": count, "dropped": dict(bad)}
+    return {"rows": count, "dropped": dict(sorted(Counter(row.reason for row in dropped).items()))}
+
+
+def _good(config: Import, inputs: Inputs, dropped: list[Dropped]) -> Iterator[Record]:
+    """The rows that can be used; the others go to `dropped`."""
+    held_out = keeping_out(config.overlap_words, inputs.data.get("decontaminate", ()))
+    for row in _read(config, inputs):
+        if row.record is None:
+            assert row.error is not None
+            if config.on_bad_row == "refuse":
+                raise row.error
+            dropped.append(Dropped(id=f"line-{row.number}", reason="bad_row", detail=row.error.what))
+        elif overlap := held_out.find(_messages(row.record)):
+            dropped.append(Dropped(id=row.record.id, reason="contaminated", detail=f"{overlap[0]}: {overlap[1]}"))
+        else:
+            yield row.record
+
+
+def _messages(row: Text | Prompt | Chat | Answers | Pair) -> tuple[Message, ...]:
+    """Where its user speaks."""
+    if isinstance(row, Text):
+        return ()
+    if isinstance(row, Answers):
+        return row.prompt.messages
+    return row.prompt if isinstance(row, Pair) else row.messages
 
 
 def _read(config: Import, inputs: Inputs) -> Iterator[Row[Any]]:
