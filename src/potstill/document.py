@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, reason
 
 Steps = tuple[str | int, ...]
 """The way to a value: keys of mappings and positions in lists."""
@@ -97,8 +97,7 @@ def read_document(path: Path) -> Document:
     except IsADirectoryError as error:
         raise RecipeError(str(path), "this is a folder, not a recipe", "Name the YAML file itself") from error
     except OSError as error:
-        problem = error.strerror or "it cannot be read"
-        raise RecipeError(str(path), problem.lower(), "Name a YAML file, or a recipe that is shipped") from error
+        raise RecipeError(str(path), f"the recipe cannot be read: {reason(error)}", "Mend its permissions") from error
     if len(raw) > MAX_BYTES:
         raise RecipeError(str(path), f"{len(raw):,} bytes are too many for a recipe", "Name the recipe, not its data")
     try:
@@ -123,7 +122,8 @@ def parse(text: str, name: str, *, lines: bool = True) -> Document:
         value = None if node is None else reader.value(node, ())
     except yaml.MarkedYAMLError as error:
         what = " ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(place(error.problem_mark), f"not valid YAML: {_restore(what)}", "Mend this line") from error
+        remedy = "Mend this line" if lines else "Mend the value, and put quotes around it where the shell needs them"
+        raise RecipeError(place(error.problem_mark), f"not valid YAML: {_restore(what)}", remedy) from error
     except yaml.YAMLError as error:
         raise RecipeError(name, f"not valid YAML: {error}", "Mend the file") from error
     except RecursionError as error:

@@ -48,3 +48,8 @@ class StorageError(PotstillError, OSError):
 
 class BusyError(PotstillError, OSError):
     """Another run holds the folder."""
+
+
+def reason(error: OSError) -> str:
+    """Why the operating system refused, in its words: "permission denied"."""
+    return (error.strerror or type(error).__name__).lower()

@@ -107,7 +107,7 @@ def check_keys(plan: Plan) -> None:
                     raise RecipeError(
                         link.place,
                         f"'{step.name}' needs the model '{model.name}', whose key is in ${variable}, which is not set",
-                        f"Set it first: export {variable}=...",
+                        f"Set it first: export {variable}=YOUR-KEY",
                     )
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from potstill import stages
 from potstill.document import Document, Steps, dotted, interpolate, parse, read_document
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, reason
 from potstill.references import Entry, Resolver, find_path, ordered
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
 from potstill.stages.base import Stage, StageConfig
@@ -56,11 +56,17 @@ def shipped() -> dict[str, Path]:
 def locate(source: str) -> Path:
     """The file that a recipe's name means. RecipeError where there is none."""
     path = Path(source)
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise RecipeError(
+            source, f"the recipe cannot be reached: {reason(error)}", "Mend the path or its permissions"
+        ) from error
+    if is_file:
         return path
     if source in shipped():
         return shipped()[source]
-    if path.is_dir():
+    if is_folder:
         raise RecipeError(source, "this is a folder, not a recipe", "Name the YAML file itself")
     raise RecipeError(
         source,
@@ -247,14 +253,13 @@ class _Builder:
 
     def _local(self, spec: LocalModel, steps: Steps) -> LocalModel:
         """With the folder's real path where there is one; otherwise it is a name on the Hub."""
-        found = find_path(spec.path, self._folder)
+        place = self._document.place((*steps, "path"))
+        found = find_path(spec.path, self._folder, place)
         if found is None and (spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1):
-            raise RecipeError(
-                self._document.place((*steps, "path")), f"there is no folder '{spec.path}'", "Mend the path"
-            )
+            raise RecipeError(place, f"there is no folder '{spec.path}'", "Mend the path")
         if found is not None and not (found / "config.json").is_file():
             raise RecipeError(
-                self._document.place((*steps, "path")),
+                place,
                 f"'{spec.path}' holds no model: there is no config.json in it",
                 "Name a folder in Hugging Face layout",
             )

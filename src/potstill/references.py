@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from potstill.document import Document, Steps, dotted
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, reason
 from potstill.records import ROWS
 from potstill.sources import MiniatureServer, Model
 from potstill.stages.base import Reference, Stage, StageConfig
@@ -140,10 +140,15 @@ def replaced(dump: Any, replacements: Mapping[Steps, Any], steps: Steps = ()) ->
 _A = {"model": "a model", "server": "a server", "report": "a report"}
 
 
-def find_path(written: str, folder: Path) -> Path | None:
-    """A path of a recipe: beside the recipe first, then where the command was given."""
+def find_path(written: str, folder: Path, place: str) -> Path | None:
+    """A path of a recipe: beside the recipe first, then where the command was given. RecipeError where it is shut."""
     path = Path(written).expanduser()
-    return next((base / path for base in (folder, Path.cwd()) if (base / path).exists()), None)
+    try:
+        return next((base / path for base in (folder, Path.cwd()) if (base / path).exists()), None)
+    except OSError as error:
+        raise RecipeError(
+            place, f"'{written}' cannot be reached: {reason(error)}", "Mend the path or its permissions"
+        ) from error
 
 
 class Resolver:
@@ -185,7 +190,7 @@ class Resolver:
             remedy = f"Name one of: {', '.join(fitting)}" if fitting else f"Add a stage that makes {wanted}"
             raise RecipeError(place, f"'{label}' needs {wanted}, but '{text}' is {_A.get(is_a, is_a)}", remedy)
         takes_file = any(kind in ROWS or kind == "file" for kind in slot.accepts)
-        file = find_path(text, self._folder) if takes_file else None
+        file = find_path(text, self._folder, place) if takes_file else None
         if file is None:
             things = f"{'neither a' if takes_file else 'no'} {self._things(slot.accepts)}"
             raise RecipeError(

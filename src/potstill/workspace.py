@@ -19,7 +19,7 @@ from typing import Any
 
 from potstill.artifact import Artifact, digest, find, hash_file, read_json, storage_errors, write_json
 from potstill.document import read_document
-from potstill.errors import BusyError, StorageError
+from potstill.errors import BusyError, DataError, StorageError, reason
 from potstill.recipe import locate
 
 HALF_WRITTEN = re.compile(r"\..+\.\d+")
@@ -161,13 +161,16 @@ class Hashes:
         self._changed = False
 
     def file(self, path: Path) -> str:
-        """SHA-256 of a file's bytes."""
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        known = self._known.get(str(path))
-        if known is None or known[:3] != stamp:
-            known = self._known[str(path)] = [*stamp, hash_file(path)]
-            self._changed = True
+        """SHA-256 of a file's bytes. DataError where it cannot be read."""
+        try:
+            stat = path.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            known = self._known.get(str(path))
+            if known is None or known[:3] != stamp:
+                known = self._known[str(path)] = [*stamp, hash_file(path)]
+                self._changed = True
+        except OSError as error:
+            raise DataError(str(path), f"the file cannot be read: {reason(error)}", "Mend its permissions") from error
         return str(known[3])
 
     def folder(self, path: Path) -> str:

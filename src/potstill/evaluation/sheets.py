@@ -7,7 +7,7 @@ from typing import Any
 from potstill.errors import TeacherError
 from potstill.evaluation.statistics import Observation
 from potstill.records import Message, Prompt
-from potstill.teachers.base import Reply, Request, Teacher, request_seed
+from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, Teacher, request_seed
 
 Tick = Callable[[], None]
 """Called once for every reply, for whoever draws progress."""
@@ -149,7 +149,8 @@ def _unreadable(judge: str, turns: Sequence[Turn]) -> TeacherError:
     return TeacherError(
         f"judge {judge}",
         f"none of its {len(turns)} judgments could be read ({first.reason}); the first: {first.judgment[:80]!r}",
-        "Use a judge that keeps to the asked format, or give its replies more room with judge_max_tokens",
+        "Use a judge that keeps to the asked format, or give its replies more room with judge_max_tokens. "
+        + REPLIES_ARE_KEPT,
     )
 
 

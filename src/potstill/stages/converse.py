@@ -18,7 +18,7 @@ from potstill.prompts import render_prompt
 from potstill.records import Chat, Dropped, Message, Prompt
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
-from potstill.teachers.base import Reply, Request, Teacher, connect, request_seed
+from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, Teacher, connect, request_seed
 
 TOKENS_PER_TURN = 300  # for forecasts
 
@@ -102,7 +102,8 @@ def run(config: Converse, inputs: Inputs, work: Work) -> Facts:
     dropped = [dialogue.fault for dialogue in dialogues if dialogue.fault]
     if len(dropped) == len(dialogues):
         first = dropped[0].detail if dropped else "there were no prompts"
-        raise TeacherError(inputs.model("teacher").name, f"no dialogue could be held ({first})", "Try another teacher")
+        remedy = f"Use another teacher. {REPLIES_ARE_KEPT}"
+        raise TeacherError(inputs.model("teacher").name, f"no dialogue could be held ({first})", remedy)
     count = work.keep(_chats(dialogues))
     work.drop(dropped)
     lengths = Counter(dialogue.answered for dialogue in dialogues if not dialogue.fault)

@@ -25,7 +25,7 @@ from potstill.teachers.aspects import (
     parse_aspect_reply,
     render_aspect_prompt,
 )
-from potstill.teachers.base import Reply, Request, connect, request_seed
+from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, connect, request_seed
 
 TOKENS_PER_CALL = 2500  # for forecasts
 REPLY_SHOWN = 120
@@ -104,7 +104,7 @@ def run(config: Judge, inputs: Inputs, work: Work) -> Facts:
             model.name,
             f"only {tally.coverage:.0%} of {tally.counts['asked']} ratings could be read; expected "
             f"{config.min_coverage:.0%}. The first that could not: {tally.first_bad!r}",
-            "Use a judge that keeps to the form, or lower min_coverage",
+            f"Use a judge that keeps to the form, or lower min_coverage. {REPLIES_ARE_KEPT}",
         )
     return {
         "rows": count,

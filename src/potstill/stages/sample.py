@@ -11,7 +11,7 @@ from potstill.errors import RecipeError, TeacherError
 from potstill.records import Answers, Candidate, Chat, Dropped, Prompt
 from potstill.sources import Inputs, Model
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
-from potstill.teachers.base import Request, connect, request_seed
+from potstill.teachers.base import REPLIES_ARE_KEPT, Request, connect, request_seed
 
 TOKENS_PER_ANSWER = 400  # for forecasts
 
@@ -66,7 +66,8 @@ def run(config: Sample, inputs: Inputs, work: Work) -> Facts:
     dropped = [fault for row in rows if (fault := _fault(row))]
     if len(dropped) == len(rows):
         why = dropped[0].detail if dropped else "there were no prompts"
-        raise TeacherError("models", f"no prompt got two usable answers ({why})", "See to the models of the pool")
+        remedy = f"See to the models of the pool. {REPLIES_ARE_KEPT}"
+        raise TeacherError("models", f"no prompt got two usable answers ({why})", remedy)
     count = work.keep(row for row in rows if not _fault(row))
     work.drop(dropped)
     return {

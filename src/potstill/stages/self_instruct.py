@@ -20,7 +20,7 @@ from potstill.prompts import render_prompt
 from potstill.records import Dropped, Message, Prompt
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
-from potstill.teachers.base import Reply, Request, connect, request_seed
+from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, connect, request_seed
 
 TOKENS_PER_TASK = 40  # for forecasts
 
@@ -141,7 +141,8 @@ def run(config: SelfInstruct, inputs: Inputs, work: Work) -> Facts:
             requests += size
     if not harvest.kept:
         why = ", ".join(f"{n} {reason}" for reason, n in _reasons(harvest.dropped).items()) or "nothing could be read"
-        raise TeacherError(model.name, f"none of {requests} replies held a task to keep ({why})", "Try another teacher")
+        what = f"none of {requests} replies held a task to keep ({why})"
+        raise TeacherError(model.name, what, f"Use another teacher. {REPLIES_ARE_KEPT}")
     count = work.keep(_prompts(harvest.kept))
     work.drop(harvest.dropped)
     return {

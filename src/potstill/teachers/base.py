@@ -10,6 +10,9 @@ from typing import Protocol
 from potstill.records import Finish, Message
 from potstill.sources import EndpointModel, Model
 
+REPLIES_ARE_KEPT = "Its replies are kept: give a model that was mended under its old name a revision of its own"
+"""What whoever finds a teacher's replies useless has to know: the same request is not asked a second time."""
+
 
 @dataclass(frozen=True)
 class Request:

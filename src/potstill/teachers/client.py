@@ -83,7 +83,9 @@ class Endpoint:
             return None
         secret = os.environ.get(name)
         if not secret:
-            raise TeacherError(self._where, f"the environment variable {name} is not set", f"export {name}=...")
+            raise TeacherError(
+                self._where, f"the environment variable {name} is not set", f"Set it first: export {name}=YOUR-KEY"
+            )
         return secret
 
     def __enter__(self) -> "Endpoint":
