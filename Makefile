@@ -1,32 +1,49 @@
-# `make demo` and `make test` do all the set-up themselves, in .venv.
+# `make demo` and `make test` do all the set-up themselves: an environment in .venv, pinned by constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint peers clean
+
+# $(call install,ENVIRONMENT,CONSTRAINTS,WHAT): into an environment that is made anew where the last install into it
+# was cut short. The file `whole` stands in it only while nothing is being installed.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "potstill needs Python 3.11 or later; name one: make PYTHON=python3.12")'
+	@test -e $(1)/whole || $(PYTHON) -m venv --clear $(1)
+	@rm -f $(1)/whole
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) $(3)
+	@touch $(1)/whole $@
+endef
 
 $(VENV)/run: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	@touch $@
+	$(call install,$(VENV),constraints.txt,-e .)
 
 $(VENV)/dev: $(VENV)/run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,hub]'
-	@touch $@
+	$(call install,$(VENV),constraints.txt,-e '.[dev,hub]')
 
-demo: $(VENV)/run  ## the whole recipe in miniature: teacher, SFT, AI feedback, DPO, evaluation
+$(PEERS)/peers: constraints-peers.txt
+	$(call install,$(PEERS),constraints-peers.txt,torch trl)
+
+help:  ## say what can be made
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 12
+
+demo: $(VENV)/run  ## the whole recipe in miniature: teacher, SFT, AI feedback, DPO, evaluation; minutes
 	$(BIN)/potstill run miniature
 
-test: $(VENV)/dev lint  ## what every change must pass, minutes
-	$(BIN)/python -m pytest
+test: lint  ## what every change must pass; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: $(VENV)/dev  ## what is slow
-	$(BIN)/python -m pytest -m slow
+check: $(VENV)/dev $(PEERS)/peers  ## what is slow: peers, kills, wheel, browser, the miniature three times
+	$(BIN)/python -m pytest -m slow --durations=0
 
-clean:
-	rm -rf $(VENV) build dist runs
+peers: $(PEERS)/peers  ## the environment of the libraries that results are compared with
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) $(PEERS) build dist runs
