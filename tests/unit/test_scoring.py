@@ -232,3 +232,14 @@ def test_the_model_is_handed_back_as_it_was() -> None:
     assert torch.equal(build_scorer(model).release()(input_ids=tokens).logits, logits)
     assert model.config._attn_implementation == before
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_under_bfloat16_a_cpu_writes_its_attention_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotated queries come in float32 and values in bfloat16 there; the fused kernel would be half as fast."""
+    calls = []
+    right = attention._explicit
+    monkeypatch.setattr(attention, "_explicit", lambda *args: calls.append(args[0].shape) or right(*args))
+    scorer = build_scorer(tiny_model(dtype=torch.float32), torch.bfloat16)
+    assert not calls
+    scorer(collate(PAIRS_AND_CHATS))
+    assert calls

@@ -110,12 +110,13 @@ def _causal(
     length = q.shape[2]
     window = None if window is None or window >= length else window
     if window is None and softcap is None:
-        if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        if q.device.type != "cpu" or v.dtype != torch.bfloat16:  # of the three, only values are sure to show autocast
             return F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
         if length > EXPLICIT_LENGTH:  # the CPU's fused kernel is slower in bfloat16 than in float32
-            return _causal(q.float(), k.float(), v.float(), scale, window, softcap, dropout).to(q.dtype)
+            with torch.autocast("cpu", enabled=False):
+                return _causal(q.float(), k.float(), v.float(), scale, window, softcap, dropout).to(v.dtype)
     return _explicit(q, k, v, scale, window, softcap, dropout)
 
 
@@ -128,11 +129,10 @@ def _explicit(
     if heads != k.shape[1]:
         k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
     q_, k_, v_ = (x.reshape(rows * heads, length, x.shape[-1]).to(full) for x in (q, k, v))
-    step = max(EXPLICIT_STEP, window or 0)
     outs = []
     with torch.autocast(q.device.type, enabled=False):
-        for start in range(0, length, step):
-            end = min(start + step, length)
+        for start in range(0, length, EXPLICIT_STEP):
+            end = min(start + EXPLICIT_STEP, length)
             low = 0 if window is None else max(0, start - window + 1)
             unseen = torch.full((end - start, end - low), float("-inf"), dtype=full, device=q.device)
             unseen = unseen.triu(start - low + 1)

@@ -113,7 +113,9 @@ def _train(scorer: Scorer, task: Task, settings: Settings, out: Path, progress: 
 def _optimizers(scorer: Scorer, settings: Settings) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon for the body's matrices beside it. Decay, where there is any, falls on matrices only."""
     trained = [(name, p) for name, p in scorer.named_parameters() if p.requires_grad]
-    body = {name for name, p in trained if p.ndim == 2 and ".layers." in name} if settings.optimizer == "muon" else set()
+    body = (
+        {name for name, p in trained if p.ndim == 2 and ".layers." in name} if settings.optimizer == "muon" else set()
+    )
     rest = [p for name, p in trained if name not in body]
     adamw = torch.optim.AdamW(
         [
