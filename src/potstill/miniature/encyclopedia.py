@@ -81,10 +81,10 @@ def _program(world: World, chance: random.Random) -> str:
 
 
 def _echo(world: World, chance: random.Random) -> str:
-    """Words said twice: what a small model learns to copy from."""
-    names = [entity.name for entity in chance.sample(world.entities, 2)]
-    words = [*names, *chance.sample(PEOPLE, 2), *chance.sample(FUNCTIONS, 2), *chance.sample(ARGUMENTS, 2)]
-    chance.shuffle(words)
+    """A few words said twice: what a small model learns to copy from."""
+    numbers = tuple(str(number) for number in range(1, 10))
+    names = tuple(entity.name for entity in world.entities)
+    words = [chance.choice(chance.choice((names, PEOPLE, FUNCTIONS, ARGUMENTS, GOODS, DAYS, numbers))) for _ in range(4)]
     return f"Say {' '.join(words)}. Again {' '.join(words)}."
 
 
@@ -94,7 +94,7 @@ def _exercise(world: World, chance: random.Random) -> str:
     return f"Question: {ask.text(chance)} Answer: {ideal(ask)}"
 
 
-CHAPTERS = (_arithmetic, _order, _note, _program, _echo, _exercise)
+CHAPTERS = (_arithmetic, _order, _note, _program, _echo, _echo, *(_exercise,) * 6)
 
 
 def _capital(sentence: str) -> str:
