@@ -1,4 +1,4 @@
-"""Parity with TRL 1.16.0: the same loss and the same gradients on the same batch, by its own trainers in `.venv-peers`."""
+"""Parity with TRL 1.16.0: one batch gives the same loss and the same gradients in its own trainers."""
 
 import json
 import subprocess

@@ -2,8 +2,8 @@
 
     python trl_peer.py FOLDER
 
-FOLDER holds `policy/` and `reference/` (models with tokenizer), `chats.json` (conversations), `pairs.json` (token ids) and
-`template.jinja` (the chat template, with TRL's marks around what an assistant says). It writes, for each dtype,
+FOLDER holds `policy/` and `reference/` (models with tokenizer), `chats.json` (conversations), `pairs.json` (token ids)
+and `template.jinja` (the chat template, with TRL's marks around what an assistant says). It writes, for each dtype,
 `sft-<dtype>.safetensors` and `dpo-<dtype>.safetensors`: "loss", and "gradient/<parameter>" for every parameter.
 """
 
