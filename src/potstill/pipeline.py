@@ -207,7 +207,7 @@ def _in_child(step: Step, inputs: Inputs, work: Work, workspace: Workspace) -> F
 def child_environment() -> dict[str, str]:
     """This environment, with every core for the numerics unless the user says otherwise."""
     cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores, **os.environ}
+    return {"OMP_NUM_THREADS": cores, **os.environ}
 
 
 def _listen(child: "subprocess.Popen[str]", progress: Progress) -> Facts | None:
