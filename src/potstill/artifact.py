@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from potstill.errors import DataError, StorageError
+from potstill.errors import DataError, PotstillError, StorageError
 from potstill.records import Record
 
 MANIFEST = "manifest.json"
@@ -43,23 +44,32 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says about a disk or a folder into one clear line."""
     try:
         yield
-    except StorageError:
+    except PotstillError:
         raise
-    except OSError as error:
-        where = str(error.filename or path)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = _system_errno(error)
+        where = str(getattr(error, "filename", None) or path)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 where, "the disk is full", "Free some space and run again; what is sealed stays"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
                 where, "this folder cannot be written", "Choose another with --out or mend its permissions"
             ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        if number in (errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
                 where, "a file stands where a folder was expected", "Move it or choose another --out"
             ) from error
         raise
+
+
+def _system_errno(error: Exception) -> int | None:
+    """The operating system's number for what went wrong. Libraries written in Rust raise classes of their own."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else None
 
 
 def read_rows(path: Path, row_type: type[R]) -> Iterator[R]:
