@@ -20,17 +20,20 @@ TITLE_SHARE = 0.9
 TITLE_WORDS = 6
 UPPER_SHARE = 0.8
 
-# Stretches that no capital may be changed in: fenced and inline code, links, addresses, paths, identifiers.
+# Stretches that no capital may be changed in: fenced and inline code, links, addresses, paths, identifiers. Each begins
+# where a word does, or a text of one endless word would be searched anew from every letter.
 _KEEP = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`|\b(?:https?://|www\.)\S+|\S+@\S+\.\S+|(?<!\S)[~.]{0,2}/\S+"
-    r"|[^\W_]*[\d_][\w]*(?:\.\w+)*|\b\w+\([^)\n]*\)|\b[a-z]+[A-Z]\w*|\b\w+(?:\.\w+)+\b",
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`|\b(?:https?://|www\.)\S+|(?<!\S)[^\s@]+@\S+\.\S+|(?<!\S)[~.]{0,2}/\S+"
+    r"|\b[^\W_]*[\d_][\w]*(?:\.\w+)*|\b\w+\([^)\n]*\)|\b[a-z]+[A-Z]\w*|\b\w+(?:\.\w+)+\b",
     re.DOTALL,
 )
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _BEGINS = re.compile(r"(?:\A|[.!?:]['\"”’)\]]*\s+|\n)[\s>*#\-•\"'“‘(\[]*(?:\d+[.)]\s+)?\Z")
 _SENTENCE_END = re.compile(r"[^\W\d_][.!?]['\"”’)]*\s*$", re.MULTILINE)
 _LOOK_BACK = 40  # characters before a word that decide whether a sentence begins there
-_CODE_LINE = re.compile(r"^(?:\t| {4,})\S|[{};]\s*$|^\s*(?:def|class|import|from|return|#include)\b", re.MULTILINE)
+_CODE_LINE = re.compile(
+    r"^(?:\t| {4,})\S|[{};][^\S\n]*$|^[^\S\n]*(?:def|class|import|from|return|#include)\b", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
