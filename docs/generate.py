@@ -1,0 +1,186 @@
+"""Writes the parts of the documentation that are made from the code: python docs/generate.py
+
+Each part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->` in a Markdown file of this folder.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from potstill import stages
+from potstill.miniature.voices import VOICES, Voice
+from potstill.miniature.world import ATTRIBUTES, UNRECORDED
+from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Price, Spec
+from potstill.stages.base import Reference, Stage
+from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, MtBenchSuite, PreferenceSuite
+from potstill.stages.training import TrainingConfig
+
+FOLDER = Path(__file__).parent
+PLAIN = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", NoneType: "`null`"}
+BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def stage_reference() -> str:
+    """Every stage, with every field."""
+    parts = [_stage(kind, stages.stage(kind)) for kind in stages.MODULES]
+    own = {name: field for name, field in TrainingConfig.model_fields.items() if name != "kind"}
+    shared = "These fields belong to every stage that trains: `pretrain`, `sft` and `dpo`."
+    parts.append(f"### Training\n\n{shared}\n\n{_table(own)}")
+    return "\n\n".join(parts)
+
+
+def suite_reference() -> str:
+    """What an evaluation can measure."""
+    suites = (MtBenchSuite, AspectsSuite, AnswerLossSuite, PreferenceSuite)
+    return "\n\n".join(_spec(suite, f"`protocol: {_first(suite, 'protocol')}`") for suite in suites)
+
+
+def model_reference() -> str:
+    """What stands under `models` and `servers`."""
+    named: dict[type[Spec], str] = {
+        LocalModel: "Weights at hand",
+        EndpointModel: "An endpoint",
+        Price: "`price` of an endpoint",
+        MiniatureServer: "A server",
+    }
+    return "\n\n".join(_spec(spec, title) for spec, title in named.items())
+
+
+def voices() -> str:
+    """Who answers in the miniature, and how often each flaw shows."""
+    names = [field.name for field in fields(Voice)]
+    lines = ["| voice | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for name, voice in VOICES.items():
+        rates = [getattr(voice, flaw) for flaw in names]
+        lines.append(f"| `{name}` | " + " | ".join(f"{rate:.0%}" if rate else "–" for rate in rates) + " |")
+    meanings = re.findall(r'^    (\w+): float = 0\.0\n    """(.*?)"""', _source(Voice), re.M | re.S)
+    assert [name for name, _ in meanings] == names
+    told = "\n".join(f"- **{name}**: {_line(text)}" for name, text in meanings)
+    return "\n".join(lines) + f"\n\n{told}"
+
+
+def entities() -> str:
+    """What the encyclopedia records."""
+    rows = [f"| {sort} | {', '.join(attributes)} |" for sort, attributes in ATTRIBUTES.items()]
+    unrecorded = f"Never recorded of anything: {', '.join(UNRECORDED)}."
+    return "\n".join(["| sort | what is recorded |", "|---|---|", *rows, "", unrecorded])
+
+
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "recipe.md": {"stages": stage_reference, "suites": suite_reference, "models": model_reference},
+    "miniature.md": {"voices": voices, "entities": entities},
+}
+
+
+def generated(name: str) -> str:
+    """A file of this folder as it should be: what people wrote stays, what is generated is written anew."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    for part, write in PARTS[name].items():
+        opening, closing = f"<!-- generated: {part} -->", f"<!-- end of {part} -->"
+        before, rest = text.split(opening)
+        after = rest.split(closing)[1]
+        text = f"{before}{opening}\n{write()}\n{closing}{after}"
+    return text
+
+
+def _stage(kind: str, stage: Stage) -> str:
+    own = {name: field for name, field in stage.config.model_fields.items() if name in stage.config.__annotations__}
+    own.pop("kind")
+    more = " Its further fields are those of [training](#training)." if issubclass(stage.config, TrainingConfig) else ""
+    head = f"### `{kind}`\n\n{_line(stage.config.__doc__)} Produces {_either(_products(stage))}.{more}"
+    return f"{head}\n\n{_table(own)}"
+
+
+def _products(stage: Stage) -> list[str]:
+    """What it can produce: by every choice that decides it."""
+    if isinstance(stage.produces, str):
+        return [stage.produces]
+    found: list[str] = []
+    for name, field in stage.config.model_fields.items():
+        for choice in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
+            try:
+                found.append(stage.produces(SimpleNamespace(**{name: choice})))
+            except AttributeError:  # another field decides
+                break
+    return list(dict.fromkeys(found))
+
+
+def _spec(spec: type[Spec], title: str) -> str:
+    shown = {name: field for name, field in spec.model_fields.items() if name not in ("kind", "protocol")}
+    return f"### {title}\n\n{_line(spec.__doc__)}\n\n{_table(shown)}"
+
+
+def _table(shown: dict[str, FieldInfo]) -> str:
+    lines = ["| field | takes | default | |", "|---|---|---|---|"]
+    for name, field in shown.items():
+        takes = " ".join([_words(field.annotation, field.metadata), *_bounds(field)])
+        lines.append(f"| `{name}` | {takes} | {_default(field)} | {_line(field.description)} |")
+    return "\n".join(lines)
+
+
+def _words(annotation: Any, metadata: list[Any]) -> str:
+    """A type as a person says it."""
+    for item in metadata:
+        if isinstance(item, Reference):
+            return _either(item.accepts) + (", or several" if "tuple" in str(annotation) else "")
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(arguments[0], list(arguments[1:]))
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(argument, []) for argument in arguments if argument is not NoneType)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"list of: {_words(arguments[0], [])}"
+    if origin is tuple:
+        return f"`[{', '.join(PLAIN.get(argument, 'value') for argument in arguments)}]`"
+    if origin is dict:
+        return "names, each with a [suite](#suites)"
+    return PLAIN.get(annotation, f"[{getattr(annotation, '__name__', annotation)}](#models-and-servers)")
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    for item in field.metadata:
+        for name, sign in BOUNDS.items():
+            if (bound := getattr(item, name, None)) is not None:
+                yield f"{sign} {bound}"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "*needed*"
+    value = field.default
+    if value is None or value == () or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`[{', '.join(map(str, value))}]`" if isinstance(value, tuple) else f"`{value}`"
+
+
+def _first(spec: type[Spec], name: str) -> str:
+    return str(get_args(spec.model_fields[name].annotation)[0])
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
+
+
+def _line(text: str | None) -> str:
+    """On one line, and safe inside a table."""
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def _source(cls: type) -> str:
+    return inspect.getsource(cls)
+
+
+if __name__ == "__main__":
+    for file in PARTS:
+        (FOLDER / file).write_text(generated(file), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""The documentation: what is generated is current, links lead somewhere, commands and recipes are real."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from potstill import cli
+from potstill.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["recipe.md", "miniature.md"])
+def test_what_is_generated_is_current(name):
+    assert (ROOT / "docs" / name).read_text() == generator().generated(name), "write it anew: python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_one_that_is_understood(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for command in commands(page):
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, command
+        if words[0] == "potstill" and words[1:] != ["--help"]:
+            parsed = cli._arguments(words[1:])  # exits where it is not understood
+            if getattr(parsed, "recipe", "") == "miniature":
+                load_recipe(parsed.recipe, parsed.overrides)
+
+
+def test_the_readmes_recipe_is_one(tmp_path):
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    (tmp_path / "seeds.jsonl").write_text('{"prompt": "Name a colour."}\n')
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "Name a river."}\n')
+    for number, block in enumerate(blocks):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block)
+        assert "dpo" in load_recipe(str(file)).stages
+
+
+def test_the_two_commands_stand_at_the_top_of_the_readme():
+    assert commands(ROOT / "README.md")[:2] == ["make demo", "make test"]
+    assert (ROOT / "README.md").read_text().index("make demo") < 500
+
+
+def test_every_verb_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    verbs = [name for action in cli._parser()._actions for name in (action.choices or ())]
+    assert len(verbs) >= 5
+    assert [verb for verb in verbs if f"`potstill {verb}" not in readme] == []
