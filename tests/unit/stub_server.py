@@ -63,7 +63,8 @@ def page() -> Response:
 class Stub:
     """Answers by `answer`, after `fault` (stub, body, how often this request was seen before) had its say."""
 
-    def __init__(self, answer: Answer | None = None, fault: Fault | None = None) -> None:
+    def __init__(self, answer: Answer | None = None, fault: Fault | None = None, port: int = 0) -> None:
+        self.port = port  # 0 takes a free one
         self.answer = answer or (lambda body: f"echo {body['messages'][-1]['content']}")
         self.fault = fault
         self.seen: Counter[str] = Counter()
@@ -94,8 +95,10 @@ class Stub:
         config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", self.port))
+        self.port = self._socket.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
         self._thread.start()
         while not self._server.started:

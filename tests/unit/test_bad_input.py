@@ -1,0 +1,524 @@
+"""What users get wrong, each through the command line with real stages: one line that says where, what and what to do,
+exit code 2, nothing that looks finished; and after the cause is mended the same command goes on."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+from stub_server import Stub, refusal
+
+from potstill.artifact import MANIFEST, find
+from potstill.cli import main
+
+GOOD = {"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is a pot."}]}
+GOOD_LINE = json.dumps(GOOD).encode() + b"\n"
+IMPORT = "name: t\nstages:\n  rows: {kind: import, path: data.jsonl, rows: chats}\n"
+
+Potstill = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def potstill(capsys: pytest.CaptureFixture[str]) -> Potstill:
+    """Run one command; its exit code, and what it wrote to standard error."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def mistake(potstill: Potstill) -> Callable[..., str]:
+    """Run `t.yaml`, which must end with one line; nothing may look finished then. Returns the line."""
+
+    def run(*arguments: str, out: str = "runs/t") -> str:
+        code, err = potstill("run", "t.yaml", *arguments)
+        assert code == 2
+        return one_line(err, Path(out))
+
+    return run
+
+
+def one_line(err: str, out: Path) -> str:
+    assert err.count("\n") == 1, err
+    assert err.endswith(".\n")
+    assert "Traceback" not in err
+    assert not list((out / "artifacts").glob("s-*")), "the stage that failed is called s, and nothing of it is sealed"
+    assert not list((out / "work").glob("*")), "no draft is left"
+    assert all((folder / MANIFEST).is_file() for folder in (out / "artifacts").glob("*"))
+    return err.rstrip("\n")
+
+
+def write_recipe(stage: str, model: str = "", before: str = "") -> None:
+    models = f"models:\n  m: {model}\n" if model else ""
+    Path("t.yaml").write_text(f"name: t\n{models}stages:\n{before}  s: {stage}\n")
+
+
+def chat(*turns: tuple[str, Any]) -> bytes:
+    return json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}).encode() + b"\n"
+
+
+# ---- files of rows
+
+ROWS = {
+    "an empty file": (b"", "{path}: the file is empty; expected one row or more. Name another file."),
+    "a truncated line": (
+        GOOD_LINE + GOOD_LINE[:27],
+        "{path}:2: not JSON (Unterminated string starting at column 24); expected one whole JSON object on the line.",
+    ),
+    "no assistant turn": (
+        chat(("user", "hello")),
+        "{path}:1: the conversation ends with a user turn; it must end with an assistant turn.",
+    ),
+    "roles out of order": (
+        GOOD_LINE + chat(("user", "a"), ("user", "b"), ("assistant", "c")),
+        "{path}:2: turn 2 of the conversation is a user turn; expected an assistant turn there.",
+    ),
+    "an unknown role": (
+        chat(("wizard", "a"), ("assistant", "c")),
+        "{path}:1: the role of turn 1 of 'messages' is 'wizard'; expected system, user, assistant or tool.",
+    ),
+    "no messages": (chat(), "{path}:1: the conversation has no messages; expected one or more."),
+    "invalid UTF-8": (
+        GOOD_LINE + b'{"messages": "\xff"}\n',
+        "{path}:2: not UTF-8 (byte 0xff at position 14); expected UTF-8 text.",
+    ),
+    "a lone surrogate": (
+        GOOD_LINE.replace(b"pot", rb"pot \ud83d"),
+        r"{path}:1: it holds half a character (the lone surrogate \ud83d); expected whole ones.",
+    ),
+    "no shape of row": (b'{"zip": 1}\n', "{path}:1: no known shape of row has columns zip; expected one of answers,"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_that_cannot_be_read(case: str, mistake: Callable[..., str], potstill: Potstill) -> None:
+    raw, expected = ROWS[case]
+    data = Path("data.jsonl").resolve()
+    data.write_bytes(raw)
+    write_recipe("{kind: import, path: data.jsonl, rows: chats}")
+    line = mistake()
+    assert line.startswith(expected.format(path=data))
+    assert "Mend" in line or "Name" in line or "Rename" in line
+    data.write_bytes(GOOD_LINE)
+    assert potstill("run", "t.yaml") == (0, "")
+
+
+def test_a_bad_row_is_refused_wherever_a_file_is_read(mistake: Callable[..., str], potstill: Potstill) -> None:
+    """Not only where it is imported: a stage may name a file itself."""
+    Path("data.jsonl").write_bytes(GOOD_LINE + b'{"messages"')
+    write_recipe("{kind: curate, data: data.jsonl}")
+    assert mistake().startswith(f"{Path('data.jsonl').resolve()}:2: not JSON")
+    Path("data.jsonl").write_bytes(GOOD_LINE)
+    assert potstill("run", "t.yaml") == (0, "")
+
+
+@pytest.mark.parametrize(("word", "truecase"), [("word ", "false"), ("pot", "true"), ("\n", "true"), ("1_", "true")])
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_a_message_of_two_megabytes_is_a_row_like_any_other(word: str, truecase: str, potstill: Potstill) -> None:
+    """One endless word too, which a pattern may search anew from each of its letters."""
+    long = word * (2_000_000 // len(word))
+    Path("data.jsonl").write_bytes(chat(("user", "q " + long), ("assistant", "It is a pot.")))
+    with Stub() as server:
+        Path("t.yaml").write_text(
+            f"name: t\nmodels:\n  m: {{endpoint: '{server.base_url}', name: m}}\nstages:\n"
+            "  rows: {kind: import, path: data.jsonl, rows: chats}\n"
+            f"  curated: {{kind: curate, data: rows, truecase: {truecase}, deduplicate: 0.9}}\n"
+            "  prompts: {kind: import, path: curated, rows: prompts}\n"
+            "  talk: {kind: converse, teacher: m, prompts: prompts, turns: [1, 1]}\n"
+        )
+        assert potstill("run", "t.yaml") == (0, "")
+    row = json.loads((Path("runs/t/talk") / "rows.jsonl").read_text())
+    assert len(row["messages"][0]["content"]) > 1_999_000
+    assert row["messages"][1]["content"].startswith("echo q")
+    assert potstill("show", "runs/t", "talk")[0] == 0
+
+
+def test_a_folder_where_a_file_should_be(mistake: Callable[..., str], potstill: Potstill) -> None:
+    Path("data.jsonl").mkdir()
+    write_recipe("{kind: import, path: data.jsonl, rows: chats}")
+    expected = "t.yaml:3: 's.path' names 'data.jsonl', which is a folder, not a file. Name the file itself."
+    assert mistake() == expected
+    Path("data.jsonl").rmdir()
+    Path("data.jsonl").write_bytes(GOOD_LINE)
+    assert potstill("run", "t.yaml") == (0, "")
+    Path("folder.yaml").mkdir()
+    assert potstill("run", "folder.yaml") == (
+        2,
+        "folder.yaml: this is a folder, not a recipe. Name the YAML file itself.\n",
+    )
+
+
+# ---- the command line and the recipe
+
+OVERRIDES = {
+    "s.limit": "command line, s.limit: not of the form key.path=value. Write for example dpo.beta=0.05.",
+    "=3": "command line, =3: not of the form key.path=value. Write for example dpo.beta=0.05.",
+    "s..limit=3": "command line, s..limit=3: not of the form key.path=value. Write for example dpo.beta=0.05.",
+    "s.limit=[1": "command line, s.limit=[1: not valid YAML: while parsing a flow sequence expected ',' or ']', but "
+    "got '<stream end>'. Mend the value, and put quotes around it where the shell needs them.",
+    "s.limit=many": "command line, s.limit=many: 's.limit' is 'many': input should be a valid integer",
+    "s.limt=3": "command line, s.limt=3: unknown key 's.limt' (did you mean 'limit'?). The keys here are: ",
+    "t.limit=3": "command line, t.limit=3: the recipe has nothing named 't'",
+    "s.limit=0": "command line, s.limit=0: 's.limit' is 0: input should be greater than or equal to 1. Mend the value.",
+}
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_an_override_that_is_malformed(override: str, mistake: Callable[..., str]) -> None:
+    Path("data.jsonl").write_bytes(GOOD_LINE)
+    write_recipe("{kind: import, path: data.jsonl, rows: chats}")
+    assert mistake(override).startswith(OVERRIDES[override])
+    assert not Path("runs").exists(), "found before anything was made"
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; so these tests are nobody for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that everybody may use, since pytest's own are the user's alone."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    monkeypatch.chdir(folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_what_may_not_be_read(common: Path, potstill: Potstill) -> None:
+    (common / "shut").mkdir()
+    (common / "shut" / "t.yaml").write_text(IMPORT)
+    (common / "t.yaml").write_text(IMPORT.replace("data.jsonl", "shut/data.jsonl"))
+    (common / "shut" / "data.jsonl").write_bytes(GOOD_LINE)
+    (common / "model").mkdir()
+    (common / "model" / "config.json").write_text("{}")
+
+    def refused(*arguments: str) -> str:
+        with as_nobody():
+            code, err = potstill(*arguments)
+        assert code == 2
+        return one_line(err, common / "runs" / "t")
+
+    (common / "shut").chmod(0)
+    reached = "the recipe cannot be reached: permission denied. Mend the path or its permissions."
+    assert refused("run", "shut/t.yaml") == f"shut/t.yaml: {reached}"
+    assert refused("plan", "t.yaml") == (
+        "t.yaml:3: 'shut/data.jsonl' cannot be reached: permission denied. Mend the path or its permissions."
+    )
+    (common / "shut").chmod(0o755)
+    (common / "shut" / "t.yaml").chmod(0)
+    expected = "shut/t.yaml: the recipe cannot be read: permission denied. Mend its permissions."
+    assert refused("run", "shut/t.yaml") == expected
+    data = (common / "shut" / "data.jsonl").resolve()
+    data.chmod(0)
+    expected = f"{data}: the file cannot be read: permission denied. Mend its permissions."
+    assert refused("run", "t.yaml") == expected
+    assert refused("plan", "t.yaml") == expected
+    data.chmod(0o644)
+    with as_nobody():
+        assert potstill("run", "t.yaml") == (0, "")
+
+
+# ---- folders and disks
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small disk with such options, anew at each call."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def mount(options: str) -> Path:
+        subprocess.run(["umount", str(path)], capture_output=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True)
+        if done.returncode:
+            pytest.skip("only root can mount a small disk")
+        return path
+
+    yield mount
+    subprocess.run(["umount", str(path)], capture_output=True)
+
+
+def grow(path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,rw,size=40m", str(path)], check=True)
+
+
+def test_an_output_folder_that_cannot_be_written(
+    disk: Callable[[str], Path], mistake: Callable[..., str], potstill: Potstill
+) -> None:
+    Path("data.jsonl").write_bytes(GOOD_LINE)
+    write_recipe("{kind: import, path: data.jsonl, rows: chats}")
+    out = disk("ro") / "out"
+    expected = f"{out}: this folder cannot be written. Choose another with --out or mend its permissions."
+    assert mistake("--out", str(out), out=str(out)) == expected
+    grow(out.parent)
+    assert potstill("run", "t.yaml", "--out", str(out)) == (0, "")
+
+
+def test_a_disk_that_is_full_at_any_point_of_a_data_stage(
+    disk: Callable[[str], Path], mistake: Callable[..., str], potstill: Potstill
+) -> None:
+    """In the stage's rows, in the manifest that seals them, in what is noted around them."""
+    Path("data.jsonl").write_bytes(GOOD_LINE * 100)
+    write_recipe("{kind: import, path: data.jsonl, rows: chats}")
+    full = set()
+    for pages in range(1, 30):
+        out = disk(f"size={4 * pages}k") / "out"
+        code, err = potstill("run", "t.yaml", "--out", str(out))
+        if code == 0:
+            break
+        assert code == 2
+        where, _, said = err.partition(": ")
+        assert said == "the disk is full. Free some space and run again; what is sealed stays.\n"
+        assert not list((out / "work").glob("*"))
+        for folder in (out / "artifacts").glob("*"):  # sealed, and then there was no room to note how long it took
+            artifact = find(folder)
+            assert artifact is not None
+            assert artifact.damaged() is None
+        full.add(Path(where).name)
+        grow(out.parent)
+        assert potstill("run", "t.yaml", "--out", str(out)) == (0, "")
+    assert code == 0
+    assert {"rows.jsonl", MANIFEST} <= full
+
+
+def test_a_disk_that_is_full_while_replies_are_kept(
+    disk: Callable[[str], Path], mistake: Callable[..., str], potstill: Potstill
+) -> None:
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"What is {i}?"}) + "\n" for i in range(100)))
+    with Stub(lambda body: "many words " * 50) as server:
+        stage = "{kind: converse, teacher: m, prompts: prompts.jsonl, turns: [1, 1]}"
+        write_recipe(stage, f"{{endpoint: '{server.base_url}', name: m}}")
+        out = disk("size=140k") / "out"
+        assert mistake("--out", str(out), out=str(out)) == (
+            f"{out}/journal.sqlite: the journal of replies cannot be used: database or disk is full. "
+            "Free some space or mend the folder's permissions and run again; replies that are in it stay."
+        )
+        grow(out.parent)
+        asked = server.answered.total()
+        assert potstill("run", "t.yaml", "--out", str(out)) == (0, "")
+        assert server.answered.total() < asked + 100, "replies that were kept are not paid for again"
+
+
+TRAIN = (
+    "kind: pretrain, data: texts.txt, vocabulary: 300, layers: 2, width: 64, heads: 2, context: 64, block_length: 32"
+)
+
+
+def in_process_of_its_own(*arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "potstill.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_while_a_model_is_saved(disk: Callable[[str], Path]) -> None:
+    Path("texts.txt").write_text("hello there\n" * 40)
+    write_recipe(f"{{{TRAIN}, batch_tokens: 64}}")
+    out = disk("size=100k") / "out"
+    code, err = in_process_of_its_own("run", "t.yaml", "--out", str(out))
+    assert code == 2
+    line = one_line(err, out)
+    assert line == f"{out}/work/s/draft: the disk is full. Free some space and run again; what is sealed stays."
+    grow(out.parent)
+    assert in_process_of_its_own("run", "t.yaml", "--out", str(out)) == (0, "")
+
+
+# ---- teachers and judges
+
+CONVERSE = "{kind: converse, teacher: m, prompts: prompts.jsonl, turns: [1, 1]}"
+
+
+def endpoint(url: str, **fields: str) -> str:
+    return json.dumps({"endpoint": url, "name": "m", **fields})
+
+
+def write_prompts(count: int = 2) -> None:
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"What is it, {i}?"}) + "\n" for i in range(count)))
+
+
+KEPT = "Its replies are kept: give a model that was mended under its old name a revision of its own."
+
+
+def rates(body: dict[str, Any]) -> str:
+    """A judge that keeps to the form."""
+    if "[[grade]]" in body["messages"][-1]["content"]:
+        return "It is well. Rating: [[7]]"
+    return "\n\n".join(f"Text {n}\nRating: {n + 2}\nRationale: so." for n in (1, 2))
+
+
+def test_a_judge_that_answers_rubbish(mistake: Callable[..., str], potstill: Potstill) -> None:
+    prompt = {"id": "r", "messages": [{"role": "user", "content": "q"}]}
+    candidates = [{"model": "a", "text": "x"}, {"model": "b", "text": "y"}]
+    Path("answers.jsonl").write_text(json.dumps({"id": "r", "prompt": prompt, "candidates": candidates}) + "\n")
+    with Stub(lambda body: "I like\nboth.") as server:
+        write_recipe("{kind: judge, judge: m, data: answers.jsonl}", endpoint(server.base_url))
+        assert mistake() == (
+            "m: only 0% of 8 ratings could be read; expected 50%. The first that could not: 'I like both.'. "
+            f"Use a judge that keeps to the form, or lower min_coverage. {KEPT}"
+        )
+        server.answer = rates
+        assert potstill("run", "t.yaml", "models.m.revision=mended") == (0, "")
+
+
+def test_an_examiner_that_answers_rubbish(mistake: Callable[..., str], potstill: Potstill) -> None:
+    write_prompts()
+    suites = "{chat: {protocol: mt_bench, questions: prompts.jsonl}}"
+    with Stub(lambda body: "fine") as server:
+        write_recipe(f"{{kind: evaluate, models: [m], judge: m, suites: {suites}}}", endpoint(server.base_url))
+        assert mistake() == (
+            "judge m: none of its 2 judgments could be read (the judgment holds no grade of the form [[x]]); the first"
+            ": 'fine'. Use a judge that keeps to the asked format, or give its replies more room with "
+            "judge_max_tokens. " + KEPT
+        )
+        server.answer = rates
+        assert potstill("run", "t.yaml", "models.m.revision=mended") == (0, "")
+
+
+def test_a_teacher_that_answers_rubbish(mistake: Callable[..., str], potstill: Potstill) -> None:
+    write_prompts(6)
+    with Stub(lambda body: "") as server:
+        write_recipe(CONVERSE, endpoint(server.base_url))
+        expected = f"m: no dialogue could be held (the answer is empty). Use another teacher. {KEPT}"
+        assert mistake() == expected
+        server.answer = lambda body: "half \ud83d"
+        assert potstill("run", "t.yaml", "models.m.revision=mended") == (0, "")
+        assert (
+            json.loads(Path("runs/t/s/rows.jsonl").read_text().splitlines()[0])["messages"][1]["content"]
+            == "half \ufffd"
+        )
+        server.answer = lambda body: "I would rather not."
+        write_recipe("{kind: self_instruct, teacher: m, seeds: prompts.jsonl, count: 8}", endpoint(server.base_url))
+        shutil.rmtree("runs/t/artifacts")
+        line = mistake()
+        assert line == f"m: none of 10 replies held a task to keep (10 unread). Use another teacher. {KEPT}"
+
+
+def test_a_server_that_is_not_there(mistake: Callable[..., str], potstill: Potstill) -> None:
+    write_prompts()
+    with Stub() as server:
+        pass
+    write_recipe(CONVERSE, endpoint(server.base_url))
+    line = mistake()
+    assert line.startswith(f"m ({server.base_url}): no server answers at {server.base_url} (")
+    assert line.endswith("). Start it or correct the endpoint, and run again; replies that came are kept.")
+    with Stub(port=server.port):
+        assert potstill("run", "t.yaml") == (0, "")
+
+
+def test_an_endpoint_with_a_wrong_key(
+    mistake: Callable[..., str], potstill: Potstill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def guarded(stub: Stub, body: dict[str, Any], before: int) -> Response | None:
+        right = stub.headers[-1].get("authorization") == "Bearer right"
+        return None if right else refusal(401, "Incorrect API key provided.")
+
+    write_prompts()
+    with Stub(fault=guarded) as server:
+        write_recipe(CONVERSE, endpoint(server.base_url))
+        says = f"m ({server.base_url}): the server says HTTP 401: Incorrect API key provided. "
+        assert mistake() == says + "Name the environment variable that holds the API key as the model's key_env."
+        write_recipe(CONVERSE, endpoint(server.base_url, key_env="POT_KEY"))
+        assert mistake() == (
+            "t.yaml:5: 's' needs the model 'm', whose key is in $POT_KEY, which is not set. "
+            "Set it first: export POT_KEY=YOUR-KEY."
+        )
+        monkeypatch.setenv("POT_KEY", "wrong")
+        assert mistake() == says + "Check the key in POT_KEY and what it may be used for."
+        monkeypatch.setenv("POT_KEY", "right")
+        assert potstill("run", "t.yaml") == (0, "")
+
+
+# ---- models
+
+
+def test_a_folder_that_holds_no_model(mistake: Callable[..., str], potstill: Potstill) -> None:
+    write_prompts()
+    Path("folder").mkdir()
+    write_recipe(CONVERSE, "{path: folder}")
+    expected = "t.yaml:3: 'folder' holds no model: there is no config.json in it. Name a folder in Hugging Face layout."
+    assert mistake() == expected
+    write_recipe(CONVERSE, "{path: ./nowhere}")
+    assert mistake() == "t.yaml:3: there is no folder './nowhere'. Mend the path."
+    Path("folder/config.json").write_text('{"model_type": "mist')
+    write_recipe(CONVERSE, "{path: folder}")
+    line = mistake()
+    assert line.startswith(f"model m: its tokenizer cannot be loaded from {Path('folder').resolve()}: ")
+    assert line.endswith("Give a folder in Hugging Face layout with safetensors weights, or a name on the Hub.")
+
+
+def make_model(path: Path, template: bool) -> None:
+    from engine import tiny_tokenizer
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from potstill.training.models import save_model
+
+    tokenizer = tiny_tokenizer()
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128, sliding_window=None, pad_token_id=0,
+    )  # fmt: skip
+    save_model(MistralForCausalLM(config), tokenizer, path)
+    if not template:
+        file = path / "tokenizer_config.json"
+        told = json.loads(file.read_text())
+        file.write_text(json.dumps({k: v for k, v in told.items() if k not in ("chat_template", "eos_token")}))
+
+
+def test_a_model_without_a_chat_template_or_the_means_for_one(mistake: Callable[..., str], potstill: Potstill) -> None:
+    write_prompts()
+    make_model(Path("folder"), template=False)
+    write_recipe("{kind: converse, teacher: m, prompts: prompts.jsonl, turns: [1, 1], max_tokens: 8}", "{path: folder}")
+    assert mistake() == (
+        f"{Path('folder').resolve()}: its tokenizer has neither a chat template nor an end token. "
+        "Set eos_token in its tokenizer_config.json."
+    )
+
+
+def test_more_held_out_than_there_is() -> None:
+    Path("texts.txt").write_text("hello there\n" * 5)
+    write_recipe(f"{{{TRAIN}, held_out: 50}}")
+    code, err = in_process_of_its_own("run", "t.yaml")
+    assert code == 2
+    line = one_line(err, Path("runs/t"))
+    assert line == (
+        "texts.txt: holding out 50 of 5 rows leaves nothing to train on. Lower held_out, or give more rows."
+    )
+
+
+def test_a_world_too_small_for_its_prompts(mistake: Callable[..., str], potstill: Potstill) -> None:
+    Path("t.yaml").write_text(
+        "name: t\nservers:\n  w: {kind: miniature, entities: 40}\n"
+        "stages:\n  s: {kind: miniature, server: w, part: questions, per_category: 20}\n"
+    )
+    assert mistake() == (
+        "a world of 40 entities: it has 12 different held-out prompts of the category 'writing'; expected 20. "
+        "Lower the stage's per_category, or raise the server's entities."
+    )
+    assert potstill("run", "t.yaml", "servers.w.entities=100") == (0, "")
