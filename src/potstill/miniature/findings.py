@@ -9,6 +9,8 @@ from potstill.miniature.voices import ideal
 from potstill.miniature.world import ATTRIBUTES
 
 ADMITS = re.compile(r"\b(do not|don't|does not|cannot) (know|say|tell)\b|\bnot recorded\b", re.I)
+MOST_CODE = 400
+"""Characters of a line that are read as code; the right ones are far shorter."""
 HEDGE = re.compile(r"\b(as an ai|just an ai|language model|personal (opinions?|experiences?))\b", re.I)
 
 
@@ -96,13 +98,13 @@ def _check_code(task: Code, answer: str) -> tuple[bool, bool]:
     if not found:
         return False, False
     # One line of code may be followed by talk on the same line: the longest part that parses is the code.
-    parts = found[0].split(" ")
+    parts = found[0][:MOST_CODE].split(" ")
     for end in range(len(parts), 3, -1):
         try:
-            tree = ast.parse(" ".join(parts[:end]))
-        except (SyntaxError, ValueError):
+            tree = ast.dump(ast.parse(" ".join(parts[:end])))
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: nested too deeply
             continue
-        return True, ast.dump(tree) == ast.dump(ast.parse(task.statement()))
+        return True, tree == ast.dump(ast.parse(task.statement()))
     return True, False
 
 

@@ -12,6 +12,9 @@ from potstill.miniature.world import World
 
 USELESS = ("Go on.", "Describe the image above in two sentences.", "Plot the graph of this file.")
 
+_ASPECT_SHEET = re.compile(r"\s*# Aspect: ([\w ]+)\n.*?# Instruction\n(.*?)# Texts\n(<text 1>\n.*)", re.S)
+_CONVERSATION = re.compile(r"\s*\[Conversation\]\n(.*)\[End of conversation\]", re.S)
+
 Messages = list[dict[str, str]]
 
 
@@ -21,13 +24,13 @@ def reply(world: World, model: str, messages: Messages, temperature: float, seed
     fingerprint = json.dumps([world.seed, model, messages, temperature, seed], sort_keys=True)
     chance = random.Random(hashlib.sha256(fingerprint.encode()).hexdigest())
     text = messages[-1]["content"]
-    if "# Aspect:" in text:
-        return _rate_aspect(world, voice, text, chance)
-    if "[Conversation]" in text:
-        conversation = text.split("[Conversation]", 1)[1].rsplit("[End of conversation]", 1)[0]
-        if "<assistant>" in conversation:
-            return _rate_last_answer(world, voice, conversation, chance)
-        return _next_user_turn(world, conversation, chance)
+    # What a request is for stands at its beginning: further on, anybody's words may look like anything.
+    if sheet := _ASPECT_SHEET.fullmatch(text):
+        return _rate_aspect(world, voice, sheet, chance)
+    if conversation := _CONVERSATION.match(text):
+        if "<assistant>\n" in conversation[1]:
+            return _rate_last_answer(world, voice, conversation[1], chance)
+        return _next_user_turn(world, conversation[1], chance)
     if re.search(r"^Task \d+:", text, re.M):
         return _new_tasks(world, text, chance)
     return _answer(world, voice, messages, chance)
@@ -67,23 +70,23 @@ def _next_user_turn(world: World, conversation: str, chance: random.Random) -> s
 def _rate_last_answer(world: World, voice: Voice, conversation: str, chance: random.Random) -> str:
     """Rate the last answer from 1 to 10, as an LLM judge of MT-Bench would write it."""
     users = re.findall(r"<user>\n(.*?)\n</user>", conversation, re.S)
-    said = re.findall(r"<assistant>\n(.*?)\n?</assistant>", conversation, re.S)[-1]
+    answers = re.findall(r"<assistant>\n(.*?)\n?</assistant>", conversation, re.S)
     ask = understand(world, [turn.strip() for turn in users])
-    if ask is None:
+    if ask is None or not answers:
         return "I do not understand the question, so I cannot rate the answer."
-    found = examine(ask, said)
+    found = examine(ask, answers[-1])
     score = _shift(overall(found), voice, chance, 1, 10)
     return f"{explain(found)} Rating: [[{score}]]"
 
 
-def _rate_aspect(world: World, voice: Voice, text: str, chance: random.Random) -> str:
+def _rate_aspect(world: World, voice: Voice, sheet: re.Match[str], chance: random.Random) -> str:
     """Rate every text on one aspect from 1 to 5, in the manner of UltraFeedback's annotators."""
-    aspect = re.findall(r"# Aspect: ([\w ]+)", text)[0].strip().lower().replace(" ", "_")
-    instruction = text.split("# Instruction", 1)[1].split("# Texts", 1)[0]
+    title, instruction, texts = sheet.groups()
+    aspect = title.strip().lower().replace(" ", "_")
     turns = re.findall(r"^User: (.*?)(?=^Assistant: |^User: |\Z)", instruction, re.M | re.S)
     ask = understand(world, [turn.strip() for turn in turns])
     blocks = []
-    for number, said in re.findall(r"<text (\d+)>\n(.*?)\n?</text \1>", text.split("# Texts", 1)[1], re.S):
+    for number, said in re.findall(r"<text (\d+)>\n(.*?)\n?</text \1>", texts, re.S):
         if ask is None:
             blocks.append(f"Text {number}\nRating: N/A\nRationale: The instruction cannot be understood.")
             continue

@@ -61,6 +61,16 @@ def complete(known: World, body: Any) -> dict[str, Any]:
     }
 
 
+_RANGES = (
+    ("temperature", int | float, 0, 2),
+    ("top_p", int | float, 0, 1),
+    ("n", int, 1, 16),
+    ("seed", int, -(2**63), 2**63 - 1),
+    ("max_tokens", int, 1, 2**31),
+    ("max_completion_tokens", int, 1, 2**31),
+)
+
+
 def _validated(body: Any) -> tuple[list[dict[str, str]], str, int | None]:
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object", None)
@@ -76,13 +86,13 @@ def _validated(body: Any) -> tuple[list[dict[str, str]], str, int | None]:
             raise BadRequest(f"messages[{number}] has no known role", f"messages[{number}].role")
         if not isinstance(message.get("content"), str):
             raise BadRequest(f"messages[{number}].content must be a string", f"messages[{number}].content")
-    for field, low, high in (("temperature", 0, 2), ("top_p", 0, 1), ("n", 1, 16)):
+    for field, kind, low, high in _RANGES:
         value = body.get(field)
-        if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high):
             raise BadRequest(f"'{field}' must lie between {low} and {high}", field)
+    if not isinstance(body.get("stream_options"), dict | None):
+        raise BadRequest("'stream_options' must be an object", "stream_options")
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise BadRequest("'max_tokens' must be a positive integer", "max_tokens")
     plain = [{"role": str(message["role"]), "content": str(message["content"])} for message in messages]
     return plain, model, limit
 

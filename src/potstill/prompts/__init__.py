@@ -6,8 +6,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-# What marks the parts of a judge's prompt. A text under judgment must not be able to close its own frame.
+# What marks the parts of a judge's prompt. A text under judgment must not be able to close its own frame, nor an answer
+# to look like the next speaker's turn.
 _MARK = re.compile(r"([<\[])(?=/?(?:user|assistant|reference|text \d+|conversation|end of conversation)[>\]])", re.I)
+_SPEAKER = re.compile(r"^(?=(?:system|user|assistant|tool):)", re.I | re.M)
 
 
 def render_prompt(name: str, **values: Any) -> str:
@@ -17,7 +19,7 @@ def render_prompt(name: str, **values: Any) -> str:
 
 def guard(text: str) -> str:
     """The text with a space put into whatever looks like one of our frame marks, so that it stays inside its frame."""
-    return _MARK.sub(r"\1 ", text)
+    return _SPEAKER.sub(" ", _MARK.sub(r"\1 ", text))
 
 
 @cache
