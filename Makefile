@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
+DEVELOPMENT := .[dev,hub]
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint peers clean
@@ -21,7 +22,7 @@ $(VENV)/run: pyproject.toml constraints.txt
 	$(call install,$(VENV),constraints.txt,-e .)
 
 $(VENV)/dev: $(VENV)/run
-	$(call install,$(VENV),constraints.txt,-e '.[dev,hub]')
+	$(call install,$(VENV),constraints.txt,-e '$(DEVELOPMENT)')
 
 $(PEERS)/peers: constraints-peers.txt
 	$(call install,$(PEERS),constraints-peers.txt,torch trl)
