@@ -1,0 +1,162 @@
+"""Teachers and judges behind somebody else's OpenAI-compatible server, `transformers serve`, with a model that knows
+nothing: rubbish ends as rows with their reasons, or as one line, and nothing crashes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from potstill.artifact import read_rows
+from potstill.cli import main
+from potstill.records import Answers, Chat, Dropped
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("fastapi", reason="the server needs transformers[serving], which the extra 'dev' brings")
+
+TEXTS = ["Task 1: what is this? It is a pot of tea.\n", "hello there, the cat sat on the mat.\n"] * 20
+START_SECONDS = 120
+EAGER = 5
+"""How much the models want to end: some of their answers do so in time, some are cut."""
+
+
+def make_model(path: Path, seed: int) -> None:
+    """A chat model with random weights, in Hugging Face layout, that ends its answers now and then."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from potstill.tokenization import train_tokenizer
+    from potstill.training.models import save_model
+
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(TEXTS, 330)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, sliding_window=None, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = MistralForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+        model.lm_head.weight[tokenizer.eos_token_id] *= EAGER
+    save_model(model, tokenizer, path)
+    settings = path / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_sample": True}))
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server's address; it serves the models 'tiny' and 'other'."""
+    folder = tmp_path_factory.mktemp("serve")
+    for seed, name in enumerate(("tiny", "other")):
+        make_model(folder / name, seed)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host=127.0.0.1", f"--port={port}"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([*command, "--device=cpu"], cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server, folder / "log")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_for(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx2.get(address).status_code == 200:
+                return
+        except httpx2.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(autouse=True)
+def _recipe(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"what is the pot number {i}?"}) + "\n" for i in range(10))
+    )
+    models = "".join(f"    - {{endpoint: '{url}', name: {name}, concurrency: 2}}\n" for name in ("tiny", "other"))
+    Path("t.yaml").write_text(
+        "name: t\nmodels:\n"
+        f"  m: {{endpoint: '{url}', name: tiny, concurrency: 2}}\n"
+        f"  gone: {{endpoint: '{url}', name: nobody/nothing, concurrency: 2}}\n"
+        f"  pool:\n{models}"
+        "stages:\n"
+        "  talk: {kind: converse, teacher: m, prompts: prompts.jsonl, turns: [1, 2], max_tokens: 40,\n"
+        "         user_max_tokens: 40}\n"
+        "  answers: {kind: sample, models: pool, prompts: prompts.jsonl, per_prompt: 2, max_tokens: 40}\n"
+        "  rated: {kind: judge, judge: m, data: answers, aspects: [truthfulness], max_tokens: 40, min_coverage: 0}\n"
+        "  tasks: {kind: self_instruct, teacher: m, seeds: prompts.jsonl, count: 4, max_requests: 4, max_tokens: 40}\n"
+        "  strict: {kind: judge, judge: m, data: answers, aspects: [honesty], max_tokens: 40}\n"
+        "  lost: {kind: converse, teacher: gone, prompts: prompts.jsonl, turns: [1, 1]}\n"
+        "  scores: {kind: evaluate, models: [m], judge: m, limit: 3, max_tokens: 40, judge_max_tokens: 40,\n"
+        "           suites: {chat: {protocol: mt_bench, questions: prompts.jsonl}}}\n"
+    )
+
+
+def run(stage: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["run", "t.yaml", "--until", stage])
+    return code, capsys.readouterr().err
+
+
+def facts(stage: str) -> Any:
+    return json.loads((Path("runs/t") / stage / "manifest.json").read_text())["facts"]
+
+
+def test_rubbish_becomes_rows_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("talk", capsys) == (0, "")
+    chats = list(read_rows(Path("runs/t/talk/rows.jsonl"), Chat))
+    dropped = list(read_rows(Path("runs/t/talk/dropped.jsonl"), Dropped))
+    assert chats
+    assert dropped
+    assert len(chats) + len(dropped) == 10
+    assert all(len(chat.messages) in (2, 4) and chat.messages[1].content for chat in chats)
+    assert {row.reason for row in dropped} <= {"answer_length", "answer_error", "user_length", "user_error"}
+    assert all(row.detail for row in dropped)
+
+    assert run("rated", capsys) == (0, "")
+    rated = list(read_rows(Path("runs/t/rated/rows.jsonl"), Answers))
+    left_out = list(read_rows(Path("runs/t/answers/dropped.jsonl"), Dropped))
+    assert rated
+    assert len(rated) + len(left_out) == 10
+    assert {row.reason for row in left_out} <= {"too_few_answers"}
+    assert facts("answers")["answers"].keys() == {"tiny", "other"}
+    ratings = [rating for row in rated for candidate in row.candidates for rating in candidate.ratings]
+    assert len(ratings) == facts("rated")["ratings"]["asked"] == 2 * len(rated)
+    assert facts("rated")["coverage"] < 0.5
+    assert all(rating.score is not None or rating.rationale for rating in ratings)
+
+
+def test_where_nothing_can_be_used_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {
+        "tasks": "m: none of 4 replies held a task to keep (",
+        "strict": "m: only 0% of ",
+        "scores": "judge m: none of its 3 judgments could be read (",
+        "lost": "gone: no dialogue could be held (HTTP 500: ",  # what this server says of a model that it cannot find
+    }
+    for stage, says in expected.items():
+        code, err = run(stage, capsys)
+        assert code == 2, stage
+        assert err.count("\n") == 1, err
+        assert err.startswith(says), err
+        assert not Path(f"runs/t/{stage}").exists()
