@@ -54,7 +54,7 @@ class Chat(Record):
 
 
 class Rating(Record):
-    """A judge's word on one aspect of one answer. No score: the judge said N/A or could not be read; the rationale tells."""
+    """A judge's word on one aspect of one answer. No score: it said N/A or could not be read; the rationale tells."""
 
     aspect: str
     score: float | None

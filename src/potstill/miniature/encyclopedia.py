@@ -84,7 +84,9 @@ def _echo(world: World, chance: random.Random) -> str:
     """A few words said twice: what a small model learns to copy from."""
     numbers = tuple(str(number) for number in range(1, 10))
     names = tuple(entity.name for entity in world.entities)
-    words = [chance.choice(chance.choice((names, PEOPLE, FUNCTIONS, ARGUMENTS, GOODS, DAYS, numbers))) for _ in range(4)]
+    words = [
+        chance.choice(chance.choice((names, PEOPLE, FUNCTIONS, ARGUMENTS, GOODS, DAYS, numbers))) for _ in range(6)
+    ]
     return f"Say {' '.join(words)}. Again {' '.join(words)}."
 
 
@@ -94,7 +96,7 @@ def _exercise(world: World, chance: random.Random) -> str:
     return f"Question: {ask.text(chance)} Answer: {ideal(ask)}"
 
 
-CHAPTERS = (_arithmetic, _order, _note, _program, _echo, _echo, *(_exercise,) * 6)
+CHAPTERS = (_arithmetic, _order, _note, _program, *(_echo,) * 4, *(_exercise,) * 6)
 
 
 def _capital(sentence: str) -> str:

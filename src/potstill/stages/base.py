@@ -15,7 +15,7 @@ from potstill.sources import Inputs, Spec
 class Reference:
     """Marks a config field as the name of something else in the recipe, and says what it may be.
 
-    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model" or "server". Rows may also be a file's path.
+    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model" or "server". Rows may be a file's path too.
     """
 
     accepts: tuple[str, ...]

@@ -24,8 +24,8 @@ class TrainingConfig(StageConfig):
     learning_rate: float = Field(gt=0)
     """The peak learning rate."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon moves the body's matrices by orthogonalised momentum (Jordan et al. 2024), scaled to AdamW's step (Liu et al.
-    2025), and everything else by AdamW: fewer steps for a model from scratch. adamw moves everything."""
+    """adamw, or muon: the body's matrices by orthogonalised momentum (Jordan et al. 2024), scaled to AdamW's step (Liu
+    et al. 2025), and the rest by AdamW. It needs fewer steps for a model from scratch."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up; cosine and linear end at 0."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
