@@ -16,6 +16,8 @@ from potstill.records import Chat, Pair, Record, Text
 from potstill.sources import Data, Inputs, LocalModel, Model
 from potstill.stages import dpo, pretrain, sft
 from potstill.stages.base import Work
+from potstill.teachers.base import Request
+from potstill.teachers.local import LocalTeacher
 
 ANIMALS = ["cat", "dog", "owl", "fox", "hen", "bee", "ant", "cow"]
 SOUNDS = ["purrs", "barks", "hoots", "yelps", "clucks", "hums", "clicks", "moos"]
@@ -128,7 +130,12 @@ def test_transformers_alone_runs_the_result_and_it_stops(made: Any, name: str) -
     answer = run([{"role": "user", "content": "what does the owl do? 21"}], max_new_tokens=40, do_sample=False)
     said = answer[0]["generated_text"][-1]
     assert said["role"] == "assistant"
-    assert said["content"].startswith("the owl hoots")
+    with LocalTeacher(models[name]) as teacher:
+        (own,) = teacher.complete([Request(say("user: what does the owl do? 21"), max_tokens=40)])
+    assert own.finish == "stop"
+    assert said["content"].strip() == own.text.strip()
+    assert said["content"].startswith("the ")
+    assert name != "sft" or said["content"].startswith("the owl hoots")  # the toy's DPO may spoil what SFT knew
     assert len(said["content"]) < 40
     generation = json.loads((Path(path) / "generation_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(path)
