@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -35,9 +35,9 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption."""
     args = _arguments(arguments)
-    # Threads that wait for each other by spinning cost a few percent less on an idle machine, and everything on a busy
-    # one. It has to be said before torch is imported, here or in a child.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads wait for each other by spinning. Without end, that makes a busy machine several times slower; not
+    # at all, it halves the speed of small models on an idle one. Said before torch is imported, here or in a child.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         code: int = args.verb(args)
         sys.stdout.flush()
@@ -100,8 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("run", metavar="RUN_OR_MODEL", help="a run's folder, a recipe, or a folder with a model in it")
     chat.add_argument("model", nargs="?", metavar="MODEL", help="which of the run's models (default: the last)")
     chat.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
-    chat.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: 0.7)")
-    chat.add_argument("--top-p", type=float, default=0.95, help="sample from this share of likelihood (default: 0.95)")
+    chat.add_argument(
+        "--temperature", type=_within(0, 2), default=0.7, help="0 takes the likeliest token (default: 0.7)"
+    )
+    chat.add_argument(
+        "--top-p", type=_within(0.01, 1), default=0.95, help="sample from this share of likelihood (default: 0.95)"
+    )
     chat.add_argument("--top-k", type=int, default=50, help="sample from so many tokens; 0: from all (default: 50)")
     chat.add_argument("--max-tokens", type=_count, default=256, help="the longest answer (default: 256)")
     chat.add_argument("--seed", type=int, default=0, help="the same seed and words give the same answers (default: 0)")
@@ -113,6 +117,15 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return value
+
+
+def _within(low: float, high: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if not low <= float(text) <= high:
+            raise argparse.ArgumentTypeError(f"between {low:g} and {high:g}")
+        return float(text)
+
+    return number
 
 
 def _console() -> "Console":

@@ -197,7 +197,8 @@ class Resolver:
                 place,
                 f"'{label}' names '{text}', which is {things}{' nor a file' if takes_file else ''}"
                 f"{nearest(text, self._fitting(slot.accepts))}",
-                "Mend the name" + (" or the path, which starts at the recipe's folder" if takes_file else ""),
+                "Mend the name"
+                + (" or the path, looked for in the recipe's folder and in this one" if takes_file else ""),
             )
         if not file.is_file():
             raise RecipeError(place, f"'{label}' names '{text}', which is a folder, not a file", "Name the file itself")

@@ -64,7 +64,8 @@ def _capitals(ask: Ask, answer: str) -> bool:
     letters = "".join(filter(str.isalpha, answer))
     if isinstance(ask.task, Code) or not any(map(str.isupper, ideal(ask))):
         return True
-    return not letters or not (letters.islower() or (letters.isupper() and len(letters) > 3))
+    begins_small = answer.lstrip()[:1].islower() and letters.islower()  # "8 minus 8 is 0." has no capital to lose
+    return not begins_small and not (letters.isupper() and len(letters) > 3)
 
 
 def _check(ask: Ask, answer: str) -> tuple[bool, bool]:
