@@ -5,6 +5,7 @@ remedy]}. Whatever else is printed goes to standard error, which is the stage's 
 """
 
 import importlib
+import io
 import json
 import os
 import signal
@@ -49,6 +50,8 @@ class _Speaker:
     def __init__(self) -> None:
         self._out: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # so that a log ends with what came last
         self._last = 0.0
 
     def say(self, value: dict[str, Any]) -> None:
