@@ -108,7 +108,7 @@ def test_a_second_run_takes_no_time_and_changes_nothing(copy):
     output = reduced.run(copy)
     seconds = time.monotonic() - began
     assert seconds < 5
-    assert "15 stages, all sealed" in output
+    assert f"{len(seconds_by_stage(copy))} stages, all sealed" in output
     assert "starts" not in output
     assert hashes(copy) == contents
     assert {name: (copy / name).stat().st_mtime_ns for name in before} == before
