@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 from test_data_stages import chain
 
 from potstill.evaluation.mt_bench import parse_grade
+from potstill.miniature.asking import CATEGORIES, draw, follow_up
 from potstill.miniature.encyclopedia import articles
 from potstill.miniature.findings import examine
 from potstill.miniature.mind import aspect_rating, overall, reply
+from potstill.miniature.reading import understand
 from potstill.miniature.server import MiniatureProcess
-from potstill.miniature.tasks import CATEGORIES, PERSONAS, Ask, Code, Describe, Fact, Task, draw, follow_up, understand
+from potstill.miniature.tasks import PERSONAS, Ask, Code, Describe, Fact, Task
 from potstill.miniature.voices import FILLERS, HEDGES, VOICES, Voice, answer, ideal
 from potstill.miniature.world import World, world
 from potstill.prompts import render_prompt

@@ -3,9 +3,9 @@
 import random
 from collections.abc import Iterator
 
+from potstill.miniature.asking import CATEGORIES, draw
 from potstill.miniature.tasks import (
     ARGUMENTS,
-    CATEGORIES,
     DAYS,
     FUNCTIONS,
     GOODS,
@@ -16,7 +16,6 @@ from potstill.miniature.tasks import (
     Compare,
     Extract,
     Sum,
-    draw,
 )
 from potstill.miniature.voices import ideal
 from potstill.miniature.world import Entity, World

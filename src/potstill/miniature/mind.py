@@ -5,8 +5,10 @@ import json
 import random
 import re
 
+from potstill.miniature.asking import CATEGORIES, draw, follow_up
 from potstill.miniature.findings import Findings, examine
-from potstill.miniature.tasks import CATEGORIES, PERSONAS, Ask, draw, follow_up, understand
+from potstill.miniature.reading import understand
+from potstill.miniature.tasks import PERSONAS, Ask
 from potstill.miniature.voices import VOICES, Voice, answer
 from potstill.miniature.world import World
 

@@ -1,15 +1,9 @@
-"""What can be asked in the miniature: each task knows its question, its true answer, and the content it is about.
-
-`understand` reads a question's text back into a task, as any reader of the text would: teachers, judge, tests.
-"""
+"""What can be asked in the miniature: each task knows its question, its true answer, and the content it is about."""
 
 import random
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
-from potstill.miniature.world import ATTRIBUTES, UNRECORDED, Entity, World
+from potstill.miniature.world import ATTRIBUTES, Entity
 
 PEOPLE = ("Ada", "Bruno", "Clara", "Dario", "Edda", "Felix", "Greta", "Hugo", "Iris", "Jonas", "Karin", "Leo")
 GOODS = ("apples", "baskets", "candles", "doors", "eggs", "feathers", "gloves", "hammers")
@@ -21,16 +15,10 @@ FUNCTIONS = ("blend", "carve", "drift", "forge", "glide", "knead", "mould", "pla
 ARGUMENTS = ("a", "b", "c", "m", "n", "p", "x", "y")
 STARTS = ("Well", "Indeed", "Certainly", "Listen")
 ENDS = ("friend", "indeed", "always", "today")
+DETAILS = ("seller", "buyer", "item", "number", "day")
+"""What can be asked of a note about a sale."""
 PERSONAS = {"pirate": "Arr!", "robot": "Beep!", "knight": "Hark!", "wizard": "Behold!"}
 """Who a model may be asked to be, and how such a one begins to speak."""
-
-
-MOST_DRAWS = 10_000
-"""So many draws that miss one side of the split mean that nothing is there."""
-
-
-class NothingToAsk(LookupError):
-    """A world so small that a category has no task on one side of the split."""
 
 
 @dataclass(frozen=True)
@@ -276,12 +264,13 @@ class Ask:
 
     def text(self, chance: random.Random) -> str:
         """The words of a first turn."""
-        wish = _wish(self.style)
+        wish = wish_in_words(self.style)
         said = self.task.question(chance) + (f" {wish}" if wish else "")
         return f"You are a {self.persona}. {said}" if self.persona else said
 
 
-def _wish(style: str) -> str:
+def wish_in_words(style: str) -> str:
+    """How a user says which form the answer should have."""
     kind, _, word = style.partition(" ")
     return {
         "": "",
@@ -289,178 +278,3 @@ def _wish(style: str) -> str:
         "start": f"Start with the word {word}.",
         "end": f"End with the word {word}.",
     }[kind]
-
-
-def draw(world: World, category: str, held_out: bool, chance: random.Random) -> Ask:
-    """A random question of a category, on one side of the split between training and test."""
-    for _ in range(MOST_DRAWS):
-        task = _DRAWS[category](world, chance)
-        if world.held_out(task.content()) == held_out:
-            persona = chance.choice(tuple(PERSONAS)) if category == "roleplay" else ""
-            return Ask(task, _style(task, chance), persona)
-    raise NothingToAsk(f"no {category} task of this world is on that side of the split")
-
-
-def _style(task: Task, chance: random.Random) -> str:
-    if isinstance(task, Code | Describe) or chance.random() < 0.4:
-        return ""
-    unknown = isinstance(task, Fact) and task.value is None
-    kinds = ["start " + chance.choice(STARTS), "end " + chance.choice(ENDS)] + ([] if unknown else ["one word"])
-    return chance.choice(kinds)
-
-
-def _draw_fact(sorts: tuple[str, ...], world: World, chance: random.Random) -> Fact:
-    entity = chance.choice([entity for entity in world.entities if entity.sort in sorts])
-    recorded = [attribute for attribute, _ in entity.facts]
-    return Fact(entity, chance.choice(UNRECORDED if chance.random() < 0.3 else recorded))
-
-
-def _draw_sum(world: World, chance: random.Random) -> Sum:
-    operation = chance.choice(tuple(OPERATIONS))
-    left, right = chance.randint(1, 9), chance.randint(1, 9)
-    return Sum(max(left, right), operation, min(left, right)) if operation == "minus" else Sum(left, operation, right)
-
-
-def _draw_compare(world: World, chance: random.Random) -> Compare:
-    order = chance.choice(ORDERS)
-    return Compare(tuple(chance.sample(PEOPLE, 3)), order, chance.choice(order[1:]), chance.random() < 0.5)
-
-
-def _draw_extract(world: World, chance: random.Random) -> Extract:
-    seller, buyer = chance.sample(PEOPLE, 2)
-    asked = chance.choice(("seller", "buyer", "item", "number", "day"))
-    return Extract(seller, buyer, str(chance.randint(2, 9)), chance.choice(GOODS), chance.choice(DAYS), asked)
-
-
-def _draw_code(world: World, chance: random.Random) -> Code:
-    return Code.draw(chance)
-
-
-def _draw_describe(world: World, chance: random.Random) -> Describe:
-    return Describe(chance.choice(world.entities), chance.choice((1, 2)), chance.randrange(3))
-
-
-_NATURE = ("mineral", "animal", "plant")
-_DRAWS: dict[str, Callable[[World, random.Random], Task]] = {
-    "writing": _draw_describe,
-    "roleplay": partial(_draw_fact, (*_NATURE, "town", "person")),
-    "reasoning": _draw_compare,
-    "math": _draw_sum,
-    "coding": _draw_code,
-    "extraction": _draw_extract,
-    "stem": partial(_draw_fact, _NATURE),
-    "humanities": partial(_draw_fact, ("town", "person")),
-}
-CATEGORIES = tuple(_DRAWS)
-
-
-def follow_up(world: World, ask: Ask, chance: random.Random) -> str:
-    """What a user may say next; it stays on the side of the split that the first question was on."""
-    task = ask.task
-    held_out = world.held_out(task.content())
-    if isinstance(task, Fact):
-        others = [a for a in (*ATTRIBUTES[task.entity.sort], *UNRECORDED) if a != task.attribute]
-        same_side = [a for a in others if world.held_out(Fact(task.entity, a).content()) == held_out]
-        if same_side and chance.random() < 0.6:
-            return f"And what is its {chance.choice(same_side)}?"
-    if isinstance(task, Compare):
-        other = task.order[1] if task.asked == task.order[2] else task.order[2]
-        return f"And who is the {other}?"
-    if isinstance(task, Extract):
-        return "And " + task.asking(chance.choice([f for f in _EXTRACT_FIELDS if f != task.asked])).ask().lower()
-    if isinstance(task, Code):
-        names = [n for n in FUNCTIONS if n != task.name]
-        same_side = [n for n in names if world.held_out(replace(task, name=n).content()) == held_out]
-        if same_side:
-            return f"Now name the function {chance.choice(same_side)} instead."
-        return "Now write the function again."
-    if isinstance(task, Describe):
-        return f"Now write {replace(task, sentences=3 - task.sentences).count()} about it."
-    return f"Say that again. {_wish(chance.choice(('start ' + chance.choice(STARTS), 'end ' + chance.choice(ENDS))))}"
-
-
-_EXTRACT_FIELDS = ("seller", "buyer", "item", "number", "day")
-
-
-def understand(world: World, turns: list[str]) -> Ask | None:
-    """What the last of a user's turns asks, given those before; None where it is none of the miniature's questions."""
-    ask: Ask | None = None
-    for turn in turns:
-        ask = _read_first(world, turn) or (_read_next(world, turn, ask) if ask else None)
-    return ask
-
-
-def _read_first(world: World, text: str) -> Ask | None:
-    persona = ""
-    if found := re.match(r"You are a (\w+)\. (.*)", text, re.S):
-        persona, text = found.groups()
-        if persona not in PERSONAS:
-            return None
-    text, style = _read_wish(text)
-    for task in _read_task(world, text):
-        return Ask(task, style, persona)
-    return None
-
-
-def _read_wish(text: str) -> tuple[str, str]:
-    for pattern, style in (
-        (r"\s*Answer in one word\.\s*$", "one word"),
-        (r"\s*Start with the word (\w+)\.\s*$", "start"),
-        (r"\s*End with the word (\w+)\.\s*$", "end"),
-    ):
-        if found := re.search(pattern, text):
-            return text[: found.start()], " ".join((style, *found.groups()))
-    return text.strip(), ""
-
-
-def _read_task(world: World, text: str) -> Iterator[Task]:
-    if found := re.search(r"\bthe (\w+) of (\w+)[?.]$", text):
-        entity = world.by_name.get(found[2].lower())
-        if entity and found[1] in (*ATTRIBUTES[entity.sort], *UNRECORDED):
-            yield Fact(entity, found[1])
-    if found := re.search(r"(\d+) (plus|minus|times) (\d+)[?.]$", text):
-        yield Sum(int(found[1]), found[2], int(found[3]))
-    if found := re.fullmatch(r"(\w+) is (\w+) than (\w+)\. (\w+) is \2 than (\w+)\. Who is the (\w+)\?", text):
-        yield from _read_compare(*found.groups())
-    if found := re.match(
-        r"Read this note: (\w+) sold (\d+) (\w+) to (\w+) on (\w+)\. (?:Who|What) is the (\w+)\?$", text
-    ):
-        seller, number, item, buyer, day, asked = found.groups()
-        if asked in _EXTRACT_FIELDS:
-            yield Extract(seller, buyer, number, item, day, asked)
-    if (found := re.fullmatch(r"Write a Python function named (\w+) that (\w+) (\w) and (\w)\.", text)) and found[
-        2
-    ] in VERBS:
-        yield Code(*found.groups())
-    if found := re.fullmatch(r"Write (one sentence|two sentences) about (\w+)\.", text):
-        entity = world.by_name.get(found[2].lower())
-        if entity:
-            yield Describe(entity, 1 if found[1].startswith("one") else 2)
-
-
-def _read_compare(a: str, relation: str, b: str, c: str, d: str, asked: str) -> Iterator[Compare]:
-    order = next((order for order in ORDERS if order[0] == relation and asked in order[1:]), None)
-    if order and b == c:
-        yield Compare((a, b, d), order, asked, swapped=False)
-    elif order and a == d:
-        yield Compare((c, a, b), order, asked, swapped=True)
-
-
-def _read_next(world: World, text: str, ask: Ask) -> Ask | None:
-    task = ask.task
-    if found := re.fullmatch(r"Say that again\.(.*)", text, re.S):
-        return replace(ask, style=_read_wish(found[1])[1])
-    if isinstance(task, Fact) and (found := re.fullmatch(r"And what is its (\w+)\?", text)):
-        return replace(ask, task=replace(task, attribute=found[1]), style="")
-    if isinstance(task, Compare) and (found := re.fullmatch(r"And who is the (\w+)\?", text)):
-        return replace(ask, task=replace(task, asked=found[1]), style="") if found[1] in task.order else None
-    if isinstance(task, Extract) and (found := re.fullmatch(r"And (?:who|what) is the (\w+)\?", text)):
-        return replace(ask, task=task.asking(found[1]), style="") if found[1] in _EXTRACT_FIELDS else None
-    if isinstance(task, Code):
-        if text == "Now write the function again.":
-            return ask
-        if found := re.fullmatch(r"Now name the function (\w+) instead\.", text):
-            return replace(ask, task=replace(task, name=found[1]))
-    if isinstance(task, Describe) and (found := re.fullmatch(r"Now write (one|two) sentences? about it\.", text)):
-        return replace(ask, task=replace(task, sentences=1 if found[1] == "one" else 2))
-    return None

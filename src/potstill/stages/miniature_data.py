@@ -8,8 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from potstill.errors import RecipeError
+from potstill.miniature.asking import CATEGORIES, NothingToAsk, draw, follow_up
 from potstill.miniature.encyclopedia import articles
-from potstill.miniature.tasks import CATEGORIES, Ask, NothingToAsk, draw, follow_up, understand
+from potstill.miniature.reading import understand
+from potstill.miniature.tasks import Ask
 from potstill.miniature.voices import ideal
 from potstill.miniature.world import World, world
 from potstill.records import Message, Prompt, Record, Text
