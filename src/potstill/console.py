@@ -57,7 +57,7 @@ class Pace:
         if rate > 0 and self.total > self.done:
             left = f"{duration((self.total - self.done) / rate)} left"
         return {
-            "count": f"{self.done:,}/{self.total:,} {self.unit}" if self.unit else "",
+            "count": f"{self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}" if self.unit else "",
             "rate": "" if rate <= 0 else f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each",
             "left": left,
             "figures": ", ".join(figure(name, value) for name, value in self.figures.items()),
@@ -177,15 +177,17 @@ class Bars:
             no_wrap=True,
             overflow="ellipsis",
         )
-        if self._pace.total:
+        if self._pace.unit:
             rest = Text.assemble(
                 f"  {words['count']}",
                 (f"  {words['rate']:<10}", "dim"),
                 f"  {words['left']:<12}",
                 (f"  {words['figures']}", "magenta"),
             )
-            room = self._console.width - line.cell_len - rest.cell_len - 2
-            line.append_text(bar(self._pace.done / self._pace.total, max(8, min(30, room)))).append_text(rest)
+            if self._pace.total:
+                room = self._console.width - line.cell_len - rest.cell_len - 2
+                line.append_text(bar(self._pace.done / self._pace.total, max(8, min(30, room))))
+            line.append_text(rest)
         return line
 
 

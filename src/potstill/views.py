@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,9 @@ from potstill.console import duration, facts_line
 from potstill.plan import Plan, Step
 from potstill.sources import EndpointModel, Price
 from potstill.workspace import Workspace
+
+ROOM_FOR_DATES = 110
+"""Columns of a terminal from which on `status` says when each stage was sealed."""
 
 
 def plan_view(console: Console, plan: Plan, folder: Path) -> None:
@@ -63,7 +67,10 @@ def status_view(console: Console, workspace: Workspace) -> None:
     described = workspace.describe()
     assert described is not None
     times, holder, left = workspace.times(), workspace.holder(), []
-    table = _table("stage", "kind", "", "sealed at", "took", "")
+    wide = console.width >= ROOM_FOR_DATES
+    table = _table("stage", "kind", "", *(["sealed at"] if wide else []), "took")
+    table.expand = True
+    table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
     for name, entry in described["stages"].items():
         artifact = find(workspace.artifacts / entry["folder"])
         if artifact is None:
@@ -71,12 +78,12 @@ def status_view(console: Console, workspace: Workspace) -> None:
             state = Text("not yet", "dim")
             if (workspace.work / name).exists():
                 state = Text("runs now", "cyan") if holder else Text("unsealed work", "yellow")
-            table.add_row(name, entry["kind"], state, "", "", "")
+            table.add_row(name, entry["kind"], state)
             continue
         took = times.get(artifact.key, {})
+        when = [took.get("sealed_at", "")] if wide else []
         seconds = duration(took["seconds"]) if took else ""
-        facts = Text(facts_line(artifact), "dim")
-        table.add_row(name, entry["kind"], Text("sealed", "green"), took.get("sealed_at", ""), seconds, facts)
+        table.add_row(name, entry["kind"], Text("sealed", "green"), *when, seconds, escape(facts_line(artifact)))
     console.print(table)
     console.print()
     if holder:

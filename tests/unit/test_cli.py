@@ -168,6 +168,15 @@ def test_status_tells_what_is_sealed_and_what_is_left(potstill):
     assert "All 6 stages are sealed in runs/tiny." in potstill("status", "runs/tiny")[1]
 
 
+def test_status_gives_each_stage_one_line_on_a_narrow_terminal(potstill, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    potstill("run", "tiny.yaml")
+    head, *lines = potstill("status", "tiny.yaml")[1].split("\n\n")[0].splitlines()
+    assert head.split() == ["stage", "kind", "took"]
+    assert [line.split()[0] for line in lines] == ["first", "second", "loud", "made", "other", "asked"]
+    assert all(len(line) <= 60 and "sealed" in line for line in lines)
+
+
 def test_show_prints_the_manifest_and_the_first_rows(potstill):
     potstill("run", "tiny.yaml")
     code, out, _ = potstill("show", "runs/tiny", "loud", "--rows", "2")
@@ -268,6 +277,8 @@ def test_pace_tells_rate_and_time_left(monkeypatch):
     now[0] = 20.0
     pace.update(3, 30, "rows", {})
     assert pace.words()["rate"] == "5.0 s each"
+    pace.update(7, 0, "rows", {})  # nobody knows of how many
+    assert pace.words()["count"] == "7 rows"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.44, "0.4 s"), (12.3, "12 s"), (185, "3:05"), (7210, "2:00:10")])
