@@ -1,5 +1,7 @@
 """Templates, learnt tokens, shared prompts. A docstring that begins with "Trap" quotes the bug it would catch."""
 
+import time
+
 import numpy as np
 import pytest
 from engine import say, tiny_tokenizer
@@ -11,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from potstill.errors import ModelError
 from potstill.records import Message
 from potstill.tokenization import (
+    LONG_RUN,
     encode_chat,
     encode_pair,
     encode_prompt,
@@ -248,6 +251,24 @@ def test_the_same_texts_make_the_same_tokenizer(tmp_path: object) -> None:
 def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot hold the 256 bytes"):
         train_tokenizer(["a"], 100)
+
+
+@pytest.mark.parametrize("word", ["pot", "\n", "1_", " "])
+def test_one_endless_word_takes_a_tokenizer_no_time(word):
+    """BPE training goes through a word again for each merge, and through 2 MB of it for ever."""
+    endless = word * (2_000_000 // len(word))
+    began = time.perf_counter()
+    tokenizer = train_tokenizer(["the cat sat on the mat.\n" * 20, endless], 400)
+    ids = tokenizer(endless, add_special_tokens=False)["input_ids"]
+    assert time.perf_counter() - began < 60
+    assert tokenizer.decode(ids) == endless
+
+
+def test_a_run_of_ordinary_length_is_learnt_as_ever():
+    texts = ["pot" * 80 + " " + "\n" * 200]
+    tokenizer = train_tokenizer(texts, 300)
+    assert [piece for piece in LONG_RUN.split(texts[0]) if piece] == texts
+    assert len(tokenizer("pot" * 80, add_special_tokens=False)["input_ids"]) < 40
 
 
 @settings(max_examples=60, deadline=None)
