@@ -1,11 +1,11 @@
 """dpo: teach a model which of two answers is preferred, against itself as it was (Rafailov et al. 2023)."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from potstill.evaluation.statistics import Observation, share_estimate
 from potstill.records import Pair
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
@@ -162,13 +162,12 @@ def held_out_facts(
     return {"held_out_pairs": {"n": len(rows), **shares}}
 
 
-def _share(leads: "Sequence[float]") -> dict[str, float]:
-    """The share of leads above 0, ties for a half, with Wilson's 95% interval."""
-    n, z = len(leads), 1.959964
-    mean = sum(1.0 if lead > 0 else 0.5 if lead == 0 else 0.0 for lead in leads) / n
-    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return {"mean": round(mean, 4), "low": round(centre - half, 4), "high": round(centre + half, 4)}
+def _share(leads: "Sequence[float]") -> dict[str, float | None]:
+    """The share of leads above 0, ties for a half, with its 95% interval."""
+    wins = (1.0 if lead > 0 else 0.5 if lead == 0 else 0.0 for lead in leads)
+    share = share_estimate(Observation(str(place), "", win) for place, win in enumerate(wins))
+    interval = {"mean": share.mean, "low": share.low, "high": share.high}
+    return {name: None if value is None else round(value, 4) for name, value in interval.items()}
 
 
 STAGE = Stage(config=DpoConfig, produces="model", run=run, trains=True)
