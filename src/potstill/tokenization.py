@@ -79,7 +79,7 @@ def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
             f"its tokenizer ({type(tokenizer).__name__}) does not tell where in the text a token stands",
             "Choose a model with a tokenizer.json",
         )
-    if tokenizer.chat_template is None:
+    if not (tokenizer.chat_template or "").strip():
         if tokenizer.eos_token is None:
             raise ModelError(
                 str(tokenizer.name_or_path),

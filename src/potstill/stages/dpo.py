@@ -70,7 +70,8 @@ def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
         seed=work.seed,
         where=", ".join(data.name for data in inputs.data["data"]),
     )
-    scorer = build_scorer(load_model(inputs.model("model"), device), choose_precision(config.dtype, device))
+    model = load_model(inputs.model("model"), tokenizer, device)
+    scorer = build_scorer(model, choose_precision(config.dtype, device))
     loop = settings(config, device.type)
     # The held-out pairs on their own, so that before the first step their margins are 0 to the last bit.
     reference = answer_logps(scorer, split.train, loop.micro_tokens)

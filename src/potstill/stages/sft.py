@@ -55,7 +55,8 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
         seed=work.seed,
         where=", ".join(data.name for data in inputs.data["data"]),
     )
-    scorer = build_scorer(load_model(inputs.model("model"), device), choose_precision(config.dtype, device))
+    model = load_model(inputs.model("model"), tokenizer, device)
+    scorer = build_scorer(model, choose_precision(config.dtype, device))
     order = global_batches([1] * len(split.train), config.global_batch, config.epochs, work.seed)
     task = likelihood([[split.train[i] for i in batch] for batch in order], split.held_out)
     trained = train(scorer, task, settings(config, device.type), work.path, work.progress)

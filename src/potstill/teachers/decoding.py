@@ -28,14 +28,14 @@ class Sampling:
 
 
 @torch.inference_mode()
-def decode(model: PreTrainedModel, rows: Sequence[Sampling], stop_ids: Sequence[int], pad: int) -> Iterator[list[int]]:
+def decode(model: PreTrainedModel, rows: Sequence[Sampling], stop_ids: Sequence[int]) -> Iterator[list[int]]:
     """Each step's new token for every row of the batch; -1 where a row has ended before.
 
     A stop token is given out as a row's last. Rows do not depend on each other: prompts are padded on the left and
     masked, and each row draws from its own seed.
     """
     device = model.device
-    ids_RP, mask_RP = _left_padded(rows, pad)
+    ids_RP, mask_RP = _left_padded(rows)
     mask = mask_RP.to(device)
     cache = DynamicCache(config=model.config)
     chooser = _Chooser(rows, device)
@@ -66,9 +66,9 @@ def decode(model: PreTrainedModel, rows: Sequence[Sampling], stop_ids: Sequence[
         inputs, positions = tokens_R[keep, None], positions[keep, -1:] + 1
 
 
-def _left_padded(rows: Sequence[Sampling], pad: int) -> tuple[Tensor, Tensor]:
+def _left_padded(rows: Sequence[Sampling]) -> tuple[Tensor, Tensor]:
     longest = max(len(row.prompt_ids) for row in rows)
-    ids_RP = torch.full((len(rows), longest), pad, dtype=torch.int64)
+    ids_RP = torch.zeros((len(rows), longest), dtype=torch.int64)
     mask_RP = torch.zeros((len(rows), longest), dtype=torch.int64)
     for index, row in enumerate(rows):
         start = longest - len(row.prompt_ids)

@@ -31,7 +31,9 @@ class LocalTeacher:
         device = choose_device()
         self.name = model.name
         self.tokenizer = load_tokenizer(model)
-        self.model = load_model(model, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        self.model = load_model(
+            model, self.tokenizer, device, torch.bfloat16 if device.type == "cuda" else torch.float32
+        )
         self.model.eval()  # type: ignore[no-untyped-call]
         self.stops = stop_ids(self.model, self.tokenizer)
         self.context = self.model.config.get_text_config().max_position_embeddings
@@ -53,7 +55,7 @@ class LocalTeacher:
                 reason = f"the prompt has {len(row.prompt_ids)} tokens and the model reads {self.context}"
                 replies[index] = Reply("", "error", reason, len(row.prompt_ids), 0)
         for group in _groups(rows, [index for index in range(len(rows)) if index not in replies]):
-            steps = list(decode(self.model, [rows[index] for index in group], self.stops, self._pad()))
+            steps = list(decode(self.model, [rows[index] for index in group], self.stops))
             for place, index in enumerate(group):
                 tokens = [step[place] for step in steps if step[place] >= 0]
                 replies[index] = self._reply(rows[index], tokens)
@@ -67,7 +69,7 @@ class LocalTeacher:
         given = ""
         if row.limit < 1:
             return
-        for (token,) in decode(self.model, [row], self.stops, self._pad()):
+        for (token,) in decode(self.model, [row], self.stops):
             if token not in self.stops:
                 tokens.append(token)
             text = self._text(tokens)
@@ -118,10 +120,6 @@ class LocalTeacher:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         assert isinstance(text, str)
         return text
-
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return pad if isinstance(pad, int) else 0
 
 
 def _groups(rows: Sequence[Sampling], indices: Sequence[int]) -> Iterator[list[int]]:

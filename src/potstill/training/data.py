@@ -51,7 +51,7 @@ def prompt_of(chat: Chat) -> str:
 
 def hold_out(keys: Sequence[str], count: int, seed: int, where: str) -> list[bool]:
     """Which rows to hold out: about `count`, chosen by a seeded hash of their keys, rows with one key together."""
-    if count == 0:
+    if count == 0 or not keys:
         return [False] * len(keys)
     sizes = Counter(keys)
     chosen: set[str] = set()

@@ -1,8 +1,10 @@
 """Models: made, loaded, and saved so that transformers needs nothing of ours to run them."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -21,6 +23,8 @@ from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.sources import Model
 from potstill.tokenization import with_template
+
+logger = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -100,25 +104,62 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return with_template(tokenizer)
 
 
-def load_model(model: Model, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model's weights, from safetensors only. Raises ModelError.
+def load_model(
+    model: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The model's weights, from safetensors only. ModelError where they are not whole, or not the tokenizer's.
 
     Trained models are loaded in float32 whatever they are stored in: an optimizer's small steps vanish in bfloat16.
     """
     spec = model.local
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its report is ours to make
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        made: Any = AutoModelForCausalLM.from_pretrained(
             spec.path,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
             use_safetensors=True,
             dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, ...
         raise _cannot_load(model, "model", error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    loaded, report = made
     assert isinstance(loaded, PreTrainedModel)
+    if wrong := _wrong_weights(loaded, report) or _wrong_vocabulary(loaded, tokenizer):
+        raise ModelError(f"model {model.name}", f"{wrong} ({spec.path})", "Get the whole of it again, or another model")
+    if report["unexpected_keys"]:
+        logger.warning("model %s: weights that it has no place for: %s", model.name, sorted(report["unexpected_keys"]))
     return cast(PreTrainedModel, cast(nn.Module, loaded).to(device))
+
+
+def _wrong_weights(loaded: PreTrainedModel, report: Mapping[str, Any]) -> str:
+    """What transformers would fill with random numbers, or what no training mends; empty where all is well."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        return f"its weights lack {len(missing)} of the tensors that its config.json asks for, {missing[0]} the first"
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        return f"its weights hold {name} as {list(stored)}, and its config.json asks for {list(expected)}"
+    # The sum of a tensor is finite only where all of it is, and takes no memory.
+    broken = (name for name, tensor in loaded.named_parameters() if not torch.isfinite(tensor.detach().sum()))
+    name = next(broken, "")
+    return f"its weights hold numbers that are not finite, in {name}" if name else ""
+
+
+def _wrong_vocabulary(loaded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token that the model cannot read. Padding may stand beyond: it is never read."""
+    embeddings: Any = loaded.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    beyond = sorted((i, t) for t, i in tokenizer.get_vocab().items() if i >= rows and t != tokenizer.pad_token)
+    if not beyond:
+        return ""
+    index, token = beyond[0]
+    return f"it has embeddings for {rows} tokens; its tokenizer makes {len(beyond)} more, the first {token!r} ({index})"
 
 
 def _cannot_load(model: Model, what: str, error: Exception) -> ModelError:
@@ -167,6 +208,12 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     """The tokens that end an answer: the tokenizer's end token and those that the model names, padding never."""
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     named = known if isinstance(known, list) else [] if known is None else [known]
+    if not all(isinstance(token, int) for token in named):
+        raise ModelError(
+            str(model.name_or_path),
+            f"its generation_config.json names the end token {known!r}; expected a token's number",
+            "Correct eos_token_id there",
+        )
     ends = {*named, tokenizer.eos_token_id} - {None}
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         ends.discard(tokenizer.pad_token_id)
