@@ -227,15 +227,14 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path, kind: str, says: 
     assert "\n" not in str(caught.value)
 
 
-def test_no_rows_is_one_line(made: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("held_out", [0, 6])
+def test_no_rows_is_one_line(made: Any, tmp_path: Path, held_out: int) -> None:
     _, _, models = made
-    bench = Bench(tmp_path)
+    bench, config = Bench(tmp_path), {**SFT, "held_out": held_out}
     with pytest.raises(DataError, match=r"chats: no row is left to train on \(there were none\)"):
-        bench.run(sft, "out", {**SFT, "held_out": 0}, bench.data("chats", "chats", []), models["base"])
+        bench.run(sft, "out", config, bench.data("chats", "chats", []), models["base"])
     with pytest.raises(DataError, match=r"no row is left to train on \(48 too_long\)"):
-        bench.run(
-            sft, "out2", {**SFT, "held_out": 0, "max_length": 8}, bench.data("chats", "chats", CHATS), models["base"]
-        )
+        bench.run(sft, "out2", {**config, "max_length": 8}, bench.data("chats", "chats", CHATS), models["base"])
 
 
 def test_two_rows_of_one_name_are_refused(made: Any, tmp_path: Path) -> None:
