@@ -74,7 +74,7 @@ def _system_errno(error: Exception) -> int | None:
 
 def read_rows(path: Path, row_type: type[R]) -> Iterator[R]:
     """The rows of a file that potstill wrote. For files of other origin see `formats`."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield row_type.model_validate_json(line)

@@ -65,16 +65,21 @@ class Document:
         return value
 
     def set(self, steps: Steps, part: "Document") -> None:
-        """Put another document in the place of a value. RecipeError where the way there leads through no mapping."""
+        """Put another document in the place of a value. RecipeError where the way there leads through no mapping.
+
+        Steps are words, as they stand in an override; inside a list they become positions.
+        """
         holder = self.value
-        for position, step in enumerate(steps):
-            known = isinstance(holder, dict) or (isinstance(holder, list) and step in range(len(holder)))
-            if not known:
+        for position, word in enumerate(steps):
+            known: dict[Any, Any] = {str(at): at for at in range(len(holder))} if isinstance(holder, list) else {}
+            if not isinstance(holder, dict) and word not in known:
                 raise RecipeError(
                     part.name,
-                    f"'{dotted(steps[:position])}' holds nothing named '{step}'",
+                    f"'{dotted(steps[:position])}' holds nothing named '{word}'",
                     "Write the path as the recipe nests it, such as stage.field=value",
                 )
+            step = known.get(word, word)
+            steps = (*steps[:position], step, *steps[position + 1 :])
             if position < len(steps) - 1:
                 if isinstance(holder, dict) and holder.get(step) is None:
                     holder[step] = {}
@@ -159,7 +164,7 @@ class _Reader:
             place = self._place(key_node.start_mark)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise RecipeError(place, "a key that is itself a list or a mapping", "Use a plain word as the key")
-            key = _restore(key_node.value)
+            key = _restore(self._text(key_node))
             if key in values:
                 raise RecipeError(place, f"the key '{key}' stands here twice", "Keep one of them")
             self.places[(*steps, key)] = place
@@ -167,7 +172,7 @@ class _Reader:
         return values
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
+        kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), self._text(node)
         try:
             match kind:
                 case "str" | "!":
@@ -177,12 +182,24 @@ class _Reader:
                 case "bool":
                     return {"true": True, "false": False}[text.lower()]
                 case "int":
-                    return int(text.replace("_", ""), 0)
+                    number = int(text.replace("_", ""), 0)
+                    if number.bit_length() > 64:
+                        raise ValueError
+                    return number
                 case "float":
                     return float(re.sub(r"\.(inf|nan)", r"\1", text.lower()))
         except (ValueError, KeyError) as error:
-            raise RecipeError(self._place(node.start_mark), f"'{text[:40]}' is no {kind}", "Mend the value") from error
+            what = f"'{text[:40]}' is no {'int of up to 64 bits' if kind == 'int' else kind}"
+            raise RecipeError(self._place(node.start_mark), what, "Mend the value") from error
         raise RecipeError(self._place(node.start_mark), f"the YAML tag '{node.tag}'", "Write a plain value instead")
+
+    def _text(self, node: yaml.ScalarNode) -> str:
+        r"""What stands there. A character that is spelt in two halves, as JSON does ("\ud83d\ude00"), is made whole."""
+        try:
+            return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            what = "it holds half a character (a lone surrogate); expected whole ones"
+            raise RecipeError(self._place(node.start_mark), what, "Write the character itself") from error
 
 
 def _restore(text: str) -> str:

@@ -4,9 +4,12 @@ Here is the way from bytes to rows, each with its line; `shapes` knows what the 
 DataError that says which line, what is wrong there and what was expected.
 """
 
+import codecs
 import gzip
 import json
 import re
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 REMEDY = "Mend or remove the row, or set on_bad_row: skip in an import stage"
 WORDS = 80
+# The one thing in whole JSON that Python refuses, with a plain ValueError.
+TOO_LONG = f"a number of more than {sys.get_int_max_str_digits()} digits; expected shorter ones"
 
 
 @dataclass(frozen=True)
@@ -140,14 +145,15 @@ def _text_file(path: Path) -> Iterator[Line]:
                 yield from _json_array(source)
             else:
                 yield from _json_lines(source)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(str(path), f"the compressed file is damaged: {error}", "Fetch it again") from error
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror or error}", "Mend its permissions") from error
 
 
 def _first_byte(source: BinaryIO) -> bytes:
-    while (byte := source.read(1)).isspace():
+    """The first that is neither blank nor of a byte order mark."""
+    while (byte := source.read(1)) and (byte.isspace() or byte in codecs.BOM_UTF8):
         pass
     source.seek(0)
     return byte
@@ -180,6 +186,8 @@ def _loads(number: int, text: str) -> Line:
         return Line(number, error=f"{what}; expected one whole JSON object on the line")
     except RecursionError:
         return Line(number, error="JSON that is nested too deeply; expected one JSON object on the line")
+    except ValueError:
+        return Line(number, error=TOO_LONG)
 
 
 def _whole(line: Line, source: str) -> Line:
@@ -215,6 +223,9 @@ def _json_array(source: BinaryIO) -> Iterator[Line]:
             found = f"not JSON at {_quote(text[start:])!r}" if text[start:] else "the list is cut short"
             yield Line(number, error=f"{found}; expected a list of whole JSON objects")
             return
+        except ValueError:
+            yield Line(number, error=TOO_LONG)
+            return
         yield _whole(Line(number, value), text[start:end])
         number += text.count("\n", start, end)
         place = cast("re.Match[str]", blank.match(text, end)).end()
@@ -235,7 +246,7 @@ def _parquet(path: Path) -> Iterator[Line]:
                 for value in batch.to_pylist():
                     number += 1
                     yield Line(number, value)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError: a damaged page
         raise DataError(str(path), f"not a Parquet file that can be read: {error}", "Fetch it again") from error
 
 

@@ -17,7 +17,7 @@ from potstill.errors import RecipeError, reason
 from potstill.references import Entry, Resolver, find_path, ordered
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
 from potstill.stages.base import Stage, StageConfig
-from potstill.validation import PLAIN, complain, nearest
+from potstill.validation import LONGEST_NAME, PLAIN, check_utf8, complain, nearest, true_as_number
 
 TOP_LEVEL = ("name", "seed", "variables", "servers", "models", "stages")
 RESERVED = {*TOP_LEVEL, "artifacts", "work", "logs", "lock"}
@@ -56,8 +56,9 @@ def shipped() -> dict[str, Path]:
 def locate(source: str) -> Path:
     """The file that a recipe's name means. RecipeError where there is none."""
     path = Path(source)
+    check_utf8(source, "command line")
     try:
-        is_file, is_folder = path.is_file(), path.is_dir()
+        is_file, is_folder, is_there = path.is_file(), path.is_dir(), path.exists()
     except OSError as error:
         raise RecipeError(
             source, f"the recipe cannot be reached: {reason(error)}", "Mend the path or its permissions"
@@ -66,8 +67,9 @@ def locate(source: str) -> Path:
         return path
     if source in shipped():
         return shipped()[source]
-    if is_folder:
-        raise RecipeError(source, "this is a folder, not a recipe", "Name the YAML file itself")
+    if is_there:
+        what = "a folder" if is_folder else "a pipe or a device"
+        raise RecipeError(source, f"this is {what}, not a recipe", "Name the YAML file itself")
     raise RecipeError(
         source,
         f"no such file, and no shipped recipe of that name{nearest(source, shipped())}",
@@ -82,6 +84,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     _check_top(document)
     for override in overrides:
         _override(document, override)
+        _check_top(document)
     return _Builder(document, path.parent, source, tuple(overrides)).recipe()
 
 
@@ -105,10 +108,10 @@ def _override(document: Document, text: str) -> None:
     """Write one `a.b.c=value` from the command line into the document."""
     place = f"command line, {text}"
     path, equals, value = text.partition("=")
-    steps: Steps = tuple(int(part) if part.isdecimal() and part.isascii() else part for part in path.strip().split("."))
+    steps = tuple(path.strip().split("."))
     if not equals or "" in steps:
         raise RecipeError(place, "not of the form key.path=value", "Write for example dpo.beta=0.05")
-    head = str(steps[0])
+    head = steps[0]
     sections = [key for key in ("variables", "stages", "models", "servers") if head in document.value[key]]
     if head in TOP_LEVEL:
         sections = []
@@ -135,8 +138,8 @@ class _Builder:
         if not isinstance(name, str) or not PLAIN.fullmatch(name):
             raise RecipeError(
                 self._document.place(("name",)),
-                "a recipe needs a name of letters, digits, '.', '_' and '-'" if name is None else f"the name '{name}'",
-                "Write for example 'name: my-assistant'",
+                "a recipe needs a name" if name is None else f"the name '{name}' is not a plain one",
+                f"Use at most {LONGEST_NAME} letters, digits, '.', '_' and '-', such as 'name: my-assistant'",
             )
         seed = self._top("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool):
@@ -165,10 +168,9 @@ class _Builder:
         for section in ("variables", "servers", "models", "stages"):
             for name in self._names(section):
                 place = self._document.place((section, name))
-                if not (name.isidentifier() and name.isascii()):
-                    raise RecipeError(
-                        place, f"the name '{name}' is not a plain word", "Use letters, digits and '_', a letter first"
-                    )
+                if not (name.isidentifier() and name.isascii() and len(name) <= LONGEST_NAME):
+                    remedy = f"Use at most {LONGEST_NAME} letters, digits and '_', a letter first"
+                    raise RecipeError(place, f"the name '{name}' is not a plain word", remedy)
                 if name in RESERVED:
                     raise RecipeError(place, f"the name '{name}' is potstill's own", "Choose another name")
                 if name in owners:
@@ -201,9 +203,14 @@ class _Builder:
 
     def _spec(self, spec: type[S], value: Any, steps: Steps) -> S:
         try:
-            return TypeAdapter(spec).validate_python(value)
+            read = TypeAdapter(spec).validate_python(value)
         except ValidationError as error:
             raise complain(error, spec, value, self._document, steps) from error
+        for way in true_as_number(value, read.model_dump()):
+            at = (*steps, *way)
+            what = f"'{dotted(at[1:])}' is true or false: input should be a number"
+            raise RecipeError(self._document.place(at), what, "Mend the value")
+        return read
 
     def _server(self, name: str) -> MiniatureServer:
         steps = ("servers", name)
@@ -263,7 +270,7 @@ class _Builder:
                 f"'{spec.path}' holds no model: there is no config.json in it",
                 "Name a folder in Hugging Face layout",
             )
-        return spec if found is None else spec.model_copy(update={"path": str(found.resolve())})
+        return spec if found is None else spec.model_copy(update={"path": str(found)})
 
     def _stage(self, name: str) -> tuple[Stage, StageConfig]:
         steps = ("stages", name)

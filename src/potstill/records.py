@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "filter", "error"]
@@ -57,7 +57,7 @@ class Rating(Record):
     """A judge's word on one aspect of one answer. No score: it said N/A or could not be read; the rationale tells."""
 
     aspect: str
-    score: float | None
+    score: float | None = Field(allow_inf_nan=False)
     rationale: str = ""
 
 

@@ -13,7 +13,7 @@ from potstill.errors import RecipeError, reason
 from potstill.records import ROWS
 from potstill.sources import MiniatureServer, Model
 from potstill.stages.base import Reference, Stage, StageConfig
-from potstill.validation import nearest
+from potstill.validation import check_utf8, nearest
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,24 @@ _A = {"model": "a model", "server": "a server", "report": "a report"}
 
 
 def find_path(written: str, folder: Path, place: str) -> Path | None:
-    """A path of a recipe: beside the recipe first, then where the command was given. RecipeError where it is shut."""
-    path = Path(written).expanduser()
+    """The real path of what a recipe names: beside the recipe first, then where the command was given.
+
+    RecipeError where it is shut, or cannot be kept in a manifest.
+    """
     try:
-        return next((base / path for base in (folder, Path.cwd()) if (base / path).exists()), None)
+        path = Path(written).expanduser()
+    except RuntimeError as error:
+        raise RecipeError(place, f"'{written}' begins with a home that nobody here has", "Mend the path") from error
+    try:
+        found = next((base / path for base in (folder, Path.cwd()) if (base / path).exists()), None)
+        real = found and found.resolve()
     except OSError as error:
         raise RecipeError(
             place, f"'{written}' cannot be reached: {reason(error)}", "Mend the path or its permissions"
         ) from error
+    if real is not None:
+        check_utf8(str(real), place)
+    return real
 
 
 class Resolver:
@@ -201,8 +211,9 @@ class Resolver:
                 + (" or the path, looked for in the recipe's folder and in this one" if takes_file else ""),
             )
         if not file.is_file():
-            raise RecipeError(place, f"'{label}' names '{text}', which is a folder, not a file", "Name the file itself")
-        return Link(slot.field, steps, text, place, file=file.resolve())
+            what = "a folder" if file.is_dir() else "a pipe or a device"
+            raise RecipeError(place, f"'{label}' names '{text}', which is {what}, not a file", "Name the file itself")
+        return Link(slot.field, steps, text, place, file=file)
 
     def _fitting(self, accepts: Sequence[str]) -> list[str]:
         """Every name that a slot would take."""

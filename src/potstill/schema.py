@@ -7,6 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from potstill import stages
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer
+from potstill.validation import LONGEST_NAME
 
 VARIABLE = {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": "A variable of the recipe."}
 
@@ -35,7 +36,7 @@ def recipe_schema() -> dict[str, Any]:
             {"if": {"properties": {"kind": {"const": kind}}}, "then": at(config)} for kind, config in configs.items()
         ],
     }
-    word = {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
+    word = {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": LONGEST_NAME}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "potstill recipe",
@@ -46,6 +47,7 @@ def recipe_schema() -> dict[str, Any]:
             "name": {
                 "type": "string",
                 "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$",
+                "maxLength": LONGEST_NAME,
                 "description": "The recipe's name, and its folder's under runs/.",
             },
             "seed": {"type": "integer", "default": 0, "description": "Every stage's seed is made from this one."},

@@ -77,7 +77,7 @@ def _message(value: Any, what: str) -> Message:
         raise ShapeError(f"{what} is {_kind(value)}; expected an object with role and content")
     role_column, content_column = ("role", "content") if "role" in value else ("from", "value")
     role, content = value.get(role_column), value.get(content_column)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ShapeError(f"the role of {what} is {role!r}; expected system, user, assistant or tool")
     if not isinstance(content, str):
         raise ShapeError(f"the content of {what} is {_kind(content)}; expected text")
@@ -190,7 +190,10 @@ def _dialogue(text: str, column: str) -> tuple[Message, ...]:
 def _score(row: Columns, *columns: str) -> float | None:
     for column in columns:
         if isinstance(row.get(column), int | float):
-            return float(row[column])
+            try:
+                return float(row[column])
+            except OverflowError as error:
+                raise ShapeError(f"{column!r} is a number too large for a score; expected a smaller one") from error
     return None
 
 

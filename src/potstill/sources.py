@@ -16,7 +16,7 @@ R = TypeVar("R", bound=Record)
 class Spec(BaseModel):
     """A part of a recipe: typed, immutable, its fields documented by the string below each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Price(Spec):

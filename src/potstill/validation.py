@@ -11,7 +11,9 @@ from pydantic_core import ErrorDetails
 from potstill.document import Document, Steps, dotted
 from potstill.errors import PotstillError, RecipeError
 
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 64
+"""Of a recipe or a part of it: each becomes the name of a folder, and a file system bounds those."""
+PLAIN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 """What a recipe, and so its folder, may be called."""
 
 
@@ -19,6 +21,16 @@ def nearest(name: object, names: Iterable[str]) -> str:
     """ "; did you mean 'x'?" where one of the names is near, or nothing."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def check_utf8(path: str, place: str) -> None:
+    """RecipeError where a path has bytes that are no UTF-8: no JSON, and so no manifest, could name it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        shown = path.encode(errors="backslashreplace").decode()
+        what = f"the path {shown} is not UTF-8"
+        raise RecipeError(place, what, "Rename what is not, with letters that are") from error
 
 
 def complain(
@@ -45,6 +57,18 @@ def complain(
     given = first["input"]
     shown = "a mapping" if isinstance(given, dict) else "a list" if isinstance(given, list) else _short(given)
     return RecipeError(place, f"'{label}' is {shown}: {message}", "Mend the value")
+
+
+def true_as_number(given: Any, taken: Any, steps: Steps = ()) -> Iterator[Steps]:
+    """Where true or false was given, and pydantic took it as 1 or 0."""
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        yield steps
+    elif isinstance(given, dict):
+        for key, item in given.items():
+            yield from true_as_number(item, taken[key], (*steps, key))
+    elif isinstance(given, list):
+        for position, item in enumerate(given):
+            yield from true_as_number(item, taken[position], (*steps, position))
 
 
 def _short(value: Any) -> str:

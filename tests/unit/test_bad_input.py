@@ -103,6 +103,10 @@ ROWS = {
         GOOD_LINE.replace(b"pot", rb"pot \ud83d"),
         r"{path}:1: it holds half a character (the lone surrogate \ud83d); expected whole ones.",
     ),
+    "a number of endless digits": (
+        GOOD_LINE + b'{"messages": ' + b"7" * 5000 + b"}\n",
+        "{path}:2: a number of more than 4300 digits; expected shorter ones.",
+    ),
     "no shape of row": (b'{"zip": 1}\n', "{path}:1: no known shape of row has columns zip; expected one of answers,"),
 }
 
@@ -150,6 +154,33 @@ def test_a_message_of_two_megabytes_is_a_row_like_any_other(word: str, truecase:
     assert potstill("show", "runs/t", "talk")[0] == 0
 
 
+def test_sealed_rows_that_were_changed(mistake: Callable[..., str], potstill: Potstill) -> None:
+    """At the same size, so that only who reads them can tell."""
+    Path("data.jsonl").write_bytes(GOOD_LINE)
+    before = "  rows: {kind: import, path: data.jsonl, rows: chats}\n"
+    write_recipe("{kind: curate, data: rows}", before=before)
+    assert potstill("run", "t.yaml", "--until", "rows") == (0, "")
+    sealed = Path("runs/t/rows").resolve() / "rows.jsonl"
+    sealed.write_bytes(b"\xff" + sealed.read_bytes()[1:])
+    line = mistake()
+    assert line.startswith(
+        f"{Path('runs/t/artifacts') / sealed.parent.name / 'rows.jsonl'}:1: not a Chat: Invalid JSON"
+    )
+    assert line.endswith("The file was changed after it was sealed; remove its folder and run again.")
+    shutil.rmtree(sealed.parent)
+    assert potstill("run", "t.yaml") == (0, "")
+
+
+def test_a_pipe_where_a_file_should_be(mistake: Callable[..., str], potstill: Potstill) -> None:
+    os.mkfifo("data.jsonl")
+    write_recipe("{kind: import, path: data.jsonl, rows: chats}")
+    expected = "t.yaml:3: 's.path' names 'data.jsonl', which is a pipe or a device, not a file. Name the file itself."
+    assert mistake() == expected
+    Path("data.jsonl").unlink()
+    Path("data.jsonl").write_bytes(GOOD_LINE)
+    assert potstill("run", "t.yaml") == (0, "")
+
+
 def test_a_folder_where_a_file_should_be(mistake: Callable[..., str], potstill: Potstill) -> None:
     Path("data.jsonl").mkdir()
     write_recipe("{kind: import, path: data.jsonl, rows: chats}")
@@ -176,8 +207,41 @@ OVERRIDES = {
     "s.limit=many": "command line, s.limit=many: 's.limit' is 'many': input should be a valid integer",
     "s.limt=3": "command line, s.limt=3: unknown key 's.limt' (did you mean 'limit'?). The keys here are: ",
     "t.limit=3": "command line, t.limit=3: the recipe has nothing named 't'",
+    "s.limit=true": "command line, s.limit=true: 's.limit' is true or false: input should be a number. Mend the value.",
+    "s.limit=100000000000000000000": "command line, s.limit=100000000000000000000: '100000000000000000000' is no int "
+    "of up to 64 bits. Mend the value.",
+    "s.skip=9e12": "command line, s.skip=9e12: 's.skip' is 9000000000000.0: input should be less than or equal to "
+    "1000000000000. Mend the value.",
     "s.limit=0": "command line, s.limit=0: 's.limit' is 0: input should be greater than or equal to 1. Mend the value.",
 }
+
+
+BOUNDS = {
+    "converse, teacher: m, prompts: p.jsonl": (
+        "turns=[1, 1000000]",
+        "'s.turns' is a list: turns must be [fewest, most] with 1 <=",
+    ),
+    "sft, model: m, data: p.jsonl": ("epochs=.inf", "'s.epochs' is inf: input should be a finite number"),
+    "pretrain, data: p.jsonl": ("epochs=1e300", "'s.epochs' is 1e+300: input should be less than or equal to 1000000"),
+    "pretrain, data: p.jsonl, held_out: 1": (
+        "evaluations=10000000",
+        "'s.evaluations' is 10000000: input should be less",
+    ),
+    "pretrain, data: p.jsonl, layers: 2": ("layers=4000000000", "'s.layers' is 4000000000: input should be less than"),
+}
+
+
+@pytest.mark.parametrize("stage", BOUNDS)
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_numbers_beyond_all_bounds(stage: str, verb: str, potstill: Potstill) -> None:
+    override, expected = BOUNDS[stage]
+    write_recipe(f"{{kind: {stage}}}", "{endpoint: 'http://localhost:1/v1', name: m, timeout_seconds: 5}")
+    code, err = potstill(verb, "t.yaml", f"s.{override}")
+    assert code == 2
+    assert one_line(err, Path("runs/t")).startswith(f"command line, s.{override}: ")
+    assert expected in err
+    code, err = potstill(verb, "t.yaml", "m.timeout_seconds=.inf")
+    assert (code, "'m.timeout_seconds' is inf: input should be a finite number" in err) == (2, True)
 
 
 @pytest.mark.parametrize("override", OVERRIDES)

@@ -180,6 +180,7 @@ BAD_CHATS = [
         [("wizard", "q"), (A, "a")],
         "the role of turn 1 of 'messages' is 'wizard'; expected system, user, assistant or tool",
     ),
+    ([([U], "q"), (A, "a")], "the role of turn 1 of 'messages' is ['user']; expected system, user, assistant or tool"),
     ([(U, None), (A, "a")], "the content of turn 1 of 'messages' is missing; expected text"),
     ([(U, ["q"]), (A, "a")], "the content of turn 1 of 'messages' is a list; expected text"),
     ([(U, 7), (A, "a")], "the content of turn 1 of 'messages' is a number; expected text"),
@@ -207,6 +208,7 @@ BAD_BYTES = [
     (b'{"text": 7}\n', "'text' is a number; expected text"),
     (b'{"txt": "x"}\n', "the columns are txt; expected those of 'texts' rows"),
     (b"[" * 100_000, "JSON that is nested too deeply"),
+    (b'{"text": ' + b"7" * 5000 + b"}", "a number of more than 4300 digits; expected shorter ones"),
 ]
 
 
@@ -218,6 +220,46 @@ def test_damaged_bytes_are_one_clear_line_too(tmp_path: Path, raw: bytes, expect
         list(read_file(path, Text))
     assert str(caught.value).startswith(f"{path}:3: {expected}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "Infinity", "NaN"])
+def test_a_score_beyond_all_numbers_is_one_clear_line(tmp_path: Path, score: str) -> None:
+    ask = '{"id": "i", "messages": [{"role": "user", "content": "q"}]}'
+    rated = f'{{"model": "m", "text": "t", "ratings": [{{"aspect": "a", "score": {score}}}]}}'
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"prompt": {ask}, "candidates": [{rated}]}}')
+    with pytest.raises(DataError, match=r"rows.jsonl:1: 'prompt' or 'candidates' cannot be read"):
+        list(read_file(path, Answers))
+    if score.isdecimal():
+        path.write_text(f'{{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": {score}}}')
+        with pytest.raises(
+            DataError, match=r"rows.jsonl:1: 'chosen_score' is a number too large for a score; expected"
+        ):
+            list(read_file(path, Pair))
+
+
+@pytest.mark.parametrize("at", [20, 0.3, 0.5, 0.9])
+def test_damage_anywhere_in_a_compressed_file_is_one_clear_line(tmp_path: Path, at: float) -> None:
+    rows = [{"text": f"text {i} {i * i} {i**3}"} for i in range(2000)]
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    damaged = {"rows.jsonl.gz": "the compressed file is damaged: "}
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        pass
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+        damaged["rows.parquet"] = "not a Parquet file that can be read: "
+    for name, expected in damaged.items():
+        raw = (tmp_path / name).read_bytes()
+        start = at if isinstance(at, int) else int(len(raw) * at)
+        flipped = bytes(byte ^ 255 for byte in raw[start : start + 400])
+        (tmp_path / name).write_bytes(raw[:start] + flipped + raw[start + 400 :])
+        with pytest.raises(DataError) as caught:
+            list(examine(tmp_path / name, Text))  # rows that it garbled are no end to it
+        assert str(caught.value).startswith(f"{tmp_path / name}: {expected}")
+        assert str(caught.value).endswith("Fetch it again.")
 
 
 def test_what_is_no_file_of_rows_is_one_clear_line(tmp_path: Path) -> None:
@@ -241,10 +283,10 @@ def test_what_is_no_file_of_rows_is_one_clear_line(tmp_path: Path) -> None:
             list(read_file(tmp_path / name, Text))
 
 
-@pytest.mark.parametrize("raw", ['[\n{"text": "a"},\n\n{"text": "b"', '[\n{"text": "a"},\n\n{"text": nope}]'])
-def test_a_damaged_list_is_told_by_line(tmp_path: Path, raw: str) -> None:
+@pytest.mark.parametrize("end", ['{"text": "b"', '{"text": nope}]', f'{{"text": {"7" * 5000}}}]'])
+def test_a_damaged_list_is_told_by_line(tmp_path: Path, end: str) -> None:
     path = tmp_path / "rows.json"
-    path.write_text(raw)
+    path.write_text('[\n{"text": "a"},\n\n' + end)
     rows = list(examine(path, Text))
     assert rows[0].record == Text(id="rows-0", text="a")
     assert str(rows[-1].error).startswith(f"{path}:4: ")
@@ -269,10 +311,11 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text("\ufeff" + lines)  # a byte order mark, as some editors leave
     (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "marked.json").write_text("\ufeff\n" + json.dumps(rows))
     (tmp_path / "lines.json").write_text(lines)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "rows.txt").write_text("text 0\n\ntext 1\r\ntext 2")
-    names = ["rows.jsonl", "rows.json", "lines.json", "rows.jsonl.gz", "rows.txt"]
+    names = ["rows.jsonl", "rows.json", "marked.json", "lines.json", "rows.jsonl.gz", "rows.txt"]
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,5 +1,6 @@
 """Recipes: what they may say, and that whatever is wrong with one is a single line with its place."""
 
+import os
 import re
 from pathlib import Path
 
@@ -175,6 +176,19 @@ GOOD = "name: r\nstages:\n  a: {kind: words}\n  b:\n    kind: shout\n    data: a
         ("name: !!python/object:os.system {}\n", "r.yaml:1"),
         ("name: !fancy x\n", "r.yaml:1: the YAML tag '!fancy'"),
         ("name: !!int x\n", "r.yaml:1: 'x' is no int"),
+        (f"name: r\nseed: 0x{'f' * 5000}\n", f"r.yaml:2: '0x{'f' * 38}' is no int of up to 64 bits. Mend the value."),
+        (f"name: r\nseed: {'9' * 5000}\n", f"r.yaml:2: '{'9' * 40}' is no int of up to 64 bits"),
+        ('name: r\nvariables: {v: "\\ud83d"}\n', "r.yaml:2: it holds half a character (a lone surrogate)"),
+        ('name: r\n"\\udc00": 1\n', "r.yaml:2: it holds half a character (a lone surrogate)"),
+        (GOOD.replace("name: r", f"name: {'r' * 65}"), "is not a plain one. Use at most 64 letters, digits, '.', '_'"),
+        (GOOD.replace("  a:", f"  {'a' * 65}:"), "is not a plain word. Use at most 64 letters, digits and '_'"),
+        (GOOD + "    seconds: .inf\n", "r.yaml:7: 'b.seconds' is inf: input should be a finite number. Mend"),
+        (GOOD + "    seconds: .nan\n", "r.yaml:7: 'b.seconds' is nan: input should be a finite number"),
+        (GOOD + "    seconds: 1e400\n", "r.yaml:7: 'b.seconds' is inf: input should be a finite number"),
+        (GOOD + "    seconds: true\n", "r.yaml:7: 'b.seconds' is true or false: input should be a number. Mend the"),
+        (GOOD.replace("data: a", "data: ~nobody-here/x"), "r.yaml:6: '~nobody-here/x' begins with a home that nobody"),
+        (GOOD + "models:\n  m: {path: ~nobody-here/x}\n", "r.yaml:8: '~nobody-here/x' begins with a home that nobody"),
+        (GOOD.replace("data: a", "data: /dev/null"), "names '/dev/null', which is a pipe or a device, not a file"),
         ("a: &x [*x]\n", "r.yaml:1: values are nested too deeply"),
         ("a: " + "[" * 3000, "r.yaml: values are nested too deeply"),
         ("name: \0\n", "r.yaml: not valid YAML"),
@@ -250,10 +264,46 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(text, line):
         ("b.data=zz", "command line, b.data=zz: 'b.data' names 'zz'"),
         ("b.mark=${zz}", "command line, b.mark=${zz}: '${zz}' names no variable"),
         ("seed=x", "command line, seed=x: the seed is 'x'"),
+        ("stages=", "r.yaml: the recipe has no stages"),
+        ("stages=3", "command line, stages=3: 'stages' is a mapping of names"),
+        ("models=3", "command line, models=3: 'models' is a mapping of names"),
+        ("servers=x", "command line, servers=x: 'servers' is a mapping of names"),
+        ("variables=[1]", "command line, variables=[1]: 'variables' is a mapping of names"),
+        ("stages.5={}", "command line, stages.5={}: the name '5' is not a plain word"),
+        ("stages.5.kind=words", "command line, stages.5.kind=words: the name '5' is not a plain word"),
+        ("models.5.path=x", "command line, models.5.path=x: the name '5' is not a plain word"),
+        ("variables.5=1", "command line, variables.5=1: the name '5' is not a plain word"),
+        (f"b.data.{'9' * 5000}=a", "'stages.b.data' holds nothing named '999"),
+        ("b.data=~nobody-here/x", "command line, b.data=~nobody-here/x: '~nobody-here/x' begins with a home that"),
+        ("models.m={path: ~nobody-here/x}", "'~nobody-here/x' begins with a home that nobody here has. Mend the path."),
     ],
 )
 def test_what_is_wrong_with_an_override_is_said_at_the_command_line(override, line):
     assert line in refused(GOOD, override)
+
+
+def test_a_section_that_an_override_breaks_can_be_given_anew_by_the_next():
+    assert "'stages' is a mapping of names" in refused(GOOD, "stages=3", "stages={a: {kind: words}}")
+    assert list(load(GOOD, "stages=", "stages.c={kind: words}").stages) == ["c"]
+
+
+def test_a_character_that_is_spelt_in_two_halves_is_whole():
+    assert load(GOOD + '    mark: "\\ud83d\\ude00"\n').stages["b"].config.mark == "\U0001f600"
+
+
+def test_paths_that_no_manifest_could_name(tmp_path, monkeypatch):
+    odd = tmp_path / os.fsdecode(b"d\xff")
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system keeps UTF-8 alone")
+    (odd / "t.yaml").write_text(GOOD.replace("data: a", "data: rows.txt"))
+    (odd / "rows.txt").write_text("x")
+    with pytest.raises(RecipeError, match=r"command line: the path .*d\\udcff/t.yaml is not UTF-8. Rename"):
+        load_recipe(str(odd / "t.yaml"))
+    monkeypatch.chdir(odd)
+    with pytest.raises(RecipeError, match=r"t.yaml:6: the path .*d\\udcff/rows.txt is not UTF-8. Rename"):
+        load_recipe("t.yaml")
 
 
 def test_invalid_utf8_names_its_line(tmp_path):
@@ -266,6 +316,8 @@ def test_a_folder_a_missing_file_and_a_huge_one(tmp_path):
     Path("folder").mkdir()
     with pytest.raises(RecipeError, match="folder: this is a folder, not a recipe"):
         load_recipe("folder")
+    with pytest.raises(RecipeError, match="/dev/null: this is a pipe or a device, not a recipe"):
+        load_recipe("/dev/null")
     with pytest.raises(RecipeError, match=r"minature: no such file, and no shipped recipe .*did you mean 'miniature'"):
         load_recipe("minature")
     Path("huge.yaml").write_text("a" * 2_000_000)

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from potstill.errors import TeacherError
 from potstill.prompts import render_prompt
@@ -21,6 +21,7 @@ from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, S
 from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, Teacher, connect, request_seed
 
 TOKENS_PER_TURN = 300  # for forecasts
+MOST_TURNS = 1000
 
 
 class Converse(StageConfig):
@@ -46,11 +47,12 @@ class Converse(StageConfig):
     user_max_tokens: int = Field(default=256, ge=1)
     """The longest turn of the simulated user."""
 
-    @model_validator(mode="after")
-    def _turns_in_order(self) -> Self:
-        if not 1 <= self.turns[0] <= self.turns[1]:
-            raise ValueError("turns must be [fewest, most] with 1 <= fewest <= most")
-        return self
+    @field_validator("turns")
+    @classmethod
+    def _turns_in_order(cls, turns: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= turns[0] <= turns[1] <= MOST_TURNS:
+            raise ValueError(f"turns must be [fewest, most] with 1 <= fewest <= most <= {MOST_TURNS}")
+        return turns
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         turns = sum(self.turns) / 2

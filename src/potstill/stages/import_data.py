@@ -54,9 +54,9 @@ class Import(StageConfig):
     """The shape of the rows; auto tells it from the first row's columns."""
     shuffle: int | None = None
     """Shuffle with this seed, before skip and limit: two stages with the same seed can cut apart the same file."""
-    skip: int = Field(default=0, ge=0)
+    skip: int = Field(default=0, ge=0, le=1_000_000_000_000)
     """Leave out this many rows at the beginning."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
     """Take no more than this many rows."""
     decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"))] = ()
     """Rows held out for evaluation: a row in which the user says one of their prompts again is left out, before skip

@@ -31,7 +31,7 @@ class Miniature(StageConfig):
     """The miniature server whose world it is."""
     part: Literal["articles", "seeds", "questions"]
     """articles: its encyclopedia. seeds: prompts for Self-Instruct to begin with. questions: held out, of two turns."""
-    editions: int = Field(default=20, ge=1)
+    editions: int = Field(default=20, ge=1, le=100_000)
     """How many times the encyclopedia tells everything, each time in other words."""
     per_category: int = Field(default=20, ge=1)
     """Prompts in each of the eight categories."""

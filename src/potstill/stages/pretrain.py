@@ -17,17 +17,17 @@ class PretrainConfig(TrainingConfig):
     kind: Literal["pretrain"]
     data: Annotated[str | tuple[str, ...], Reference(("texts",))]
     """The texts, or several sources of them."""
-    vocabulary: int = Field(default=2048, ge=262)
+    vocabulary: int = Field(default=2048, ge=262, le=1_000_000)
     """Tokens of the tokenizer, its 6 control tokens and 256 bytes among them."""
-    layers: int = Field(default=4, ge=1)
+    layers: int = Field(default=4, ge=1, le=1_000)
     """Transformer layers."""
-    width: int = Field(default=192, ge=8)
+    width: int = Field(default=192, ge=8, le=100_000)
     """The hidden width; a multiple of twice `heads`."""
     heads: int = Field(default=6, ge=1)
     """Attention heads."""
     kv_heads: int | None = Field(default=None, ge=1)
     """Heads of keys and values, a divisor of `heads`; unset: as many."""
-    expansion: float = Field(default=2.667, gt=0)
+    expansion: float = Field(default=2.667, gt=0, le=100)
     """The feed-forward width as a multiple of `width`, rounded up to a multiple of 32."""
     context: int = Field(default=2048, ge=8)
     """The longest sequence that the model will be asked to read."""

@@ -19,7 +19,7 @@ R = TypeVar("R", bound=Record)
 class TrainingConfig(StageConfig):
     """Fields of every stage that trains."""
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, le=1_000_000)
     """Passes over the rows; a part of one is that part of its steps."""
     learning_rate: float = Field(gt=0)
     """The peak learning rate."""
@@ -38,7 +38,7 @@ class TrainingConfig(StageConfig):
     """The gradient's norm is scaled down to this where it is larger."""
     held_out: int = Field(default=0, ge=0)
     """Rows kept apart to measure on. Rows with the same prompt stay together, so a few more may be taken."""
-    evaluations: int = Field(default=4, ge=1)
+    evaluations: int = Field(default=4, ge=1, le=1_000_000)
     """How often the held-out rows are scored on the way, the end included; once more before the first step."""
     keep: Literal["best", "last"] = "last"
     """Which weights to keep: those with the lowest held-out loss, or those of the last step."""
