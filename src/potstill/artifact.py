@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from potstill.errors import DataError, PotstillError, StorageError
+from potstill.errors import DataError, PotstillError, StorageError, reading
 from potstill.records import Record
 
 MANIFEST = "manifest.json"
@@ -39,6 +39,19 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_REFUSALS = (
+    ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "Free some space and run again; what is sealed stays"),
+    (
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "this folder cannot be written",
+        "Choose another with --out or mend its permissions",
+    ),
+    ((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder was expected", "Move it or choose another --out"),
+    ((errno.EISDIR,), "a folder stands where a file was expected", "Move it or choose another --out"),
+    ((errno.ENAMETOOLONG,), "this name is too long", "Choose a shorter one with --out"),
+)
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says about a disk or a folder into one clear line."""
@@ -48,19 +61,10 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = _system_errno(error)
-        where = str(getattr(error, "filename", None) or path)
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                where, "the disk is full", "Free some space and run again; what is sealed stays"
-            ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(
-                where, "this folder cannot be written", "Choose another with --out or mend its permissions"
-            ) from error
-        if number in (errno.ENOTDIR, errno.EEXIST):
-            raise StorageError(
-                where, "a file stands where a folder was expected", "Move it or choose another --out"
-            ) from error
+        where = getattr(error, "filename2", None) or getattr(error, "filename", None) or path
+        for numbers, what, remedy in _REFUSALS:
+            if number in numbers:
+                raise StorageError(str(where), what, remedy) from error
         raise
 
 
@@ -112,6 +116,31 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+class _Source(BaseModel):
+    name: str
+    key: str
+
+
+class _Stamp(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """What a manifest has to hold, so that whoever reads it finds what they look for."""
+
+    stage: str
+    kind: str
+    version: int
+    produces: str
+    key: str
+    seed: int
+    config: dict[str, Any]
+    inputs: dict[str, list[_Source]]
+    facts: dict[str, Any]
+    files: dict[str, _Stamp]
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A sealed directory: `path` and the manifest that was written last."""
@@ -143,6 +172,7 @@ class Artifact:
         return None
 
 
+@reading()
 def find(path: Path) -> Artifact | None:
     """The artifact sealed at `path`, or None where there is none. Sizes are checked; `damaged` checks the bytes."""
     manifest_file = path / MANIFEST
@@ -150,8 +180,8 @@ def find(path: Path) -> Artifact | None:
         return None
     try:
         manifest = read_json(manifest_file)
-        stamps = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        stamps = _Manifest.model_validate(manifest).files
+    except ValueError as error:
         raise StorageError(
             str(manifest_file),
             "this is not a manifest as potstill writes them",
@@ -159,7 +189,7 @@ def find(path: Path) -> Artifact | None:
         ) from error
     for name, stamp in stamps.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != stamp["bytes"]:
+        if not file.is_file() or file.stat().st_size != stamp.bytes:
             raise StorageError(
                 str(file),
                 "this sealed file is missing or has another size than when it was sealed",

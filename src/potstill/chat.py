@@ -71,9 +71,12 @@ def find_model(run: str, name: str | None) -> tuple[str, Path]:
     if (Path(run) / "config.json").is_file():
         return Path(run).resolve().name if Path(run).name in ("", ".") else Path(run).name, Path(run)
     workspace = open_run(run)
-    described = workspace.describe()
-    assert described is not None
-    models = {stage: entry["folder"] for stage, entry in described["stages"].items() if entry["produces"] == "model"}
+    stages = workspace.describe().stages
+    models = {stage: asked.folder for stage, asked in stages.items() if asked.produces == "model"}
+    if not models:
+        raise ModelError(
+            str(workspace.path), "this run makes no models", "Name a run that does, or a folder with a model in it"
+        )
     sealed = [stage for stage, folder in models.items() if find(workspace.artifacts / folder) is not None]
     if name is None and not sealed:
         raise ModelError(

@@ -1,6 +1,8 @@
 """The command line: verbs to functions. It knows no model and no tensor, and imports a verb's work when it is asked."""
 
 import argparse
+import errno
+import io
 import os
 import shlex
 import signal
@@ -8,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from potstill import __version__
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, StorageError, reading, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +37,7 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption."""
     args = _arguments(arguments)
+    _open_streams(runs=args.verb is _run)
     # OpenMP's threads wait for each other by spinning. Without end, that makes a busy machine several times slower; not
     # at all, it halves the speed of small models on an idle one. Said before torch is imported, here or in a child.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -46,10 +49,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as stop:
         return 143 if isinstance(stop, Terminated) else 130
-    except BrokenPipeError:  # whoever read us has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderLeft:
         return 0
     return code
+
+
+class _ReaderLeft(Exception):
+    """Whoever read us has seen enough."""
+
+
+class _Output(io.FileIO):
+    """A standard stream whose reader may leave. A run is worth more than its lines: it goes on in silence."""
+
+    def __init__(self, number: int, *, runs: bool) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._runs = runs
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for this, and for what comes
+            left = error.errno in (errno.EPIPE, errno.EIO)
+            if self.fileno() == 2 or (left and self._runs):
+                return super().write(data)
+            if left:
+                raise _ReaderLeft from error
+            raise StorageError(
+                "standard output", f"it cannot be written: {reason(error)}", "Lead it elsewhere and run again"
+            ) from error
+
+
+def _open_streams(*, runs: bool) -> None:
+    """Standard streams that are there even where they were closed, and that no text is too much for in any locale.
+
+    What a test or a program put in their place stays.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue
+        if stream is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        raw = _Output(number, runs=runs) if number else io.FileIO(number, closefd=False)
+        buffer = io.BufferedWriter(raw) if number else io.BufferedReader(raw)
+        encoding, errors = stream.encoding if stream else "utf-8", "backslashreplace" if number else "replace"
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=True))
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -166,6 +211,7 @@ def resume_command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+@reading()
 def _plan(args: argparse.Namespace) -> int:
     from potstill.plan import make_plan
     from potstill.views import plan_view
@@ -177,6 +223,7 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+@reading()
 def _status(args: argparse.Namespace) -> int:
     from potstill.views import status_view
     from potstill.workspace import open_run
@@ -185,6 +232,7 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+@reading()
 def _show(args: argparse.Namespace) -> int:
     from potstill.show import show
     from potstill.workspace import open_run
@@ -196,7 +244,8 @@ def _show(args: argparse.Namespace) -> int:
 def _chat(args: argparse.Namespace) -> int:
     from potstill.chat import Options, chat, find_model
 
-    name, path = find_model(args.run, args.model)
+    with reading():
+        name, path = find_model(args.run, args.model)
     options = Options(args.system, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed)
     chat(name, path, options)
     return 0

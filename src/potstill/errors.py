@@ -11,6 +11,9 @@
 Anything else that escapes is a bug and keeps its traceback.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PotstillError(Exception):
     """One line for a person: where it is, what is wrong and what was expected, what to do about it."""
@@ -53,3 +56,17 @@ class BusyError(PotstillError, OSError):
 def reason(error: OSError) -> str:
     """Why the operating system refused, in its words: "permission denied"."""
     return (error.strerror or type(error).__name__).lower()
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn the refusal to read a file into one clear line. An error that names no file is about something else."""
+    try:
+        yield
+    except PotstillError:
+        raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        what = f"it cannot be read: {reason(error)}"
+        raise StorageError(str(error.filename), what, "Mend the path or its permissions") from error

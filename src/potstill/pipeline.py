@@ -23,7 +23,7 @@ from potstill.plan import Plan, Step, make_plan, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
 from potstill.stages.base import Facts, Progress, Work
-from potstill.workspace import Hashes, Workspace
+from potstill.workspace import Asked, Description, Hashes, Workspace
 
 
 class Listener(Protocol):
@@ -111,17 +111,16 @@ def check_keys(plan: Plan) -> None:
                     )
 
 
-def _description(plan: Plan) -> dict[str, Any]:
-    """What `status`, `show` and `chat` read later."""
-    return {
-        "recipe": plan.recipe.name,
-        "source": plan.recipe.source,
-        "overrides": list(plan.recipe.overrides),
-        "stages": {
-            step.name: {"kind": step.head["kind"], "produces": step.entry.produces, "folder": step.folder}
+def _description(plan: Plan) -> Description:
+    return Description(
+        recipe=plan.recipe.name,
+        source=plan.recipe.source,
+        overrides=list(plan.recipe.overrides),
+        stages={
+            step.name: Asked(kind=step.head["kind"], produces=step.entry.produces, folder=step.folder)
             for step in plan.steps.values()
         },
-    }
+    )
 
 
 def _run_step(
@@ -191,6 +190,7 @@ def _in_child(step: Step, inputs: Inputs, work: Work, workspace: Workspace) -> F
             pass_fds=[workspace.lock_descriptor],
         )
     try:
+        workspace.lend(child.pid)
         facts = _listen(child, work.progress)
         code = child.wait()
     finally:
@@ -283,7 +283,7 @@ def _report(plan: Plan, sealed: Mapping[str, Artifact], workspace: Workspace) ->
     times = workspace.times()
     timings = {
         step.name: {
-            "seconds": times.get(step.key, {}).get("seconds", 0.0),
+            "seconds": times[step.key].seconds if step.key in times else 0.0,
             "sealed_before": step.artifact is not None,
         }
         for step in plan.steps.values()

@@ -1,6 +1,7 @@
 """What `show` prints: an artifact's manifest, and what lies in it, as a person reads it."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from math import prod
@@ -51,17 +52,14 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
 
 
 def _artifact(workspace: Workspace, stage: str) -> Artifact:
-    described = workspace.describe()
-    assert described is not None
-    entry = described["stages"].get(stage)
-    if entry is None:
-        names = described["stages"]
+    stages = workspace.describe().stages
+    if stage not in stages:
         raise StorageError(
             str(workspace.path),
-            f"this run has no stage '{stage}'{nearest(stage, names)}",
-            f"It has: {', '.join(names)}",
+            f"this run has no stage '{stage}'{nearest(stage, stages)}",
+            f"It has: {', '.join(stages)}",
         )
-    artifact = find(workspace.artifacts / entry["folder"])
+    artifact = find(workspace.artifacts / stages[stage].folder)
     if artifact is None:
         raise StorageError(
             str(workspace.path), f"'{stage}' is not sealed yet", f"See: potstill status {workspace.path}"
@@ -95,7 +93,7 @@ def _words(values: Mapping[str, Any]) -> str:
 
 def _print_rows(console: Console, path: Path, row_type: type[Record], count: int) -> None:
     shown = 0
-    for row in islice(read_rows(path, row_type), count):
+    for row in islice(read_rows(path, row_type), min(count, sys.maxsize)):
         console.print(row_view(row))
         shown += 1
     if not shown:

@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,7 +12,7 @@ from potstill.artifact import find
 from potstill.console import duration, facts_line
 from potstill.plan import Plan, Step
 from potstill.sources import EndpointModel, Price
-from potstill.workspace import Workspace
+from potstill.workspace import Description, Workspace
 
 ROOM_FOR_DATES = 110
 """Columns of a terminal from which on `status` says when each stage was sealed."""
@@ -64,40 +63,38 @@ def _dearest(price: Price) -> float:
 
 def status_view(console: Console, workspace: Workspace) -> None:
     """What the last run asked for, and how far it got."""
-    described = workspace.describe()
-    assert described is not None
-    times, holder, left = workspace.times(), workspace.holder(), []
+    described, times, holder, left = workspace.describe(), workspace.times(), workspace.holder(), []
     wide = console.width >= ROOM_FOR_DATES
     table = _table("stage", "kind", "", *(["sealed at"] if wide else []), "took")
     table.expand = True
     table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
-    for name, entry in described["stages"].items():
-        artifact = find(workspace.artifacts / entry["folder"])
+    for name, asked in described.stages.items():
+        artifact = find(workspace.artifacts / asked.folder)
         if artifact is None:
             left.append(name)
             state = Text("not yet", "dim")
             if (workspace.work / name).exists():
                 state = Text("runs now", "cyan") if holder else Text("unsealed work", "yellow")
-            table.add_row(name, entry["kind"], state)
+            table.add_row(name, asked.kind, state)
             continue
-        took = times.get(artifact.key, {})
-        when = [took.get("sealed_at", "")] if wide else []
-        seconds = duration(took["seconds"]) if took else ""
-        table.add_row(name, entry["kind"], Text("sealed", "green"), *when, seconds, escape(facts_line(artifact)))
+        took = times.get(artifact.key)
+        when = [took.sealed_at if took else ""] if wide else []
+        seconds = duration(took.seconds) if took else ""
+        table.add_row(name, asked.kind, Text("sealed", "green"), *when, seconds, escape(facts_line(artifact)))
     console.print(table)
     console.print()
     if holder:
         console.print(f"Process {holder} works in {workspace.path}.", soft_wrap=True)
     elif left:
-        console.print(f"{len(left)} of {len(described['stages'])} stages are left. Go on with:", soft_wrap=True)
+        console.print(f"{len(left)} of {len(described.stages)} stages are left. Go on with:", soft_wrap=True)
         console.print(f"  {_resume(described, workspace)}", soft_wrap=True)
     else:
-        console.print(f"All {len(described['stages'])} stages are sealed in {workspace.path}.", soft_wrap=True)
+        console.print(f"All {len(described.stages)} stages are sealed in {workspace.path}.", soft_wrap=True)
 
 
-def _resume(described: dict[str, Any], workspace: Workspace) -> str:
-    words = ["potstill", "run", described["source"], *described["overrides"]]
-    if workspace.path != Path("runs") / described["recipe"]:
+def _resume(described: Description, workspace: Workspace) -> str:
+    words = ["potstill", "run", described.source, *described.overrides]
+    if workspace.path != Path("runs") / described.recipe:
         words += ["--out", str(workspace.path)]
     return shlex.join(words)
 

@@ -7,26 +7,71 @@ run.json                  the last recipe   times.json, hashes.json
 """
 
 import fcntl
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, TypeAdapter
 
 from potstill.artifact import Artifact, digest, find, hash_file, read_json, storage_errors, write_json
 from potstill.document import read_document
-from potstill.errors import BusyError, DataError, StorageError, reason
+from potstill.errors import BusyError, DataError, RecipeError, StorageError, reason
 from potstill.recipe import locate
+from potstill.validation import PLAIN
+
+T = TypeVar("T")
 
 HALF_WRITTEN = re.compile(r"\..+\.\d+")
 """What `artifact.write_json` and the like write to before they rename it: .times.json.4711."""
 
 ORPHAN_SECONDS = 20.0
 """How long to wait for the children of a run that was killed: they notice and end by themselves."""
+
+
+class Took(BaseModel):
+    """When a stage was sealed, and how long it took."""
+
+    stage: str
+    seconds: float
+    sealed_at: str
+
+
+class Asked(BaseModel):
+    """A stage that a run was asked for. Its artifact is `folder`, under artifacts/."""
+
+    kind: str
+    produces: str
+    folder: str
+
+
+class Description(BaseModel):
+    """What a run was asked for, for `status`, `show` and `chat`."""
+
+    recipe: str
+    source: str
+    overrides: list[str]
+    stages: dict[str, Asked]
+
+
+Stamp = tuple[int, int, int, str]
+"""A file's size, time, inode and SHA-256."""
+
+_TIMES = TypeAdapter(dict[str, Took])
+_HASHES = TypeAdapter(dict[str, Stamp])
+_RUN = TypeAdapter(Description)
+
+
+def _remembered(path: Path, shape: TypeAdapter[T]) -> T | None:
+    """What a note or a cache holds; None where it cannot be read, for then it is written anew."""
+    try:
+        return shape.validate_python(read_json(path))
+    except (OSError, ValueError):
+        return None
 
 
 class Workspace:
@@ -50,15 +95,15 @@ class Workspace:
         BusyError where another run holds it; StorageError where the folder cannot be written.
         """
         with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._acquire(descriptor)
             with storage_errors(self.path):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                self._sign(descriptor, os.getpid())
                 for folder in (self.artifacts, self.work, self.logs):
                     folder.mkdir(exist_ok=True)
+                self._check_disk()
                 self._clear()
             self.lock_descriptor = descriptor
             try:
@@ -69,6 +114,36 @@ class Workspace:
         finally:
             os.close(descriptor)
 
+    def _make(self) -> None:
+        """StorageError where the folder cannot be, or libraries could not be told its name."""
+        try:
+            str(self.path.resolve()).encode()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except UnicodeEncodeError as error:
+            raise StorageError(error.object, "this path is not UTF-8", "Choose another folder with --out") from error
+        except FileNotFoundError as error:  # in /proc, or below a working directory that was removed
+            raise StorageError(
+                str(self.path), "no folder can be made there", "Choose another with --out, or go to another directory"
+            ) from error
+
+    def _check_disk(self) -> None:
+        """StorageError where what is made in work/ could not be moved into its place whole."""
+        for folder in (self.artifacts, self.work):
+            if folder.stat().st_dev != self.path.stat().st_dev:
+                raise StorageError(
+                    str(folder),
+                    "it lies on another file system than the run's folder; expected all of a run on one",
+                    "Choose a folder there with --out, or move this one back",
+                )
+
+    def lend(self, pid: int) -> None:
+        """Note a child that inherited the lock: where this process is killed, that one holds the folder."""
+        self._sign(self.lock_descriptor, os.getpid(), pid)
+
+    def _sign(self, descriptor: int, *pids: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, "".join(f"{pid}\n" for pid in pids).encode(), 0)
+
     def _acquire(self, descriptor: int) -> None:
         deadline = time.monotonic() + ORPHAN_SECONDS
         while True:
@@ -76,8 +151,9 @@ class Workspace:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                pid = self._written_pid()
-                if _alive(pid) or time.monotonic() > deadline:
+                pids = self._signed()
+                if _alive(pids[0]) or time.monotonic() > deadline:
+                    pid = _living(pids)
                     raise BusyError(
                         str(self.path),
                         f"another run (process {pid}) works in this folder" if pid else "another run works in it",
@@ -85,11 +161,12 @@ class Workspace:
                     ) from None
                 time.sleep(0.05)
 
-    def _written_pid(self) -> int:
+    def _signed(self) -> list[int]:
+        """Who wrote that they hold the folder: the run, then the child that it lent the lock to; [0]: nobody yet."""
         try:
-            return int(self._lock.read_text() or 0)
+            return [int(pid) for pid in self._lock.read_text().split()] or [0]
         except (OSError, ValueError):
-            return 0
+            return [0]
 
     def holder(self) -> int:
         """The process that holds the folder, or 0."""
@@ -100,7 +177,7 @@ class Workspace:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return self._written_pid()
+            return _living(self._signed())
         finally:
             os.close(descriptor)
         return 0
@@ -131,25 +208,34 @@ class Workspace:
         link = self.path / stage
         return find(link.resolve()) if link.is_symlink() else None
 
-    def times(self) -> dict[str, Any]:
-        """By artifact key: {"stage", "seconds", "sealed_at"}."""
-        times: dict[str, Any] = read_json(self._times) if self._times.is_file() else {}
-        return times
+    def times(self) -> dict[str, Took]:
+        """By artifact key."""
+        return _remembered(self._times, _TIMES) or {}
 
     def note_time(self, key: str, stage: str, seconds: float) -> None:
         """Keep how long a stage took, outside what is sealed."""
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(self._times, {**self.times(), key: {"stage": stage, "seconds": round(seconds, 3), "sealed_at": now}})
+        took = Took(stage=stage, seconds=round(seconds, 3), sealed_at=time.strftime("%Y-%m-%d %H:%M:%S"))
+        write_json(self._times, _TIMES.dump_python({**self.times(), key: took}))
 
-    def describe(self) -> dict[str, Any] | None:
-        """What the last run was asked for: {"recipe", "source", "overrides", "stages"}; None before any."""
-        described: dict[str, Any] | None = read_json(self._run) if self._run.is_file() else None
-        return described
+    def has_run(self) -> bool:
+        """Whether anything was asked for here."""
+        return self._run.is_file()
 
-    def note_run(self, description: Mapping[str, Any]) -> None:
+    def describe(self) -> Description:
+        """What the last run was asked for. StorageError where that is not what stands there."""
+        try:
+            return _RUN.validate_python(read_json(self._run))
+        except ValueError as error:
+            raise StorageError(
+                str(self._run),
+                "this is not a run's description as potstill writes them",
+                "Run the recipe again, which writes it anew; what is sealed stays",
+            ) from error
+
+    def note_run(self, description: Description) -> None:
         """Keep what this run is asked for."""
-        if self.describe() != description:
-            write_json(self._run, description)
+        if _remembered(self._run, _RUN) != description:
+            write_json(self._run, description.model_dump())
 
 
 class Hashes:
@@ -157,21 +243,21 @@ class Hashes:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, list[Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        self._known = _remembered(path, _HASHES) or {}
         self._changed = False
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file's bytes. DataError where it cannot be read."""
         try:
             stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
             known = self._known.get(str(path))
             if known is None or known[:3] != stamp:
-                known = self._known[str(path)] = [*stamp, hash_file(path)]
+                known = self._known[str(path)] = (*stamp, hash_file(path))
                 self._changed = True
         except OSError as error:
             raise DataError(str(path), f"the file cannot be read: {reason(error)}", "Mend its permissions") from error
-        return str(known[3])
+        return known[3]
 
     def folder(self, path: Path) -> str:
         """One hash of every file's name and bytes, hidden ones left out."""
@@ -188,16 +274,32 @@ class Hashes:
 
 
 def open_run(name: str) -> Workspace:
-    """The folder of a run, named itself or by its recipe. StorageError where nothing has run there."""
-    folder = Path(name)
-    if not folder.is_dir():
-        document = read_document(locate(name))
-        recipe_name = document.value.get("name") if isinstance(document.value, dict) else None
-        folder = Path("runs") / str(recipe_name)
-    workspace = Workspace(folder)
-    if workspace.describe() is None:
-        raise StorageError(str(folder), "nothing has run here", f"Run it first: potstill run {name}")
+    """The folder of a run, named itself, by its recipe or by its name. StorageError where nothing has run there."""
+    itself, named = Workspace(Path(name)), Workspace(Path("runs") / name)
+    if itself.path.is_dir():
+        if not itself.has_run():
+            raise StorageError(name, "this is not the folder of a run", "Name one, or a recipe that has run")
+        return itself
+    if PLAIN.fullmatch(name) and not itself.path.is_file() and named.has_run():
+        return named
+    workspace = Workspace(Path("runs") / _name_in(locate(name)))
+    if not workspace.has_run():
+        raise StorageError(str(workspace.path), "nothing has run here", f"Run it first: potstill run {name}")
     return workspace
+
+
+def _name_in(path: Path) -> str:
+    """The name that a recipe gives itself. RecipeError where it has none; whatever else it holds is not looked at."""
+    document = read_document(path)
+    name = document.value.get("name") if isinstance(document.value, dict) else None
+    if not isinstance(name, str) or not PLAIN.fullmatch(name):
+        raise RecipeError(str(path), "this recipe has no name that a run could be found by", "Name the run's folder")
+    return name
+
+
+def _living(pids: list[int]) -> int:
+    """The first of them that lives; the first, where none does."""
+    return next((pid for pid in pids if _alive(pid)), pids[0])
 
 
 def _alive(pid: int) -> bool:

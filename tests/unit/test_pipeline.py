@@ -393,6 +393,25 @@ def test_two_runs_at_once_the_second_says_who_holds_the_folder(recipe_file, tmp_
         first.communicate()
 
 
+def test_where_a_killed_runs_child_still_holds_the_folder_that_child_is_named(recipe_file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    process = start("run", recipe_file, "made.seconds=60", "--out", out)
+    wait_for((out / "heartbeat").exists)
+    child = int((out / "lock").read_text().split()[1])
+    os.kill(child, signal.SIGSTOP)
+    wait_for(lambda: Path(f"/proc/{child}/stat").read_text().split()[2] == "T")
+    try:
+        process.kill()
+        process.communicate()
+        monkeypatch.setattr("potstill.workspace.ORPHAN_SECONDS", 0.2)
+        with pytest.raises(BusyError, match=rf"another run \(process {child}\) works"), Workspace(out).hold():
+            pass
+        assert Workspace(out).holder() == child
+    finally:
+        os.kill(child, signal.SIGCONT)
+    wait_for(lambda: Workspace(out).holder() == 0)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_ends_the_child_and_prints_the_command_that_resumes(recipe_file, tmp_path, number, code):
     out = tmp_path / "out put"

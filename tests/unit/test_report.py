@@ -72,12 +72,11 @@ def made(folder, name, kind, config, steps=3):
     lines = [{"step": s, "split": "train", "loss": 3.0 - s / steps, "note": "x"} for s in range(1, steps + 1)]
     lines.append({"step": steps, "split": "held_out", "loss": 2.5, "reward_accuracy": 0.75})
     (draft / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    head = {"stage": name, "kind": kind, "produces": "model", "key": name, "config": {"kind": kind, **config}}
-    sealed = seal(
-        draft,
-        folder / "artifacts" / name,
-        {**head, "inputs": {}, "facts": {"steps": steps, "dropped": {"too_long": 1200}}},
-    )
+    manifest = {
+        "stage": name, "kind": kind, "version": 1, "produces": "model", "key": name, "seed": 1, "inputs": {},
+        "config": {"kind": kind, **config}, "facts": {"steps": steps, "dropped": {"too_long": 1200}},
+    }  # fmt: skip
+    sealed = seal(draft, folder / "artifacts" / name, manifest)
     return local(name, str(sealed.path))
 
 
