@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -515,6 +516,25 @@ def test_the_server_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> No
         time.sleep(0.05)
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{address}/models")
+
+
+def test_an_interrupted_start_leaves_no_server_and_no_timer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the server starts: the process would not end before its timer did."""
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    server = MiniatureProcess(MiniatureServer(kind="miniature"), tmp_path / "log")
+    ctrl_c = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt), server:
+        pass
+    ctrl_c.join()
+    assert server._process.returncode == -signal.SIGTERM
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    for timer in timers:
+        timer.join(5)
+    assert not any(timer.is_alive() for timer in timers)
 
 
 def test_another_world_never_answers_from_the_old_ones_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,11 +173,15 @@ class MiniatureProcess:
         assert self._process.stdout is not None
         silence = threading.Timer(START_SECONDS, self._process.kill)
         silence.start()
-        line = self._process.stdout.readline()
-        silence.cancel()
-        if not line:
+        try:
+            line = self._process.stdout.readline()
+            if not line:
+                raise TeacherError("the miniature's server", "it did not start", f"Read {self.log}")
+        except BaseException:  # Ctrl-C too: no `with` block has begun that would end the process
             self.__exit__(None, None, None)
-            raise TeacherError("the miniature's server", "it did not start", f"Read {self.log}")
+            raise
+        finally:
+            silence.cancel()
         self.base_url = f"http://127.0.0.1:{int(line)}/v1"
         return self
 
