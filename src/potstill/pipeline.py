@@ -102,11 +102,11 @@ def check_keys(plan: Plan) -> None:
     for step in plan.to_run:
         for link in step.entry.links:
             for model in link.models:
-                variable = model.spec.key_env if isinstance(model.spec, EndpointModel) else None
-                if variable and not os.environ.get(variable):
+                if isinstance(model.spec, EndpointModel) and (fault := model.spec.key_fault()):
+                    variable = model.spec.key_env
                     raise RecipeError(
                         link.place,
-                        f"'{step.name}' needs the model '{model.name}', whose key is in ${variable}, which is not set",
+                        f"'{step.name}' needs the model '{model.name}', whose key is in ${variable}, which {fault}",
                         f"Set it first: export {variable}=YOUR-KEY",
                     )
 

@@ -250,7 +250,7 @@ class _Builder:
         if "path" in value:
             return self._local(self._spec(LocalModel, value, steps), steps)
         spec = self._spec(EndpointModel, value, steps)
-        if not spec.endpoint.startswith(("http://", "https://")) and spec.endpoint not in servers:
+        if not spec.is_url and spec.endpoint not in servers:
             raise RecipeError(
                 self._document.place((*steps, "endpoint")),
                 f"'{spec.endpoint}' is neither a URL nor a server of this recipe{nearest(spec.endpoint, servers)}",

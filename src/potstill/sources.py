@@ -1,16 +1,21 @@
 """What a stage reads: models as a recipe declares them, data as other stages sealed it or as a file on disk."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows
+from potstill.errors import RecipeError
 from potstill.records import ROWS, Record
 
 R = TypeVar("R", bound=Record)
+
+URL_BEGINS = ("http://", "https://")
 
 
 class Spec(BaseModel):
@@ -48,7 +53,7 @@ class EndpointModel(Spec):
     """The model's name as the server knows it."""
     revision: str = ""
     """Anything that tells this version of the model from another under the same name."""
-    key_env: str | None = None
+    key_env: str | None = Field(default=None, min_length=1)
     """The environment variable that holds the API key. The key itself never stands in a recipe."""
     price: Price | None = None
     """What it charges, for `potstill plan`."""
@@ -56,6 +61,42 @@ class EndpointModel(Spec):
     """Requests in flight at once."""
     timeout_seconds: float = Field(default=120.0, gt=0)
     """How long one request may take."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _can_be_asked(cls, endpoint: str) -> str:
+        fault = _url_fault(endpoint) if endpoint.startswith(URL_BEGINS) else ""
+        if fault:
+            raise RecipeError("endpoint", fault, "Write a URL such as http://localhost:8000/v1")
+        return endpoint
+
+    @property
+    def is_url(self) -> bool:
+        """Whether the endpoint says where it answers; otherwise it names a server of the recipe."""
+        return self.endpoint.startswith(URL_BEGINS)
+
+    def key_fault(self) -> str:
+        """What is wrong with the variable that is to hold the API key: "is not set". Never says what it holds."""
+        if self.key_env is None:
+            return ""
+        key = os.environ.get(self.key_env)
+        if not key:
+            return "is not set"
+        return "" if key.isascii() and key.isprintable() else "holds a line break or another sign that no key has"
+
+
+def _url_fault(url: str) -> str:
+    """Why nobody can be asked there, or nothing. Does not repeat the URL, which may hold a password."""
+    if not url.isprintable() or " " in url:
+        return "the URL holds a space, a line break or the like"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        return f"this is no URL ({error})"
+    if "@" in parts.netloc:
+        return "the URL holds a name or password; a key is read from the variable that key_env names"
+    return "" if parts.hostname else "the URL names no host"
 
 
 class MiniatureServer(Spec):

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from starlette.responses import Response
-from stub_server import Stub, refusal
+from stub_server import Stub, completion, refusal, reply
 
 from potstill.artifact import MANIFEST, find
 from potstill.cli import main
+from potstill.miniature.server import MiniatureProcess
 
 GOOD = {"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is a pot."}]}
 GOOD_LINE = json.dumps(GOOD).encode() + b"\n"
@@ -426,6 +427,12 @@ def endpoint(url: str, **fields: str) -> str:
     return json.dumps({"endpoint": url, "name": "m", **fields})
 
 
+def write_answers() -> None:
+    prompt = {"id": "r", "messages": [{"role": "user", "content": "q"}]}
+    candidates = [{"model": "a", "text": "x"}, {"model": "b", "text": "y"}]
+    Path("answers.jsonl").write_text(json.dumps({"id": "r", "prompt": prompt, "candidates": candidates}) + "\n")
+
+
 def write_prompts(count: int = 2) -> None:
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"What is it, {i}?"}) + "\n" for i in range(count)))
 
@@ -441,9 +448,7 @@ def rates(body: dict[str, Any]) -> str:
 
 
 def test_a_judge_that_answers_rubbish(mistake: Callable[..., str], potstill: Potstill) -> None:
-    prompt = {"id": "r", "messages": [{"role": "user", "content": "q"}]}
-    candidates = [{"model": "a", "text": "x"}, {"model": "b", "text": "y"}]
-    Path("answers.jsonl").write_text(json.dumps({"id": "r", "prompt": prompt, "candidates": candidates}) + "\n")
+    write_answers()
     with Stub(lambda body: "I like\nboth.") as server:
         write_recipe("{kind: judge, judge: m, data: answers.jsonl}", endpoint(server.base_url))
         assert mistake() == (
@@ -518,8 +523,119 @@ def test_an_endpoint_with_a_wrong_key(
         )
         monkeypatch.setenv("POT_KEY", "wrong")
         assert mistake() == says + "Check the key in POT_KEY and what it may be used for."
+        for odd in ("right\r", "right\n", "rıght"):
+            monkeypatch.setenv("POT_KEY", odd)
+            assert mistake() == (
+                "t.yaml:5: 's' needs the model 'm', whose key is in $POT_KEY, which holds a line break or another sign "
+                "that no key has. Set it first: export POT_KEY=YOUR-KEY."
+            )
+        write_recipe(CONVERSE, endpoint(server.base_url, key_env=""))
+        assert mistake().startswith("t.yaml:3: 'm.key_env' is ''")
+        write_recipe(CONVERSE, endpoint(server.base_url, key_env="POT_KEY"))
         monkeypatch.setenv("POT_KEY", "right")
         assert potstill("run", "t.yaml") == (0, "")
+
+
+URLS = {
+    "http://localhost:abc/v1": "this is no URL (Port could not be cast to integer value as 'abc')",
+    "http://localhost:99999/v1": "this is no URL (Port out of range 0-65535)",
+    "http://[::1/v1": "this is no URL (Invalid IPv6 URL)",
+    "http://": "the URL names no host",
+    "https://:443/v1": "the URL names no host",
+    "http://local\nhost/v1": "the URL holds a space, a line break or the like",
+    "http://localhost /v1": "the URL holds a space, a line break or the like",
+    "http://user:secret@localhost/v1": "the URL holds a name or password; a key is read from the variable that key_env "
+    "names",
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_an_endpoint_that_is_no_url(url: str, mistake: Callable[..., str], potstill: Potstill) -> None:
+    write_prompts()
+    write_recipe(CONVERSE, endpoint(url))
+    expected = f"t.yaml:3: m.endpoint: {URLS[url]}. Write a URL such as http://localhost:8000/v1."
+    assert mistake() == expected
+    with Stub() as server:
+        write_recipe(CONVERSE, endpoint(server.base_url))
+        assert potstill("run", "t.yaml") == (0, "")
+
+
+REFUSED = {
+    CONVERSE: ("m: no dialogue could be held (HTTP 400: not so)", lambda body: "It is a pot."),
+    "{kind: self_instruct, teacher: m, seeds: prompts.jsonl, count: 2, from_seeds: 2, round_size: 1}": (
+        "m: none of 10 replies held a task to keep (10 reply_error; the first: HTTP 400: not so)",
+        lambda body: "Task 5: Mend the old kettle\nTask 6: Describe some other thing",
+    ),
+    "{kind: sample, models: [m, n], prompts: prompts.jsonl, per_prompt: 2}": (
+        "models: no prompt got two usable answers (0 of 2 usable. m: HTTP 400: not so; n: HTTP 400: not so)",
+        lambda body: "It is a pot.",
+    ),
+    "{kind: judge, judge: m, data: answers.jsonl}": (
+        "m: only 0% of 8 ratings could be read; expected 50%. The first that could not: 'HTTP 400: not so'",
+        rates,
+    ),
+    "{kind: evaluate, models: [n], judge: m, suites: {chat: {protocol: mt_bench, questions: prompts.jsonl}}}": (
+        "judge m: none of its 2 judgments could be read (HTTP 400: not so); the first: ''",
+        rates,
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", REFUSED)
+def test_a_server_that_refuses_what_it_is_asked(stage: str, mistake: Callable[..., str], potstill: Potstill) -> None:
+    """Nothing came, so nothing is kept: the same command goes on, without a revision."""
+
+    async def strict(stub: Stub, body: dict[str, Any], before: int) -> Response | None:
+        judges = "evaluate" not in stage or "[[grade]]" in body["messages"][-1]["content"]
+        return refusal(400, "not so") if judges else None
+
+    says, answer = REFUSED[stage]
+    write_prompts()
+    write_answers()
+    with Stub(answer, strict) as server:
+        write_recipe(stage, endpoint(server.base_url) + f"\n  n: {endpoint(server.base_url, name='n')}")
+        advice = "See to the server and to what it is asked for, and run again; replies that came are kept."
+        assert mistake() == f"{says}. {advice}"
+        server.fault = None
+        assert potstill("run", "t.yaml") == (0, "")
+
+
+def test_a_simulated_user_whose_turns_are_cut(mistake: Callable[..., str], potstill: Potstill) -> None:
+    async def cut(stub: Stub, body: dict[str, Any], before: int) -> Response | None:
+        return reply(completion("And", "length")) if body["max_tokens"] == 9 else None
+
+    write_prompts()
+    with Stub(fault=cut) as server:
+        stage = "{kind: converse, teacher: m, user: n, prompts: prompts.jsonl, turns: [2, 2], user_max_tokens: 9}"
+        write_recipe(stage, endpoint(server.base_url) + f"\n  n: {endpoint(server.base_url, name='n')}")
+        assert mistake() == (
+            "n: no dialogue could be held (the answer was cut at max_tokens). "
+            f"Use another user, or raise user_max_tokens. {KEPT}"
+        )
+        assert potstill("run", "t.yaml", "s.user_max_tokens=99") == (0, "")
+
+
+def test_a_server_of_the_recipe_that_is_killed(
+    mistake: Callable[..., str], potstill: Potstill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = MiniatureProcess.__enter__
+
+    def start_and_kill(process: MiniatureProcess) -> MiniatureProcess:
+        start(process)
+        process._process.kill()
+        return process
+
+    write_prompts()
+    write_recipe(CONVERSE, "{endpoint: w, name: scribe}\nservers:\n  w: {kind: miniature}")
+    with monkeypatch.context() as patch:
+        patch.setattr(MiniatureProcess, "__enter__", start_and_kill)
+        line = mistake()
+    assert line.startswith("m (http://127.0.0.1:")
+    assert line.endswith(
+        "): the recipe's own server 'w' has ended. Read runs/t/logs/w.log and run again; replies that came are kept."
+    )
+    assert Path("runs/t/logs/w.log").is_file()
+    assert potstill("run", "t.yaml") == (0, "")
 
 
 # ---- models
@@ -566,6 +682,24 @@ def test_a_model_without_a_chat_template_or_the_means_for_one(mistake: Callable[
         f"{Path('folder').resolve()}: its tokenizer has neither a chat template nor an end token. "
         "Set eos_token in its tokenizer_config.json."
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (1, "(not finished after 4 tokens). Use another teacher, or raise max_tokens."),
+        (200, " tokens and the model reads 128). Use another teacher."),
+    ],
+)
+def test_a_model_whose_answers_never_end(
+    words: int, says: str, mistake: Callable[..., str], potstill: Potstill
+) -> None:
+    Path("prompts.jsonl").write_text(json.dumps({"prompt": "What? " * words}) + "\n")
+    make_model(Path("folder"), template=True)
+    write_recipe("{kind: converse, teacher: m, prompts: prompts.jsonl, turns: [1, 1], max_tokens: 4}", "{path: folder}")
+    line = mistake()
+    assert line.startswith("m: no dialogue could be held (")
+    assert line.endswith(says)
 
 
 def test_more_held_out_than_there_is() -> None:

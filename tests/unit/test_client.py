@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from stub_server import Stub, completion, cut_body, hang, page, refusal, reply
 from potstill.errors import TeacherError
 from potstill.records import Message
 from potstill.sources import EndpointModel, Model
-from potstill.teachers.base import Reply, Request
+from potstill.teachers.base import Reply, Request, remedy
 from potstill.teachers.client import Endpoint, Patience
 from potstill.teachers.journal import JOURNAL
 from potstill.teachers.wire import read_reply
@@ -31,6 +32,12 @@ def ask(text: str, **fields: Any) -> Request:
 
 def number(body: dict[str, Any]) -> int:
     return int(body["messages"][-1]["content"].removeprefix("q"))
+
+
+def ended_by(reason: object) -> dict[str, Any]:
+    body = completion("x")
+    body["choices"][0]["finish_reason"] = reason
+    return body
 
 
 def run(stub: Stub, workspace: Path, count: int = 1, **fields: Any) -> list[Reply]:
@@ -101,7 +108,7 @@ def test_overload_uses_up_no_attempts_and_its_wait_is_kept(tmp_path: Path) -> No
 
     with Stub(fault=long_overloaded) as stub:
         (answer,) = run(stub, tmp_path)
-    assert answer == Reply("echo q0", prompt_tokens=5, completion_tokens=3)
+    assert answer == Reply("echo q0", prompt_tokens=5, completion_tokens=3, origin="journal")
     assert len(times) == 7 > QUICK.attempts
     assert all(b - a >= 0.1 for a, b in pairwise(times))
 
@@ -125,6 +132,16 @@ def test_what_cannot_be_served_ends_as_a_reply_with_its_reason(tmp_path: Path) -
         answers = run(stub, tmp_path, 6)
     assert [a.finish for a in answers] == ["stop"] * 3 + ["error"] + ["stop"] * 2
     assert answers[3].reason == "HTTP 500: this one breaks me (after 4 tries)"
+    assert [a.origin for a in answers] == ["journal"] * 3 + ["nobody"] + ["journal"] * 2
+
+
+def test_a_server_that_never_answers_is_said_to(tmp_path: Path) -> None:
+    async def never(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        return await hang(5)
+
+    with Stub(fault=never) as stub:
+        (answer,) = run(stub, tmp_path, timeout_seconds=0.2)
+    assert answer == Reply("", "error", "no reply came in 0.2 s (after 4 tries)", origin="nobody")
 
 
 def test_a_bad_request_fails_at_once_and_alone(tmp_path: Path) -> None:
@@ -137,7 +154,7 @@ def test_a_bad_request_fails_at_once_and_alone(tmp_path: Path) -> None:
         answers = run(stub, tmp_path, 40)
         assert set(stub.seen.values()) == {1}
     assert [a.finish for a in answers] == ["stop", "error"] * 20
-    assert answers[1].reason == "HTTP 400: maximum context length is 5"
+    assert answers[1] == Reply("", "error", "HTTP 400: maximum context length is 5", origin="nobody")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -160,10 +177,22 @@ def test_an_exhausted_quota_stops_everything(tmp_path: Path) -> None:
         run(stub, tmp_path)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://nobody.invalid/v1"])
-def test_no_server_is_one_clear_line(tmp_path: Path, url: str) -> None:
-    with pytest.raises(TeacherError, match=f"no server answers at {url}"), Endpoint(model(url), tmp_path, QUICK) as t:
-        list(t.complete([ask("q0")] * 3))
+@pytest.mark.parametrize(
+    ("url", "fields", "says"),
+    [
+        ("http://127.0.0.1:9/v1", {"endpoint": "http://127.0.0.1:9/v1"}, "no server answers at http://127.0.0.1:9/v1"),
+        ("", {"endpoint": "http://nobody.invalid/v1"}, "no server answers at http://nobody.invalid/v1"),
+        ("", {"endpoint": "http://1.2.3.999/v1"}, "the endpoint is no URL: Invalid IPv4 address"),
+        (
+            "http://127.0.0.1:9/v1",
+            {"endpoint": "world"},
+            r"own server 'world' has ended\. Read .*/logs/world\.log and run",
+        ),
+    ],
+)
+def test_no_server_is_one_clear_line(tmp_path: Path, url: str, fields: dict[str, str], says: str) -> None:
+    with pytest.raises(TeacherError, match=says), Endpoint(model(url, **fields), tmp_path, QUICK) as teacher:
+        list(teacher.complete([ask("q0")] * 3))
 
 
 def test_a_server_that_only_fails_is_given_up(tmp_path: Path) -> None:
@@ -187,6 +216,8 @@ def test_a_server_that_only_fails_is_given_up(tmp_path: Path) -> None:
         (completion(None, "stop", refusal="I won't"), Reply("", "filter", "the model refused: I won't", 5, 3)),
         (completion("x", "tool_calls"), Reply("x", "error", "the answer ended with finish_reason 'tool_calls'", 5, 3)),
         (completion("x", None), Reply("x", "stop", "", 5, 3)),
+        (ended_by(["stop"]), Reply("x", "error", "the answer ended with finish_reason ['stop']", 5, 3)),
+        (ended_by({}), Reply("x", "error", "the answer ended with finish_reason {}", 5, 3)),
     ],
 )
 def test_how_an_answer_ended_is_told(tmp_path: Path, body: dict[str, Any], expected: Reply) -> None:
@@ -197,11 +228,13 @@ def test_how_an_answer_ended_is_told(tmp_path: Path, body: dict[str, Any], expec
 
     with Stub(fault=say) as stub:
         for _ in range(2):
-            assert run(stub, tmp_path) == [expected]
+            assert run(stub, tmp_path) == [replace(expected, origin="journal")]
         assert stub.seen.total() == 1
 
 
-@pytest.mark.parametrize("raw", ["", "null", "[]", '{"choices": [{}]}', '{"choices": [{"message": {"content": 3}}]}'])
+@pytest.mark.parametrize(
+    "raw", ["", "null", "[]", '{"choices": [{}]}', '{"choices": [{"message": {"content": 3}}]}', "[" * 200_000]
+)
 def test_a_body_that_is_no_reply_is_no_reply(raw: str) -> None:
     with pytest.raises(ValueError, match="the reply"):
         read_reply(raw)
@@ -257,6 +290,25 @@ def test_a_key_that_is_not_set_is_one_clear_line(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("STUB_KEY", raising=False)
     with pytest.raises(TeacherError, match="the environment variable STUB_KEY is not set"):
         Endpoint(model("http://127.0.0.1:9/v1", key_env="STUB_KEY"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (
+            Reply("", "error", "HTTP 500", origin="nobody"),
+            "See to the server and to what it is asked for, and run again;",
+        ),
+        (Reply("?", origin="journal"), "Use another one. Its replies are kept: give"),
+        (Reply("?", "length", origin="journal"), "Use another one, or raise limit. Its replies are kept: give"),
+        (Reply("?", "length"), "Use another one, or raise limit"),
+        (Reply("", "error", "the prompt is too long"), "Use another one"),
+    ],
+)
+def test_the_remedy_fits_the_cause(answer: Reply, says: str) -> None:
+    advice = remedy(answer, "Use another one", "limit")
+    assert advice.startswith(says)
+    assert ("Its replies are kept" in advice) == (answer.origin == "journal")
 
 
 def test_an_error_in_the_requests_themselves_comes_out_and_nothing_is_left_running(tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from stub_server import Stub
 
 from potstill.errors import StorageError
+from potstill.records import Message
+from potstill.sources import EndpointModel, Model
+from potstill.teachers.base import Request
+from potstill.teachers.client import Endpoint
 from potstill.teachers.journal import JOURNAL, Entry, Journal
 
 ENTRY = Entry("m", "", "declared", 0, "{}", '{"a": 1}')
@@ -89,6 +94,48 @@ def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     failed = put(journal, "l")
     assert failed is not None
     assert "no such table" in str(failed)
+    journal.close()
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "garbage": lambda raw: b"nonsense " * 500,
+    "truncated": lambda raw: raw[: len(raw) // 2],
+    "overwritten": lambda raw: raw[:4096] + b"\xff" * (len(raw) - 4096),
+    "a reply that is none": lambda raw: raw.replace(b'{"id": "c"', b"nonsense!!"),
+    "a reply that is no text": lambda raw: raw.replace(b'{"id": "c"', b"\xff" * 10),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_journal_is_to_be_moved_away(tmp_path: Path, case: str) -> None:
+    path = tmp_path / JOURNAL
+
+    def go() -> list[str]:
+        model = Model("t", EndpointModel(endpoint="declared", name="m"), stub.base_url)
+        with Endpoint(model, tmp_path) as teacher:
+            asked = [Request((Message(role="user", content=f"q{i}"),), 8) for i in range(50)]
+            return [reply.text for reply in teacher.complete(asked)]
+
+    with Stub() as stub:
+        replies = go()
+        path.write_bytes(DAMAGE[case](path.read_bytes()))
+        with pytest.raises(
+            StorageError, match="Move it away and run again; the replies that are in it will be"
+        ) as caught:
+            go()
+        assert caught.value.where == str(path)
+        path.rename(tmp_path / "away")
+        assert go() == replies
+
+
+def test_a_journal_that_another_program_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.teachers.journal.BUSY_SECONDS", 0.1)
+    journal = Journal(tmp_path / JOURNAL)
+    other = sqlite3.connect(tmp_path / JOURNAL)
+    other.execute("BEGIN IMMEDIATE")
+    assert "database is locked. Another program holds it: end that and run again" in str(put(journal, "k"))
+    other.close()
+    assert put(journal, "k") is None
     journal.close()
 
 

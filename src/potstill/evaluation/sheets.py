@@ -7,7 +7,7 @@ from typing import Any
 from potstill.errors import TeacherError
 from potstill.evaluation.statistics import Observation
 from potstill.records import Message, Prompt
-from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, Teacher, request_seed
+from potstill.teachers.base import Reply, Request, Teacher, remedy, request_seed
 
 Tick = Callable[[], None]
 """Called once for every reply, for whoever draws progress."""
@@ -129,12 +129,14 @@ def grade(judge: Teacher, sheets: Sequence[Sheet], ask: Ask, read: Read, tick: T
     places = [(i, t) for i, s in enumerate(sheets) for t, turn in enumerate(s.turns) if turn.assistant is not None]
     graded = [list(sheet.turns) for sheet in sheets]
     replies = judge.complete(ask(sheets[i], t) for i, t in places)
+    first: Reply | None = None
     for (i, t), reply in zip(places, replies, strict=True):
+        first = first or reply
         graded[i][t] = _graded(graded[i][t], reply, read)
         tick()
     read_at_all = any(turn.score is not None or not turn.applies for turns in graded for turn in turns)
-    if places and not read_at_all:
-        raise _unreadable(judge.name, [graded[i][t] for i, t in places])
+    if first and not read_at_all:
+        raise _unreadable(judge.name, [graded[i][t] for i, t in places], first)
     return [replace(sheet, turns=tuple(turns)) for sheet, turns in zip(sheets, graded, strict=True)]
 
 
@@ -144,13 +146,14 @@ def _graded(turn: Turn, reply: Reply, read: Read) -> Turn:
     return replace(turn, judgment=reply.text, reason=reply.reason or f"no judgment: {reply.finish}")
 
 
-def _unreadable(judge: str, turns: Sequence[Turn]) -> TeacherError:
+def _unreadable(judge: str, turns: Sequence[Turn], reply: Reply) -> TeacherError:
     first = turns[0]
     return TeacherError(
         f"judge {judge}",
         f"none of its {len(turns)} judgments could be read ({first.reason}); the first: {first.judgment[:80]!r}",
-        "Use a judge that keeps to the asked format, or give its replies more room with judge_max_tokens. "
-        + REPLIES_ARE_KEPT,
+        remedy(
+            reply, "Use a judge that keeps to the asked format, or give its replies more room with judge_max_tokens"
+        ),
     )
 
 

@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from potstill.errors import TeacherError
+from potstill.errors import DataError, TeacherError
 from potstill.prompts import render_prompt
 from potstill.records import Chat, Dropped, Message, Prompt
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
-from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, Teacher, connect, request_seed
+from potstill.teachers.base import Reply, Request, Teacher, connect, remedy, request_seed
 
 TOKENS_PER_TURN = 300  # for forecasts
 MOST_TURNS = 1000
@@ -70,9 +70,11 @@ class _Dialogue:
     turns: int
     """Assistant turns that it is to have."""
     fault: Dropped | None = None
+    failed: Reply | None = None
+    """The reply at fault."""
 
-    def drop(self, who: str, reply: Reply) -> None:
-        self.fault = Dropped(id=self.prompt.id, reason=f"{who}_{reply.finish}", detail=reply.reason)
+    def drop(self, reply: Reply, reason: str, detail: str) -> None:
+        self.fault, self.failed = Dropped(id=self.prompt.id, reason=reason, detail=detail), reply
 
     @property
     def answered(self) -> int:
@@ -86,6 +88,8 @@ class _Dialogue:
 def run(config: Converse, inputs: Inputs, work: Work) -> Facts:
     """Hold the dialogues; those with a turn that failed are dropped with the reason."""
     dialogues = [_begin(config, prompt, work.seed) for prompt in inputs.one("prompts").rows(Prompt)]
+    if not dialogues:
+        raise DataError(inputs.one("prompts").name, "there are no prompts", "Give it some")
     total, done = sum(dialogue.turns for dialogue in dialogues), 0
     with ExitStack() as stack:
         teacher = stack.enter_context(connect(inputs.model("teacher"), work.workspace))
@@ -98,14 +102,12 @@ def run(config: Converse, inputs: Inputs, work: Work) -> Facts:
                 if reply.finish == "stop":
                     dialogue.messages.append(Message(role="assistant", content=reply.text.strip()))
                 else:
-                    dialogue.drop("answer", reply)
+                    dialogue.drop(reply, f"answer_{reply.finish}", reply.reason)
                 done += 1
                 work.progress(done, total, "answers")
     dropped = [dialogue.fault for dialogue in dialogues if dialogue.fault]
     if len(dropped) == len(dialogues):
-        first = dropped[0].detail if dropped else "there were no prompts"
-        remedy = f"Use another teacher. {REPLIES_ARE_KEPT}"
-        raise TeacherError(inputs.model("teacher").name, f"no dialogue could be held ({first})", remedy)
+        raise _nothing_held(config, inputs, dialogues[0])
     count = work.keep(_chats(dialogues))
     work.drop(dropped)
     lengths = Counter(dialogue.answered for dialogue in dialogues if not dialogue.fault)
@@ -114,6 +116,17 @@ def run(config: Converse, inputs: Inputs, work: Work) -> Facts:
         "dropped": dict(sorted(Counter(row.reason for row in dropped).items())),
         "assistant_turns": {str(n): lengths[n] for n in sorted(lengths)},
     }
+
+
+def _nothing_held(config: Converse, inputs: Inputs, first: _Dialogue) -> TeacherError:
+    """What to say where every dialogue was dropped, by the first of them."""
+    assert first.fault
+    assert first.failed
+    by_user = first.fault.reason.startswith("user")
+    who = "user" if by_user and config.user else "teacher"
+    what = f"no dialogue could be held ({first.fault.detail})"
+    limit = "user_max_tokens" if by_user else "max_tokens"
+    return TeacherError(inputs.model(who).name, what, remedy(first.failed, f"Use another {who}", limit))
 
 
 def _begin(config: Converse, prompt: Prompt, seed: int) -> _Dialogue:
@@ -162,9 +175,9 @@ def _ask_users(config: Converse, user: Teacher, dialogues: list[_Dialogue], turn
         if said:
             dialogue.messages.append(Message(role="user", content=said))
         elif reply.finish == "stop":
-            dialogue.fault = Dropped(id=dialogue.prompt.id, reason="user_unread", detail=reply.text[:200])
+            dialogue.drop(reply, "user_unread", reply.text[:200])
         else:
-            dialogue.drop("user", reply)
+            dialogue.drop(reply, f"user_{reply.finish}", reply.reason)
 
 
 def _user_prompt(messages: list[Message]) -> tuple[Message, ...]:

@@ -25,7 +25,7 @@ from potstill.teachers.aspects import (
     parse_aspect_reply,
     render_aspect_prompt,
 )
-from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, connect, request_seed
+from potstill.teachers.base import Reply, Request, connect, remedy, request_seed
 
 TOKENS_PER_CALL = 2500  # for forecasts
 REPLY_SHOWN = 120
@@ -69,7 +69,7 @@ class _Tally:
     counts: Counter[str] = field(default_factory=Counter)
     """asked, read, not_applicable, unread."""
     scores: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    first_bad: str = ""
+    first_bad: Reply | None = None
 
     def add(self, sitting: Sitting, ratings: list[Rating], reply: Reply) -> None:
         for place, rating in zip(sitting.order, ratings, strict=True):
@@ -81,7 +81,7 @@ class _Tally:
                 self.counts["not_applicable"] += 1
             else:
                 self.counts["unread"] += 1
-                self.first_bad = self.first_bad or reply.reason or " ".join(reply.text.split())[:REPLY_SHOWN]
+                self.first_bad = self.first_bad or reply
 
     @property
     def coverage(self) -> float:
@@ -100,11 +100,13 @@ def run(config: Judge, inputs: Inputs, work: Work) -> Facts:
         count = work.keep(_rated(config, _judge(sittings, replies, tally, work)))
     work.drop(dropped)
     if tally.coverage < config.min_coverage:
+        bad = tally.first_bad or Reply("")
+        said = bad.reason or " ".join(bad.text.split())[:REPLY_SHOWN]
         raise TeacherError(
             model.name,
             f"only {tally.coverage:.0%} of {tally.counts['asked']} ratings could be read; expected "
-            f"{config.min_coverage:.0%}. The first that could not: {tally.first_bad!r}",
-            f"Use a judge that keeps to the form, or lower min_coverage. {REPLIES_ARE_KEPT}",
+            f"{config.min_coverage:.0%}. The first that could not: {said!r}",
+            remedy(bad, "Use a judge that keeps to the form, or lower min_coverage", "max_tokens"),
         )
     return {
         "rows": count,

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from potstill.errors import RecipeError, TeacherError
+from potstill.errors import DataError, RecipeError, TeacherError
 from potstill.records import Answers, Candidate, Chat, Dropped, Prompt
 from potstill.sources import Inputs, Model
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
-from potstill.teachers.base import REPLIES_ARE_KEPT, Request, connect, request_seed
+from potstill.teachers.base import Reply, Request, connect, remedy, request_seed
 
 TOKENS_PER_ANSWER = 400  # for forecasts
 
@@ -50,13 +50,20 @@ def run(config: Sample, inputs: Inputs, work: Work) -> Facts:
             "Add models, or lower per_prompt",
         )
     prompts = list(_prompts(config, inputs))
+    if not prompts:
+        raise DataError(inputs.one("prompts").name, "there are no prompts", "Give it some")
     chosen = [draw_models(len(models), config.per_prompt, work.seed, prompt.id) for prompt in prompts]
     answers: dict[int, dict[int, Candidate]] = defaultdict(dict)
+    failed: dict[int, Reply] = {}  # the first of a row
     done, total = 0, len(prompts) * config.per_prompt
     for place, model in enumerate(models):
         share = [row for row in range(len(prompts)) if place in chosen[row]]
-        for row, candidate in zip(share, _ask(config, model, [prompts[r] for r in share], work), strict=True):
-            answers[row][place] = candidate
+        for row, reply in zip(share, _ask(config, model, [prompts[r] for r in share], work), strict=True):
+            answers[row][place] = Candidate(
+                model=model.name, text=reply.text.strip(), finish=reply.finish, reason=reply.reason
+            )
+            if reply.finish != "stop":
+                failed.setdefault(row, reply)
             done += 1
             work.progress(done, total, "answers")
     rows = [
@@ -65,9 +72,8 @@ def run(config: Sample, inputs: Inputs, work: Work) -> Facts:
     ]
     dropped = [fault for row in rows if (fault := _fault(row))]
     if len(dropped) == len(rows):
-        why = dropped[0].detail if dropped else "there were no prompts"
-        remedy = f"See to the models of the pool. {REPLIES_ARE_KEPT}"
-        raise TeacherError("models", f"no prompt got two usable answers ({why})", remedy)
+        what = f"no prompt got two usable answers ({dropped[0].detail})"
+        raise TeacherError("models", what, remedy(failed[0], "See to the models of the pool", "max_tokens"))
     count = work.keep(row for row in rows if not _fault(row))
     work.drop(dropped)
     return {
@@ -93,7 +99,7 @@ def _prompts(config: Sample, inputs: Inputs) -> Iterator[Prompt]:
         yield Prompt(id=chat.id, messages=chat.messages[:end], category=chat.category)
 
 
-def _ask(config: Sample, model: Model, prompts: list[Prompt], work: Work) -> Iterator[Candidate]:
+def _ask(config: Sample, model: Model, prompts: list[Prompt], work: Work) -> Iterator[Reply]:
     if not prompts:
         return
     with connect(model, work.workspace) as teacher:
@@ -107,8 +113,7 @@ def _ask(config: Sample, model: Model, prompts: list[Prompt], work: Work) -> Ite
             )
             for prompt in prompts
         )
-        for reply in teacher.complete(requests):
-            yield Candidate(model=model.name, text=reply.text.strip(), finish=reply.finish, reason=reply.reason)
+        yield from teacher.complete(requests)
 
 
 def _fault(row: Answers) -> Dropped | None:

@@ -20,7 +20,7 @@ from potstill.prompts import render_prompt
 from potstill.records import Dropped, Message, Prompt
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
-from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request, connect, request_seed
+from potstill.teachers.base import Reply, Request, connect, remedy, request_seed
 
 TOKENS_PER_TASK = 40  # for forecasts
 
@@ -131,18 +131,21 @@ def run(config: SelfInstruct, inputs: Inputs, work: Work) -> Facts:
         harvest.known.add(seed)
         harvest.seen.add(_normal(seed))
     model, requests, failed = inputs.model("teacher"), 0, Counter[str]()
+    first: Reply | None = None
     with connect(model, work.workspace) as teacher:
         while not harvest.full and requests < config.most_requests:
             size = min(config.round_size, config.most_requests - requests)
             asked = [_request(config, seeds, harvest.kept, work.seed, requests + i) for i in range(size)]
             for number, reply in enumerate(teacher.complete(asked), start=requests):
+                first = first or reply
                 _harvest_reply(config, harvest, failed, number, reply)
                 work.progress(len(harvest.kept), config.count, "prompts")
             requests += size
-    if not harvest.kept:
+    if first and not harvest.kept:
         why = ", ".join(f"{n} {reason}" for reason, n in _reasons(harvest.dropped).items()) or "nothing could be read"
+        why += f"; the first: {first.reason}" if first.reason else ""
         what = f"none of {requests} replies held a task to keep ({why})"
-        raise TeacherError(model.name, what, f"Use another teacher. {REPLIES_ARE_KEPT}")
+        raise TeacherError(model.name, what, remedy(first, "Use another teacher", "max_tokens"))
     count = work.keep(_prompts(harvest.kept))
     work.drop(harvest.dropped)
     return {

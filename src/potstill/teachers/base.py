@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from potstill.records import Finish, Message
 from potstill.sources import EndpointModel, Model
@@ -39,6 +39,20 @@ class Reply:
     reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    origin: Literal["model", "journal", "nobody"] = "model"
+    """Who gave it: a model at hand; a server, in which case the journal holds it; or nobody, as no answer came."""
+
+
+def remedy(reply: Reply, advice: str, limit: str = "") -> str:
+    """What to do where nothing came of all that was asked, by the first reply that was of no use.
+
+    `advice` is for whose answers are useless; `limit` names the field to raise where they were cut.
+    """
+    if reply.origin == "nobody":
+        return "See to the server and to what it is asked for, and run again; replies that came are kept"
+    if reply.finish == "length" and limit:
+        advice += f", or raise {limit}"
+    return f"{advice}. {REPLIES_ARE_KEPT}" if reply.origin == "journal" else advice
 
 
 class Teacher(Protocol):

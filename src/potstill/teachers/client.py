@@ -81,19 +81,18 @@ class Endpoint:
         name = self._spec.key_env
         if name is None:
             return None
-        secret = os.environ.get(name)
-        if not secret:
+        if fault := self._spec.key_fault():
             raise TeacherError(
-                self._where, f"the environment variable {name} is not set", f"Set it first: export {name}=YOUR-KEY"
+                self._where, f"the environment variable {name} {fault}", f"Set it first: export {name}=YOUR-KEY"
             )
-        return secret
+        return os.environ[name]
 
     def __enter__(self) -> "Endpoint":
+        self._client, self._failures = self._make_client(), failures()
         self._journal = Journal(self._workspace / JOURNAL)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"teacher {self.name}", daemon=True)
         self._thread.start()
-        self._client, self._failures = self._make_client(), failures()
         self._slots = asyncio.Semaphore(self._spec.concurrency)
         return self
 
@@ -103,12 +102,15 @@ class Endpoint:
 
         connections = self._spec.concurrency
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        return AsyncOpenAI(
-            base_url=self._url,
-            api_key=self._secret or NO_KEY,
-            max_retries=0,  # retried here, where 429, absence and a bad row are told apart
-            http_client=DefaultAioHttpClient(timeout=self._spec.timeout_seconds, limits=limits),
-        )
+        try:
+            return AsyncOpenAI(
+                base_url=self._url,
+                api_key=self._secret or NO_KEY,
+                max_retries=0,  # retried here, where 429, absence and a bad row are told apart
+                http_client=DefaultAioHttpClient(timeout=self._spec.timeout_seconds, limits=limits),
+            )
+        except httpx2.InvalidURL as error:
+            raise TeacherError(self._where, f"the endpoint is no URL: {error}", "Correct it and run again") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -156,7 +158,10 @@ class Endpoint:
             return job
         kept = self._journal.get(key)
         if kept is not None:
-            job.future.set_result(read_reply(kept))
+            try:
+                job.future.set_result(read_reply(kept))
+            except ValueError as error:
+                raise self._journal.unusable(error) from error
             return job
         asked[key] = job.future
         self._loop.call_soon_threadsafe(self._start, job)
@@ -203,7 +208,7 @@ class Endpoint:
                     await self._keep(job, raw, reply)
                     return
             except self._failures as error:
-                failed = self._without_secret(failure(error))
+                failed = self._without_secret(failure(error, self._spec.timeout_seconds))
             attempts += failed.kind != "wait"
             if self._give_up(job, failed, attempts, self._loop.time() - began):
                 return
@@ -240,16 +245,10 @@ class Endpoint:
         if failed.kind == "stop":
             self._stop(TeacherError(self._where, f"the server says {failed.reason}", self._remedy(failed.status)))
         elif failed.kind == "absent" and attempts >= patience.absent_attempts:
-            self._stop(
-                TeacherError(
-                    self._where,
-                    f"no server answers at {self._url} ({failed.reason})",
-                    "Start it or correct the endpoint, and run again; replies that came are kept",
-                )
-            )
+            self._stop(self._nobody(failed))
         elif failed.kind == "row":
             self._failed_in_a_row = 0  # it answers
-            _settle(job.future, Reply("", "error", failed.reason))
+            _settle(job.future, Reply("", "error", failed.reason, origin="nobody"))
         elif attempts >= patience.attempts or (failed.kind == "wait" and seconds > patience.overload):
             self._fail(job, failed, attempts)
         else:
@@ -266,7 +265,16 @@ class Endpoint:
                     "See to the server and run again; replies that came are kept",
                 )
             )
-        _settle(job.future, Reply("", "error", f"{failed.reason} (after {max(attempts, 1)} tries)"))
+        reason = f"{failed.reason} (after {max(attempts, 1)} tries)"
+        _settle(job.future, Reply("", "error", reason, origin="nobody"))
+
+    def _nobody(self, failed: Failure) -> TeacherError:
+        """What to say where nobody listens, which of a server of the recipe's own means that it has ended."""
+        what, first = f"no server answers at {self._url} ({failed.reason})", "Start it or correct the endpoint,"
+        if not self._spec.is_url:
+            what = f"the recipe's own server '{self._spec.endpoint}' has ended"
+            first = f"Read {self._workspace / 'logs' / self._spec.endpoint}.log"
+        return TeacherError(self._where, what, f"{first} and run again; replies that came are kept")
 
     async def _pause(self, failed: Failure, attempts: int) -> None:
         patience = self._patience

@@ -17,6 +17,11 @@ from potstill.errors import StorageError
 
 JOURNAL = "journal.sqlite"
 BATCH = 1000
+BUSY_SECONDS = 60
+"""How long to wait for another program that holds it."""
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replies (
@@ -67,27 +72,32 @@ class Journal:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._reader = self._open()
+            self._reader, connection = self._open(), self._open()
             with self._reader:
                 self._reader.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise self._storage_error(error) from error
+            raise self.unusable(error) from error
         self._puts: queue.SimpleQueue[_Put | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer = threading.Thread(target=self._write, args=(connection,), name="journal", daemon=True)
         self._writer.start()
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut, not only a kill
         return connection
 
-    def _storage_error(self, error: Exception) -> StorageError:
-        return StorageError(
-            str(self.path),
-            f"the journal of replies cannot be used: {error}",
-            "Free some space or mend the folder's permissions and run again; replies that are in it stay",
-        )
+    def unusable(self, error: Exception) -> StorageError:
+        """What to say of an error that came up with it, or of a reply in it that cannot be read."""
+        what = f"the journal of replies cannot be used: {error}"
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # what is above refines it
+        if code in _BUSY:
+            remedy = "Another program holds it: end that and run again; replies that are in it stay"
+        elif code in _DISK or isinstance(error, OSError):
+            remedy = "Free some space or mend the folder's permissions and run again; replies that are in it stay"
+        else:
+            remedy = "Move it away and run again; the replies that are in it will be asked for anew"
+        return StorageError(str(self.path), what, remedy)
 
     def get(self, key: str) -> str | None:
         """The raw reply kept under the key."""
@@ -95,7 +105,7 @@ class Journal:
             with self._lock:
                 found = self._reader.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
-            raise self._storage_error(error) from error
+            raise self.unusable(error) from error
         return None if found is None else str(found[0])
 
     def put(self, key: str, entry: Entry, kept: Callable[[], None], failed: Callable[[StorageError], None]) -> None:
@@ -112,8 +122,7 @@ class Journal:
         self._writer.join()
         self._reader.close()
 
-    def _write(self) -> None:
-        connection = self._open()
+    def _write(self, connection: sqlite3.Connection) -> None:
         try:
             going = True
             while going:
@@ -143,7 +152,7 @@ class Journal:
                 connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
             for put in batch:
-                put.failed(self._storage_error(error))
+                put.failed(self.unusable(error))
         else:
             for put in batch:
                 put.kept()

@@ -16,8 +16,9 @@ LONGEST_WORDS = 300
 # Half of a character, as a server escapes it that cuts a reply between the two: no UTF-8 file can hold it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-# Names that servers use for "the model ended its answer"; some leave the field out altogether.
-_STOPPED = {None, "stop", "eos", "eos_token", "stop_sequence", "end_turn"}
+# Names that servers use for "the model ended its answer"; some leave the field out altogether. No set: what a server
+# writes there need not be hashable.
+_STOPPED = (None, "stop", "eos", "eos_token", "stop_sequence", "end_turn")
 
 
 def request_body(name: str, request: Request) -> dict[str, Any]:
@@ -33,10 +34,10 @@ def request_body(name: str, request: Request) -> dict[str, Any]:
 
 
 def read_reply(raw: str) -> Reply:
-    """The reply that a body holds; ValueError, in words, where it holds none."""
+    """The reply that a body holds, and so the journal too; ValueError, in words, where it holds none."""
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the reply is not JSON: {_short(raw)!r}") from error
     try:
         choice = body["choices"][0]
@@ -57,6 +58,7 @@ def read_reply(raw: str) -> Reply:
         reason,
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
+        origin="journal",
     )
 
 
@@ -68,7 +70,7 @@ def _finish(text: str, refusal: object, stopped: object) -> tuple[Finish, str]:
     if stopped == "length":
         return "length", "the answer was cut at max_tokens"
     if stopped not in _STOPPED:
-        return "error", f"the answer ended with finish_reason {stopped!r}"
+        return "error", f"the answer ended with finish_reason {_short(repr(stopped))}"
     if not text.strip():
         return "error", "the answer is empty"
     return "stop", ""
@@ -110,7 +112,7 @@ def failures() -> tuple[type[Exception], ...]:
     return (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError)
 
 
-def failure(error: Exception) -> Failure:
+def failure(error: Exception, timeout_seconds: float) -> Failure:
     """What an exception of the openai client, or a reply that cannot be read, means."""
     import openai
 
@@ -121,8 +123,8 @@ def failure(error: Exception) -> Failure:
     causes = list(_causes(error))
     if any(_is_absent(cause) for cause in causes):
         return Failure("absent", _short(str(causes[-1])))
-    if isinstance(error, TimeoutError | openai.APITimeoutError) and len(causes) == 1:
-        return Failure("retry", "no reply in time")
+    if isinstance(error, TimeoutError | openai.APITimeoutError):
+        return Failure("retry", f"no reply came in {timeout_seconds:g} s")
     return Failure("retry", f"the connection failed: {_short(str(causes[-1]) or type(causes[-1]).__name__)}")
 
 
