@@ -53,7 +53,7 @@ def test_grades_quoted_from_the_answer_do_not_count(judgment, answer, expected):
     assert mt_bench.parse_grade(judgment, quoted=[answer]) == expected
 
 
-@given(st.integers(1, 10), st.text(alphabet=st.characters(blacklist_characters="[]"), max_size=60))
+@given(st.integers(1, 10), st.text(alphabet=st.characters(codec="utf-8", exclude_characters="[]"), max_size=60))
 def test_any_explanation_may_stand_before_a_grade(number, explanation):
     assert mt_bench.parse_grade(f"{explanation} [[{number}]]") == number
 
