@@ -131,18 +131,18 @@ def _parser() -> argparse.ArgumentParser:
 
     status = verbs.add_parser("status", help="say what of a run is sealed, and who works in its folder")
     status.set_defaults(verb=_status)
-    status.add_argument("run", metavar="RUN", help="a run's folder, or a recipe, whose folder is runs/NAME")
+    status.add_argument("run", metavar="RUN", help="a run's folder; or its name or recipe: then runs/NAME")
 
     show = verbs.add_parser("show", help="print what a stage made: its manifest and first rows, or its model")
     show.set_defaults(verb=_show)
-    show.add_argument("run", metavar="RUN", help="a run's folder, or a recipe, whose folder is runs/NAME")
+    show.add_argument("run", metavar="RUN", help="a run's folder; or its name or recipe: then runs/NAME")
     show.add_argument("stage", metavar="STAGE", help="the stage's name")
     show.add_argument("--rows", type=_count, default=3, metavar="N", help="how many rows (default: 3)")
     show.add_argument("--dropped", action="store_true", help="the rows that were left out instead, with their reasons")
 
     chat = verbs.add_parser("chat", help="talk to a model of a run, or to any model folder")
     chat.set_defaults(verb=_chat)
-    chat.add_argument("run", metavar="RUN_OR_MODEL", help="a run's folder, a recipe, or a folder with a model in it")
+    chat.add_argument("run", metavar="RUN_OR_MODEL", help="a run's folder, name or recipe, or a model's folder")
     chat.add_argument("model", nargs="?", metavar="MODEL", help="which of the run's models (default: the last)")
     chat.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
     chat.add_argument(

@@ -172,28 +172,26 @@ def test_sealed_rows_that_were_changed(mistake: Callable[..., str], potstill: Po
     assert potstill("run", "t.yaml") == (0, "")
 
 
-def test_a_pipe_where_a_file_should_be(mistake: Callable[..., str], potstill: Potstill) -> None:
-    os.mkfifo("data.jsonl")
+@pytest.mark.parametrize(
+    ("make", "remove", "what"), [(os.mkdir, os.rmdir, "a folder"), (os.mkfifo, os.unlink, "a pipe or a device")]
+)
+def test_something_else_where_a_file_should_be(
+    make: Callable[[str], None],
+    remove: Callable[[str], None],
+    what: str,
+    mistake: Callable[..., str],
+    potstill: Potstill,
+) -> None:
+    make("data.jsonl")
     write_recipe("{kind: import, path: data.jsonl, rows: chats}")
-    expected = "t.yaml:3: 's.path' names 'data.jsonl', which is a pipe or a device, not a file. Name the file itself."
-    assert mistake() == expected
-    Path("data.jsonl").unlink()
+    assert mistake() == f"t.yaml:3: 's.path' names 'data.jsonl', which is {what}, not a file. Name the file itself."
+    remove("data.jsonl")
     Path("data.jsonl").write_bytes(GOOD_LINE)
     assert potstill("run", "t.yaml") == (0, "")
-
-
-def test_a_folder_where_a_file_should_be(mistake: Callable[..., str], potstill: Potstill) -> None:
-    Path("data.jsonl").mkdir()
-    write_recipe("{kind: import, path: data.jsonl, rows: chats}")
-    expected = "t.yaml:3: 's.path' names 'data.jsonl', which is a folder, not a file. Name the file itself."
-    assert mistake() == expected
-    Path("data.jsonl").rmdir()
-    Path("data.jsonl").write_bytes(GOOD_LINE)
-    assert potstill("run", "t.yaml") == (0, "")
-    Path("folder.yaml").mkdir()
-    assert potstill("run", "folder.yaml") == (
+    make("other.yaml")
+    assert potstill("run", "other.yaml") == (
         2,
-        "folder.yaml: this is a folder, not a recipe. Name the YAML file itself.\n",
+        f"other.yaml: this is {what}, not a recipe. Name the YAML file itself.\n",
     )
 
 
@@ -413,7 +411,7 @@ def test_a_disk_that_is_full_while_a_model_is_saved(disk: Callable[[str], Path])
     code, err = in_process_of_its_own("run", "t.yaml", "--out", str(out))
     assert code == 2
     line = one_line(err, out)
-    assert line == f"{out}/work/s/draft: the disk is full. Free some space and run again; what is sealed stays."
+    assert line == f"{out / 'work/s/draft'}: the disk is full. Free some space and run again; what is sealed stays."
     grow(out.parent)
     assert in_process_of_its_own("run", "t.yaml", "--out", str(out)) == (0, "")
 

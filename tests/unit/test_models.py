@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine import say, tiny_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from potstill.errors import ModelError
 from potstill.sources import LocalModel, Model
@@ -33,9 +33,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def load(folder: Path) -> MistralForCausalLM:
+def load(folder: Path) -> PreTrainedModel:
     model = Model("m", LocalModel(path=str(folder)))
-    return load_model(model, load_tokenizer(model), CPU)  # type: ignore[return-value]
+    return load_model(model, load_tokenizer(model), CPU)
 
 
 def edit(folder: Path, file: str, **changes: object) -> None:
@@ -105,14 +105,15 @@ def test_a_tokenizer_that_makes_tokens_beyond_the_embeddings(folder: Path) -> No
 def test_padding_may_stand_beyond_the_embeddings(folder: Path) -> None:
     """As in many checkpoints to whose tokenizer somebody added a padding token."""
     model = Model("m", LocalModel(path=str(folder)))
+    requests = [Request(say(f"user: {text}"), max_tokens=4) for text in ("a", "the cat sat on the mat")]
+    with LocalTeacher(model) as teacher:
+        before = list(teacher.complete(requests))
     tokenizer = load_tokenizer(model)
     tokenizer.add_special_tokens({"pad_token": "<beyond>"})
     assert tokenizer.pad_token_id == load(folder).config.vocab_size
     tokenizer.save_pretrained(folder)
     with LocalTeacher(model) as teacher:
-        longer = say("user: the cat sat on the mat")
-        requests = [Request(say("user: a"), max_tokens=4), Request(longer, max_tokens=4)]
-        assert [reply.finish for reply in teacher.complete(requests)] != []
+        assert list(teacher.complete(requests)) == before
 
 
 def test_tied_weights_and_weights_without_a_place_are_no_fault(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
