@@ -151,7 +151,7 @@ def score_all(scorer: Scorer, items: Sequence[Item], objective: Objective, micro
     for batch in micro_batches(items, micro_tokens):
         batch = batch.to(scorer.device)
         loss = objective(scorer(batch), batch)
-        count += loss.count
+        count += float(loss.count)
         for name, value in {"loss": loss.sum, **loss.figures}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     return {name: value / count for name, value in sums.items()}
