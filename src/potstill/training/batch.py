@@ -9,9 +9,12 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.tokenization import Encoded, EncodedPair, Ids, Mask
+
+Signal = NDArray[np.float32]
 
 # Paths whose lengths differ by less than this factor share one padded attention call.
 BUCKET_RATIO = 0.75
@@ -26,6 +29,8 @@ class Item:
     prompt_ids: Ids
     answers: tuple[tuple[Ids, Mask], ...]
     """Token ids and which of them are scored, one a branch."""
+    signals: tuple[Signal, ...] = ()
+    """What a teacher or a reference says to each scored token, one array a branch; empty where there is none."""
 
     @classmethod
     def chat(cls, row: str, encoded: Encoded) -> Self:
@@ -55,9 +60,13 @@ class Item:
         """How many tokens are scored."""
         return int(sum(learn_L.sum() for _, learn_L in self.answers))
 
+    def branch(self, index: int) -> "Item":
+        """One of its answers alone."""
+        return replace(self, answers=self.answers[index : index + 1], signals=self.signals[index : index + 1])
+
     def separate(self) -> list["Item"]:
         """The same answers, each with a prompt of its own: what sharing must be equal to."""
-        return [replace(self, answers=(answer,)) for answer in self.answers]
+        return [self.branch(index) for index in range(len(self.answers))]
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,8 @@ class Batch:
     answers: int
     """A."""
     row_ids: tuple[str, ...]
+    signal_N: Tensor | None = None
+    """What a teacher or a reference says to each scored position; float32."""
 
     def by_answer(self, values_N: Tensor) -> Tensor:
         """Sums of scored positions' values by the answer they belong to; shape (A,)."""
@@ -128,6 +139,7 @@ class Batch:
             self.owner_N.to(device),
             self.answers,
             self.row_ids,
+            None if self.signal_N is None else self.signal_N.to(device),
         )
 
 
@@ -161,7 +173,19 @@ def collate(items: Sequence[Item]) -> Batch:
         owner_N=_long(owners),
         answers=answer,
         row_ids=tuple(item.row for item in items),
+        signal_N=_signal(items),
     )
+
+
+def _signal(items: Sequence[Item]) -> Tensor | None:
+    """All items' signals end to end. Either every item has one or none has."""
+    given = sum(bool(item.signals) for item in items)
+    assert given in (0, len(items)), "some rows have a signal and others none"
+    if not given:
+        return None
+    parts = [signal for item in items for signal in item.signals]
+    assert sum(map(len, parts)) == sum(item.scored for item in items), "a signal of another length than what is scored"
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
 
 
 def _long(parts: Sequence[np.ndarray]) -> Tensor:
@@ -202,20 +226,26 @@ def _grow(paths: Sequence[tuple[np.ndarray, int]], tokens: int) -> Tree:
     )
 
 
-def micro_batches(items: Sequence[Item], budget: int) -> Iterator[Batch]:
-    """Cut one global batch into packed micro-batches of at most `budget` tokens (a longer item stands alone).
+def cut(items: Sequence[Item], budget: int, workers: int = 1) -> list[list[Item]]:
+    """Cut one global batch into micro-batches of at most `budget` tokens (a longer item stands alone).
 
-    Items of like length come together, which the attention likes; sums do not mind the order.
+    There are as many for each worker; where items run out the last are empty. Items of like length come together, which
+    the attention likes, and sums do not mind the order.
     """
-    pieces = max(1, -(-sum(item.tokens for item in items) // budget))
-    even = sum(item.tokens for item in items) / pieces
-    group: list[Item] = []
+    tokens = sum(item.tokens for item in items)
+    pieces = max(1, -(-tokens // budget))
+    even = tokens / (-(-pieces // workers) * workers)
+    groups: list[list[Item]] = []
     size = 0
     for item in sorted(items, key=lambda item: -item.tokens):
-        if group and (size + item.tokens > budget or size >= even):
-            yield collate(group)
-            group, size = [], 0
-        group.append(item)
+        if not groups or size + item.tokens > budget or size >= even:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
         size += item.tokens
-    if group:
-        yield collate(group)
+    return groups + [[] for _ in range(-len(groups) % workers)]
+
+
+def micro_batches(items: Sequence[Item], budget: int) -> Iterator[Batch]:
+    """The same as batches, for one worker."""
+    return (collate(group) for group in cut(items, budget) if group)
