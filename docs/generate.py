@@ -129,7 +129,8 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
     """A type as a person says it."""
     for item in metadata:
         if isinstance(item, Reference):
-            return _either(item.accepts) + (", or several" if "tuple" in str(annotation) else "")
+            several = ", or several" + (", each with a weight" if "Share" in str(annotation) else "")
+            return _either(item.accepts) + (several if "tuple" in str(annotation) else "")
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _words(arguments[0], list(arguments[1:]))

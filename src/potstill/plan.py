@@ -160,7 +160,7 @@ class _Planner:
         rows: dict[str, int] = {}
         for link in entry.links:
             if link.file or (link.stage and self.steps[link.stage].entry.produces in ROWS):
-                rows[link.field] = rows.get(link.field, 0) + self._rows(link)
+                rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
         if artifact is not None:
             return Expected(rows=int(artifact.facts.get("rows", 0)))
         return entry.config.expect(rows)
@@ -202,9 +202,9 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
             if artifact.produces == "model":
                 models[link.field].append(Model(link.stage, LocalModel(path=str(artifact.path))))
             else:
-                data[link.field].append(Data(link.stage, artifact.produces, artifact.path))
+                data[link.field].append(Data(link.stage, artifact.produces, artifact.path, link.weight))
         elif link.file:
-            data[link.field].append(Data(link.file.name, "file", link.file))
+            data[link.field].append(Data(link.file.name, "file", link.file, link.weight))
         elif link.server:
             servers[link.field] = plan.recipe.servers[link.server]
         else:

@@ -4,16 +4,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from potstill.document import Document, Steps, dotted
 from potstill.errors import RecipeError, reason
 from potstill.records import ROWS
-from potstill.sources import MiniatureServer, Model
+from potstill.sources import MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
 from potstill.validation import check_utf8, nearest
+
+
+class Named(NamedTuple):
+    """A name in a config."""
+
+    steps: Steps
+    """Where in the config it stands."""
+    name: str
+    weight: float = 1.0
+    """Its share of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +33,12 @@ class Slot:
     field: str
     """As `Inputs` names it; a field of a nested part is written with dots, such as "suites.chat.questions"."""
     accepts: tuple[str, ...]
-    names: tuple[tuple[Steps, str], ...]
-    """Where in the config each name stands, and the name."""
+    names: tuple[Named, ...]
 
 
 @dataclass(frozen=True)
 class Link:
-    """One name in a stage's config, and what it turned out to be: exactly one of the last four is set."""
+    """One name in a config, and what it turned out to be: exactly one of stage, file, models and server is set."""
 
     field: str
     steps: Steps
@@ -39,6 +48,7 @@ class Link:
     file: Path | None = None
     models: tuple[Model, ...] = ()
     server: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,10 +124,12 @@ def _in_union(arms: tuple[Any, ...], value: Any, steps: Steps, field: Steps) -> 
                 return
 
 
-def _names(value: Any, steps: Steps) -> Iterator[tuple[Steps, str]]:
-    """Every text inside a value."""
+def _names(value: Any, steps: Steps) -> Iterator[Named]:
+    """Every text inside a value, and the source of every share."""
     if isinstance(value, str):
-        yield steps, value
+        yield Named(steps, value)
+    elif isinstance(value, Share):
+        yield Named((*steps, "from"), value.source, value.weight)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _names(item, (*steps, key))
@@ -180,16 +192,17 @@ class Resolver:
         """The stage of that name with everything that it refers to."""
         stage, config = self._configs[name]
         found = slots(config)
-        links = [self._link(name, slot, steps, text) for slot in found for steps, text in slot.names]
+        links = [self._link(name, slot, named) for slot in found for named in slot.names]
         return Entry(name, stage, config, found, tuple(links), self._document.place(("stages", name)))
 
-    def _link(self, owner: str, slot: Slot, steps: Steps, text: str) -> Link:
+    def _link(self, owner: str, slot: Slot, named: Named) -> Link:
+        steps, text, weight = named
         place = self._document.place(("stages", owner, *steps))
         label = f"{owner}.{dotted(steps)}"
         wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
         made = self._makes.get(text)
         if made in slot.accepts:
-            return Link(slot.field, steps, text, place, stage=text)
+            return Link(slot.field, steps, text, place, stage=text, weight=weight)
         if "model" in slot.accepts and text in self._models:
             return Link(slot.field, steps, text, place, models=self._models[text])
         if "server" in slot.accepts and text in self._servers:
@@ -213,7 +226,7 @@ class Resolver:
         if not file.is_file():
             what = "a folder" if file.is_dir() else "a pipe or a device"
             raise RecipeError(place, f"'{label}' names '{text}', which is {what}, not a file", "Name the file itself")
-        return Link(slot.field, steps, text, place, file=file)
+        return Link(slot.field, steps, text, place, file=file, weight=weight)
 
     def _fitting(self, accepts: Sequence[str]) -> list[str]:
         """Every name that a slot would take."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows
 from potstill.errors import RecipeError
@@ -116,6 +116,25 @@ ServerSpec = Annotated[MiniatureServer, Field(description="A server that the run
 IDENTITY_FIELDS = {"path", "revision", "trust_remote_code", "endpoint", "name"}
 
 
+class Share(Spec):
+    """One source of a mixture, written {from: name, weight: 0.3}."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    source: str = Field(alias="from")
+    """The stage or file whose rows these are."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """How often an epoch passes over the rows: 2 is twice, 0.3 a random three tenths of them, others each epoch."""
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        return {"from": self.source, "weight": self.weight}
+
+
+Mixture = str | Share | tuple[str | Share, ...]
+"""The type of a field that takes one source of rows or several, each by its name or as a share with a weight."""
+
+
 @dataclass(frozen=True)
 class Data:
     """Rows that a stage reads: those of a sealed artifact, or of a file that a recipe names directly."""
@@ -126,6 +145,8 @@ class Data:
     """One of `records.ROWS`, or another thing that stages produce: scores, report. "file" is read by `formats`."""
     path: Path
     """The artifact's folder, or the file."""
+    weight: float = 1.0
+    """How often an epoch of training passes over its rows."""
 
     def rows(self, row_type: type[R]) -> Iterator[R]:
         """Its rows, validated."""
@@ -180,7 +201,7 @@ class Inputs:
     def to_json(self) -> dict[str, Any]:
         """For the process that trains."""
         return {
-            "data": {f: [[d.name, d.kind, str(d.path)] for d in group] for f, group in self.data.items()},
+            "data": {f: [[d.name, d.kind, str(d.path), d.weight] for d in group] for f, group in self.data.items()},
             "models": {
                 f: [[m.name, type(m.spec).__name__, m.spec.model_dump(), m.base_url] for m in group]
                 for f, group in self.models.items()
@@ -193,7 +214,7 @@ class Inputs:
         """What `to_json` wrote."""
         specs = {"LocalModel": LocalModel, "EndpointModel": EndpointModel}
         return Inputs(
-            {f: tuple(Data(n, k, Path(p)) for n, k, p in group) for f, group in value["data"].items()},
+            {f: tuple(Data(n, k, Path(p), w) for n, k, p, w in group) for f, group in value["data"].items()},
             {f: tuple(Model(n, specs[t](**s), u) for n, t, s, u in group) for f, group in value["models"].items()},
             {f: MiniatureServer(**s) for f, s in value["servers"].items()},
         )

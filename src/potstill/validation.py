@@ -38,7 +38,9 @@ def complain(
 ) -> RecipeError:
     """The first thing that a user should mend. `steps` lead to `value` in the document; `spec` refused it."""
     details = error.errors(include_url=False)
-    first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
+    # Of a union's arms the one that fits deepest is meant.
+    deepest = max(details, key=lambda detail: len(tuple(_way(detail, value))) + (detail["type"] == "missing"))
+    first = next((detail for detail in details if detail["type"] == "extra_forbidden"), deepest)
     way = tuple(_way(first, value))
     place, label = document.place((*steps, *way)), dotted((*steps, *way)[1:])
     if first["type"] == "extra_forbidden":
@@ -91,7 +93,7 @@ def _fields(annotation: Any, way: Steps) -> Iterator[str]:
     """The names that a mapping at the end of the way may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not way:
-            yield from annotation.model_fields
+            yield from (field.alias or name for name, field in annotation.model_fields.items())
         elif way[0] in annotation.model_fields:
             yield from _fields(annotation.model_fields[str(way[0])].annotation, way[1:])
         return

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from potstill.document import parse, read_document
 from potstill.errors import RecipeError
+from potstill.pipeline import run
+from potstill.plan import make_plan, stage_inputs
 from potstill.recipe import load_recipe, locate, shipped
 from potstill.references import slots
-from potstill.sources import EndpointModel, LocalModel
+from potstill.sources import EndpointModel, Inputs, LocalModel
+from potstill.workspace import Hashes, Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +56,7 @@ def test_stages_may_stand_in_any_order_and_run_in_one_that_works():
 
 def test_every_reference_is_found_however_deep_it_stands():
     config = load(fakes.RECIPE, "asked.suites.one.judge=scribe").stages["asked"].config
-    found = {slot.field: [name for _, name in slot.names] for slot in slots(config)}
+    found = {slot.field: [named.name for named in slot.names] for slot in slots(config)}
     assert found == {
         "models": ["made", "scribe"],
         "suites.one.questions": ["loud"],
@@ -70,6 +73,42 @@ def test_references_in_optional_fields_lists_and_single_names():
         ("data", ("data", 1), "second"),
         ("extra", ("extra",), "second"),
     ]
+
+
+def test_a_mixture_names_its_sources_by_themselves_or_with_weights(tmp_path):
+    recipe = load(fakes.RECIPE, "loud.data=[first, {from: second, weight: 0.3}]")
+    links = recipe.stages["loud"].links
+    assert [(link.steps, link.stage, link.weight) for link in links] == [
+        (("data", 0), "first", 1.0),
+        (("data", 1, "from"), "second", 0.3),
+    ]
+    assert load(fakes.RECIPE, "loud.data={from: second}").stages["loud"].links[0].weight == 1.0
+
+
+def test_the_key_of_a_stage_sees_the_weights_and_the_sources_of_its_mixture(tmp_path):
+    def key(*overrides):
+        recipe = load(fakes.RECIPE, *overrides)
+        step = make_plan(recipe, Workspace(tmp_path / "run"), Hashes(tmp_path / "hashes.json")).steps["loud"]
+        again = step.entry.stage.config.model_validate(step.entry.config.model_dump(mode="json"))
+        assert again == step.entry.config, "what a child process is told is what the recipe says"
+        assert step.head["inputs"]["data"][-1]["name"] == "second"
+        return step.key
+
+    mixed = "loud.data=[first, {from: second, weight: 0.3}]"
+    assert key(mixed) == key(mixed)
+    others = ["loud.data=[first, {from: second, weight: 0.4}]", "loud.data=[first, second]", "second.text=moving"]
+    assert len({key(mixed), *(key(mixed, other) for other in others)}) == 4
+
+
+def test_the_rows_of_a_mixture_carry_their_weights(tmp_path):
+    """Through the plan, and into the process that trains."""
+    recipe = load(fakes.RECIPE, "loud.data=[first, {from: second, weight: 2.5}]", "first.count=2")
+    run(recipe, tmp_path / "run", until="loud")
+    plan = make_plan(recipe, Workspace(tmp_path / "run"), Hashes(tmp_path / "hashes.json"))
+    sealed = {name: step.artifact for name, step in plan.steps.items()}
+    inputs = stage_inputs(plan, plan.steps["loud"], sealed, {})
+    assert [(data.name, data.weight) for data in inputs.data["data"]] == [("first", 1.0), ("second", 2.5)]
+    assert Inputs.from_json(inputs.to_json()) == inputs
 
 
 def test_a_pool_stands_for_all_its_members():
@@ -211,6 +250,13 @@ GOOD = "name: r\nstages:\n  a: {kind: words}\n  b:\n    kind: shout\n    data: a
         ("name: r\nstages:\n  a: {}\n", "r.yaml:3: the stage 'a' has no 'kind'"),
         ("name: r\nstages:\n  a:\n    kind: wurds\n", "r.yaml:4: the stage 'a' is of the unknown kind 'wurds'"),
         ("name: r\nstages:\n  a:\n    kind: [words]\n", "r.yaml:4: the stage 'a' is of the unknown kind"),
+        (GOOD + "  c:\n    kind: shout\n    data:\n      - a\n      - {from: b, weight: 0}\n",
+         "r.yaml:11: 'c.data.1.weight' is 0: input should be greater than 0"),
+        (GOOD + "  c:\n    kind: shout\n    data:\n      - a\n      - {from: b, weigth: 2}\n",
+         "r.yaml:11: unknown key 'c.data.1.weigth' (did you mean 'weight'?). The keys here are: from, weight"),
+        (GOOD + "  c: {kind: shout, data: [a, {weight: 2}]}\n", "r.yaml:7: 'c.data.1.from' is missing"),
+        (GOOD + "  c: {kind: shout, data: {from: a, weight: true}}\n", "r.yaml:7: 'c.data.weight' is true or false"),
+        (GOOD + "  c: {kind: shout, data: [a, {from: d, weight: 2}]}\n", "'c.data.1.from' names 'd', which is neither"),
         (GOOD + "    marc: x\n", "r.yaml:7: unknown key 'b.marc' (did you mean 'mark'?). The keys here are"),
         (GOOD + "    mark: [x]\n", "r.yaml:7: 'b.mark' is a list: input should be a valid string"),
         (GOOD + "    seconds: soon\n", "r.yaml:7: 'b.seconds' is 'soon': input should be a valid number"),

@@ -4,6 +4,7 @@ import time
 from typing import Annotated, Literal
 
 from potstill.records import Dropped, Text
+from potstill.sources import Mixture
 from potstill.stages.base import Expected, Reference, Stage, StageConfig
 
 
@@ -11,7 +12,7 @@ class Shout(StageConfig):
     """Say the same louder."""
 
     kind: Literal["shout"]
-    data: Annotated[str | tuple[str, ...], Reference(("texts",))]
+    data: Annotated[Mixture, Reference(("texts",))]
     """What to say."""
     extra: Annotated[str, Reference(("texts",))] | None = None
     """More of it."""
