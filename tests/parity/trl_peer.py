@@ -1,13 +1,15 @@
-"""Runs inside the peers' environment: TRL's own trainers compute a loss and its gradients on a given batch.
+"""Runs inside the peers' environment: TRL's own trainers compute losses and their gradients on given batches.
 
     python trl_peer.py FOLDER
 
-FOLDER holds `policy/` and `reference/` (models with tokenizer), `chats.json` (conversations), `pairs.json` (token ids)
-and `template.jinja` (the chat template, with TRL's marks around what an assistant says). It writes, for each dtype,
-`sft-<dtype>.safetensors` and `dpo-<dtype>.safetensors`: "loss", and "gradient/<parameter>" for every parameter.
+FOLDER holds `policy/` and `reference/` (models with tokenizer), `template.jinja` (the chat template, with TRL's marks
+around what an assistant says) and `cases.json`: by name, a case's `trainer`, its `config` and its `batches` of rows;
+conversations for sft, token ids for the others. It writes `NAME-DTYPE.safetensors` for each case and dtype: "loss", the
+mean over the case's batches, and "gradient/PARAMETER" of every parameter; and `learnt.json`, what sft learns.
 """
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -16,9 +18,19 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
-BETA = 0.1
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+TRAINERS = {
+    "sft": (SFTTrainer, SFTConfig),
+    "dpo": (DPOTrainer, DPOConfig),
+    "kto": (KTOTrainer, KTOConfig),
+    "cpo": (CPOTrainer, CPOConfig),
+    "orpo": (ORPOTrainer, ORPOConfig),
+}
 PLAIN = {
     "report_to": "none",
     "use_cpu": True,
@@ -28,18 +40,61 @@ PLAIN = {
     "disable_tqdm": True,
     "max_length": None,
 }
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+ANSWER = {"prompt": "a", "completion": "b", "label": True}
 
 
 def load(folder, dtype):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     return model.to(dtype)
 
 
-def measured(trainer, inputs, out):
-    """One loss as the trainer computes it, and the gradients of every parameter."""
+def build(folder, case, dtype, scratch):
+    """The case's trainer. But for SFT its own data is a stand-in: batches are given to it as tokens."""
+    kind, rows = case["trainer"], case["batches"][0]
+    trainer_class, config_class = TRAINERS[kind]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    if kind == "sft":
+        tokenizer.chat_template = (folder / "template.jinja").read_text()
+        data = rows
+    else:
+        data = [ANSWER if kind == "kto" else PAIR] * 2
+    config = config_class(output_dir=scratch, per_device_train_batch_size=max(len(rows), 2), **PLAIN, **case["config"])
+    reference = {"ref_model": load(folder / "reference", dtype)} if kind in ("dpo", "kto") else {}
+    return trainer_class(
+        model=load(folder / "policy", dtype),
+        args=config,
+        train_dataset=Dataset.from_list(data),
+        processing_class=tokenizer,
+        **reference,
+    )
+
+
+def concatenated(row):
+    """A pair as the CPO and ORPO trainers collate it."""
+    prompt = row["prompt_ids"]
+    features = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+    for side in ("chosen", "rejected"):
+        answer = row[f"{side}_ids"]
+        features[f"{side}_input_ids"] = prompt + answer
+        features[f"{side}_attention_mask"] = [1] * len(prompt + answer)
+        features[f"{side}_labels"] = [-100] * len(prompt) + answer
+    return features
+
+
+def inputs(trainer, kind, rows):
+    if kind == "sft":
+        rows = [trainer.train_dataset[i] for i in range(len(rows))]
+    elif kind in ("cpo", "orpo"):
+        rows = [concatenated(row) for row in rows]
+    return trainer.data_collator(rows)
+
+
+def measured(trainer, batches, out):
+    """The mean loss over batches, each as the trainer computes it, and the gradients of every parameter."""
     trainer.model.zero_grad()
     trainer.model.eval()  # no dropout in these models; eval keeps it so
-    loss = trainer.compute_loss(trainer.model, inputs)
+    loss = sum(trainer.compute_loss(trainer.model, batch) for batch in batches) / len(batches)
     loss.backward()
     tensors = {"loss": loss.detach().reshape(1)}
     for name, parameter in trainer.model.named_parameters():
@@ -48,43 +103,22 @@ def measured(trainer, inputs, out):
     save_file(tensors, out)
 
 
-def sft(folder, dtype, out, scratch):
-    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
-    tokenizer.chat_template = (folder / "template.jinja").read_text()
-    rows = [{"messages": chat} for chat in json.loads((folder / "chats.json").read_text())]
-    config = SFTConfig(
-        output_dir=scratch, assistant_only_loss=True, per_device_train_batch_size=len(rows), packing=False, **PLAIN
-    )
-    data = Dataset.from_list(rows)
-    trainer = SFTTrainer(load(folder / "policy", dtype), config, train_dataset=data, processing_class=tokenizer)
-    prepared = [trainer.train_dataset[i] for i in range(len(rows))]
-    measured(trainer, trainer.data_collator(prepared), out)
-    learnt = [[t for t, label in zip(r["input_ids"], r["labels"], strict=True) if label != -100] for r in prepared]
-    (folder / "learnt.json").write_text(json.dumps({"ids": [r["input_ids"] for r in prepared], "learnt": learnt}))
-
-
-def dpo(folder, dtype, out, scratch):
-    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
-    pairs = json.loads((folder / "pairs.json").read_text())
-    config = DPOConfig(output_dir=scratch, beta=BETA, per_device_train_batch_size=len(pairs), **PLAIN)
-    some = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])  # the batch itself is given as tokens
-    trainer = DPOTrainer(
-        load(folder / "policy", dtype),
-        load(folder / "reference", dtype),
-        config,
-        train_dataset=some,
-        processing_class=tokenizer,
-    )
-    measured(trainer, trainer.data_collator(pairs), out)
+def note_learnt(trainer, folder):
+    rows = list(trainer.train_dataset)
+    learnt = [[t for t, label in zip(r["input_ids"], r["labels"], strict=True) if label != -100] for r in rows]
+    (folder / "learnt.json").write_text(json.dumps({"ids": [r["input_ids"] for r in rows], "learnt": learnt}))
 
 
 def main():
     folder = Path(sys.argv[1])
-    for name in ("float32", "float64"):
-        dtype = getattr(torch, name)
-        with tempfile.TemporaryDirectory() as scratch:
-            sft(folder, dtype, folder / f"sft-{name}.safetensors", scratch)
-            dpo(folder, dtype, folder / f"dpo-{name}.safetensors", scratch)
+    for name, case in json.loads((folder / "cases.json").read_text()).items():
+        for dtype in ("float32", "float64"):
+            with tempfile.TemporaryDirectory() as scratch:
+                trainer = build(folder, case, getattr(torch, dtype), scratch)
+                batches = [inputs(trainer, case["trainer"], rows) for rows in case["batches"]]
+                measured(trainer, batches, folder / f"{name}-{dtype}.safetensors")
+                if case["trainer"] == "sft":
+                    note_learnt(trainer, folder)
 
 
 main()
