@@ -8,13 +8,21 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Phi3Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from potstill.records import Message, Role
@@ -35,14 +43,41 @@ SIZE: dict[str, Any] = {
     "max_position_embeddings": 64,
     "pad_token_id": None,
 }
+EXPERTS: dict[str, Any] = {
+    "num_experts_per_tok": 2,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.1,
+    "experts_implementation": "eager",
+}
 FAMILIES: dict[str, Any] = {
     "mistral": MistralConfig(**SIZE, sliding_window=None),
     "mistral-window": MistralConfig(**SIZE, sliding_window=5),
     "llama-tied": LlamaConfig(**SIZE, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SIZE),
     "qwen3": Qwen3Config(**SIZE),
     "gemma2": Gemma2Config(**SIZE, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma3": Gemma3TextConfig(
+        **SIZE, sliding_window=4, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=4
+    ),
     "granite": GraniteConfig(**SIZE, logits_scaling=3.0, attention_multiplier=0.3, residual_multiplier=0.7),
+    "phi3": Phi3Config(**SIZE, sliding_window=5),
+    "gpt-neox": GPTNeoXConfig(**{k: v for k, v in SIZE.items() if k not in ("head_dim", "num_key_value_heads")}),
+    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=4, pad_token_id=None),
+    "mixtral": MixtralConfig(**SIZE, **EXPERTS, num_local_experts=4, sliding_window=6),
+    "qwen3-moe": Qwen3MoeConfig(**SIZE, **EXPERTS, num_experts=4, moe_intermediate_size=12),
+    "qwen2-moe-window": Qwen2MoeConfig(
+        **SIZE,
+        **EXPERTS,
+        num_experts=4,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=12,
+        sliding_window=5,
+        use_sliding_window=True,
+        max_window_layers=1,
+    ),
 }
+FALLBACKS = {"bloom": "padded", "qwen2-moe-window": "padded"}
+"""The layout of what cannot be shared: attention that is not exchanged, a window that only the mask knows."""
 
 
 def tiny_model(family: str = "mistral", dtype: torch.dtype = torch.float64) -> PreTrainedModel:

@@ -4,17 +4,18 @@ A docstring that begins with "Trap" quotes the bug it would catch.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engine import FAMILIES, VOCABULARY, random_items, tiny_model
+from engine import FALLBACKS, FAMILIES, VOCABULARY, random_items, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.training import attention, scoring
+from potstill.training import attention, probe
 from potstill.training.batch import Item, collate, micro_batches
-from potstill.training.scoring import Scorer, build_scorer
+from potstill.training.scoring import Layout, Scorer, build_scorer
 
 Gradients = dict[str, Tensor]
 
@@ -68,15 +69,16 @@ def test_packed_and_shared_equals_one_sequence_a_call(family: str) -> None:
     truth_model, model = tiny_model(family), tiny_model(family)
     truth = gradients_of(truth_model, lambda: plain_loss(truth_model, PAIRS_AND_CHATS))
     scorer = build_scorer(model)
-    assert scorer.layout == "shared"
+    assert scorer.layout == FALLBACKS.get(family, "shared")
     assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
 
 
-@pytest.mark.parametrize("family", ["mistral-window", "gemma2"])
-def test_padded_rows_equal_one_sequence_a_call(family: str) -> None:
+@pytest.mark.parametrize("family", ["mistral-window", "gemma2", "gemma3", "mixtral"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_every_layout_equals_one_sequence_a_call(family: str, layout: Layout) -> None:
     model = tiny_model(family)
     truth = gradients_of(model, lambda: plain_loss(model, PAIRS_AND_CHATS))
-    scorer = Scorer(model, "padded")
+    scorer = Scorer(model, layout)
     assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
 
 
@@ -184,7 +186,10 @@ def test_a_wrong_attention_is_noticed_and_avoided(
     monkeypatch.setattr(attention, "_causal", lambda q, k, v, scale, *rest: right(q, k, v, 1.05 * scale, *rest))
     scorer = build_scorer(model)
     assert scorer.layout == "padded"
-    assert "packing is not exact for this model" in caplog.text
+    (record,) = caplog.records
+    assert "batches of this model are padded" in record.message
+    assert "shared: log-probabilities differ by" in record.message
+    assert "packed: log-probabilities differ by" in record.message
     truth = gradients_of(truth_model, lambda: plain_loss(truth_model, PAIRS_AND_CHATS))
     assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
 
@@ -195,20 +200,22 @@ def test_an_attention_that_wants_more_than_we_know_is_not_guessed(monkeypatch: p
     assert build_scorer(tiny_model()).layout == "padded"
 
 
-def test_a_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_only_sharing_is_wrong_prompts_are_packed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Right log-probabilities are not enough: here shared prompts lose the gradient of their second answer."""
-    grown = scoring.collate
+    truth_model, model = tiny_model(), tiny_model()
 
-    def forgetful(items: Sequence[Item]) -> object:
-        batch = grown(items)
-        object.__setattr__(batch.tree, "extra_tokens_E", batch.tree.extra_tokens_E[:0])
-        object.__setattr__(batch.tree, "extra_slots_E", batch.tree.extra_slots_E[:0])
-        return batch
+    def forgetful(ctx: Any, grad_SX: Tensor) -> object:
+        return grad_SX.index_select(0, ctx.tree.home_T), None
 
-    model = tiny_model()
-    truth = scoring._probe_truth(model)
-    monkeypatch.setattr(scoring, "collate", forgetful)
-    assert "gradients of" in scoring._difference(Scorer(model, "shared"), truth)
+    monkeypatch.setattr(attention._Spread, "backward", forgetful)
+    scorer = build_scorer(model)
+    assert scorer.layout == "packed"
+    assert "are packed" in caplog.text
+    assert "shared: gradients of" in caplog.text
+    truth = gradients_of(truth_model, lambda: plain_loss(truth_model, PAIRS_AND_CHATS))
+    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
 
 
 def test_sums_and_softmax_stay_in_float32_where_products_are_bfloat16() -> None:

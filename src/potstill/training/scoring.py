@@ -1,67 +1,113 @@
 """From tokens to log-probabilities, all inside one module, so that whatever wraps it (FSDP2, ZeRO-3) wraps everything.
 
-Suffixes: T tokens, N scored positions, C rows of a chunk, V vocabulary, D hidden width, B paths, L their length.
+Suffixes: T tokens, N scored positions, C rows of a chunk, V vocabulary, D hidden width, E experts, R rows of the body.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from potstill.training import attention
-from potstill.training.batch import Batch, Item, collate
+from potstill.errors import ModelError
+from potstill.training import attention, experts
+from potstill.training.batch import Batch
+from potstill.training.neftune import Noise
+from potstill.training.paths import Kernel, Plan, copied, unshared
+from potstill.training.probe import Probe, bare
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["shared", "padded"]
-"""How the body sees a batch: as a packed tree with our attention, or as padded rows with the model's own."""
+Layout = Literal["shared", "packed", "padded"]
+"""How the body sees a batch: packed, each prompt once; packed, each answer with a prompt of its own; or as padded rows
+with the model's own attention."""
+
+LADDER: tuple[Layout, ...] = ("shared", "packed", "padded")
+
+Routing = tuple[Tensor, Tensor, Tensor]
+"""(logp_N, routed_E, router_E); see `experts.routing`."""
+
+Hidden = tuple[Tensor, Sequence[Tensor], Tensor]
+"""Hidden states, shape (T, D); every layer's router logits, shape (R, E), or none; how often each of R counts."""
 
 CHUNK_LOGITS = 1 << 25
 """Logits held at once in the head: 128 MiB in float32. Where there are more, chunks are recomputed in the backward."""
-
-PROBE_TOLERANCE = 1e-3
-"""Relative. Two right float32 computations of a deep model differ by some 1e-5, a wrong mask by 1e-2 or more."""
 
 
 class Scorer(nn.Module):
     """A causal language model that returns the log-probability of each target of a batch."""
 
     def __init__(
-        self, model: PreTrainedModel, layout: Layout = "shared", precision: torch.dtype = torch.float32
+        self,
+        model: PreTrainedModel,
+        layout: Layout = "shared",
+        precision: torch.dtype = torch.float32,
+        *,
+        checkpoint_activations: bool = False,
+        neftune_alpha: float = 0.0,
     ) -> None:
+        """Takes the model, perhaps with adapters, as it is; `release` gives it back.
+
+        Raises NotImplementedError for a layout that needs an attention which the architecture cannot take, and
+        ModelError where its activations cannot be checkpointed.
+        """
         super().__init__()
         self.model = model
         self.layout = layout
         self.precision = precision
-        self.own_attention = model.config._attn_implementation
+        """bfloat16: products are, by autocast. Else they are in the weights' own type."""
+        self.checkpoint_activations = checkpoint_activations
+        """In training mode each decoder layer is computed again in the backward instead of being remembered."""
+        self.neftune_alpha = neftune_alpha
+        """Noise on embeddings in training mode; Jain et al. 2023 take 5 to 15. 0 is none."""
+        self.kernel: Kernel | None = None
+        """Takes the place of the attention kernel that would be chosen, to compare them."""
         self.chunk_logits = CHUNK_LOGITS
-        if layout == "shared":
-            attention.register()
-            model.set_attn_implementation(attention.NAME)
+        self._kernels: set[str] = set()
+        if layout == "padded":
+            attention.remove(bare(model))
+        else:
+            attention.install(bare(model))
+        _checkpoint_layers(model, checkpoint_activations)
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self.model.device
+        return bare(self.model).device
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log-probabilities of the batch's targets, in nats; float32 (float64 for a float64 model), shape (N,)."""
+    @property
+    def balance_coefficient(self) -> float:
+        """The weight of `experts.balance_loss` in plain training of this model: its config's `router_aux_loss_coef`
+        where `output_router_logits` is set there, as transformers has it, and 0 for all other models."""
+        return experts.balance_coefficient(bare(self.model).config)
+
+    @property
+    def experts_per_token(self) -> int:
+        """To how many experts each token is routed; `experts.balance_loss` asks."""
+        return experts.experts_per_token(bare(self.model).config)
+
+    def forward(self, batch: Batch, want: Literal["logp", "routing"] = "logp") -> Tensor | Routing:
+        """Log-probabilities of the batch's targets, in nats; float32 (float64 for a float64 model), shape (N,).
+
+        With "routing" also what the balance of experts needs, as a plain tuple (FSDP2 looks for tensors in it): each
+        real token counts as often as plain training would see it, a shared prompt's once a branch.
+        """
+        plan = Plan(batch.tree, self.kernel)
+        view = self._padded if self.layout == "padded" else self._packed
         with torch.autocast(self.device.type, self.precision, enabled=self.precision == torch.bfloat16):
-            hidden_TD = self._packed(batch) if self.layout == "shared" else self._padded(batch)
-        hidden_ND = hidden_TD.index_select(0, batch.scored_N)
-        vocabulary = self.model.config.get_text_config().vocab_size
-        rows = max(1, self.chunk_logits // vocabulary)
-        if len(hidden_ND) <= rows:
-            return self._head(hidden_ND, batch.targets_N)
-        chunks = zip(torch.split(hidden_ND, rows), torch.split(batch.targets_N, rows), strict=True)
-        return torch.cat([cast(Tensor, checkpoint(self._head, h, t, use_reentrant=False)) for h, t in chunks])
+            hidden_TD, logits, weights_R = view(batch, plan, want == "routing")
+        logp_N = self._logps(hidden_TD.index_select(0, batch.scored_N), batch.targets_N)
+        if want == "logp":
+            return logp_N
+        return (logp_N, *experts.routing(logits, weights_R, self.experts_per_token))
 
     @contextmanager
     def products(self) -> Iterator[None]:
@@ -76,43 +122,70 @@ class Scorer(nn.Module):
         finally:
             matmul.fp32_precision = before
 
-    def _body(self) -> nn.Module:
-        return self.model.base_model
+    def _packed(self, batch: Batch, plan: Plan, routers: bool) -> Hidden:
+        """The body once over all tokens end to end."""
+        tree, noise = batch.tree, self._noise(plan)
+        tokens_R, weights_R = copied(tree), plan.copies_T
+        if self.layout == "packed":
+            plan = Plan(unshared(tree), self.kernel)
+            weights_R = plan.copies_T
+        else:
+            tokens_R = tokens_R[: len(batch.tokens_T)]
+        positions_R = batch.positions_T[tokens_R]
+        output = self._body(batch.tokens_T, tokens_R[None], noise, routers, position_ids=positions_R[None], tree=plan)
+        self._kernels |= plan.used
+        hidden_TD = output.last_hidden_state[0, : len(batch.tokens_T)]
+        return hidden_TD, output.router_logits if routers else (), weights_R
 
-    def _packed(self, batch: Batch) -> Tensor:
-        """The body once over all tokens; shape (T, D)."""
-        output = self._body()(
-            input_ids=batch.tokens_T[None], position_ids=batch.positions_T[None], tree=batch.tree, use_cache=False
-        )
-        return cast(Tensor, output.last_hidden_state[0])
-
-    def _padded(self, batch: Batch) -> Tensor:
-        """The body over every path as a padded row, by the model's own attention; then each token's home; (T, D).
+    def _padded(self, batch: Batch, plan: Plan, routers: bool) -> Hidden:
+        """The body over every path as a padded row, by the model's own attention; then each token's home.
 
         Padding stands on the right, where causal attention never looks: no mask is needed.
         """
-        slots_S, parts, start = batch.tree.slots_S, [], 0
+        slots_S, outputs, start, noise = batch.tree.slots_S, [], 0, self._noise(plan)
         for rows, length in batch.tree.buckets:
-            cells = slice(start, start + rows * length)
-            output = self._body()(input_ids=batch.tokens_T[slots_S[cells]].view(rows, length), use_cache=False)
-            parts.append(output.last_hidden_state.reshape(rows * length, -1))
-            start = cells.stop
-        return torch.cat(parts).index_select(0, batch.tree.home_T)
+            tokens_BL = slots_S[start : start + rows * length].view(rows, length)
+            outputs.append(self._body(batch.tokens_T, tokens_BL, noise, routers))
+            start += rows * length
+        hidden_SD = torch.cat([output.last_hidden_state.flatten(0, 1) for output in outputs])
+        layers = zip(*(output.router_logits for output in outputs), strict=True) if routers else ()
+        weights_S = torch.zeros_like(slots_S).index_fill_(0, plan.cells_R, 1)
+        return hidden_SD.index_select(0, batch.tree.home_T), [torch.cat(parts) for parts in layers], weights_S
+
+    def _body(self, tokens_T: Tensor, which: Tensor, noise: Noise | None, routers: bool, **inputs: Any) -> Any:
+        """The body's output for these tokens of the batch, an index of any shape."""
+        model = bare(self.model)
+        if routers:
+            inputs["output_router_logits"] = True
+        with noise.on(model.get_input_embeddings(), which.flatten()) if noise else nullcontext():
+            return model.base_model(input_ids=tokens_T[which], use_cache=False, **inputs)
+
+    def _noise(self, plan: Plan) -> Noise | None:
+        return Noise(self.neftune_alpha, plan) if self.training and self.neftune_alpha else None
+
+    def _logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Through the head in chunks, so that N x V is never there at once."""
+        rows = max(1, self.chunk_logits // bare(self.model).config.get_text_config().vocab_size)
+        if len(hidden_ND) <= rows:
+            return self._head(hidden_ND, targets_N)
+        chunks = zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
+        return torch.cat([cast(Tensor, checkpoint(self._head, h, t, use_reentrant=False)) for h, t in chunks])
 
     def _head(self, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-        """The head as a module (it may be tied, quantised or carry an adapter), and a softmax in full precision.
+        """The head as a module (it may be tied, sharded, quantised or adapted), and a softmax in full precision.
 
         Half-precision logits would cost 4 to 23% of the gradient (Liger-Kernel issue 1432).
         """
-        head = cast(nn.Module, self.model.get_output_embeddings())  # type: ignore[no-untyped-call]
-        with torch.autocast(self.device.type, enabled=False):
-            logits_CV = head(hidden_CD.to(next(head.parameters()).dtype))
-            logits_CV = self._shape_logits(logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)))
+        head = cast(nn.Module, bare(self.model).get_output_embeddings())  # type: ignore[no-untyped-call]
+        weights = next(head.parameters()).dtype
+        wide = torch.promote_types(weights if weights.is_floating_point else hidden_CD.dtype, torch.float32)
+        with torch.autocast(self.device.type, enabled=False), _WideSums():
+            logits_CV = self._shape_logits(head(hidden_CD.to(wide)).to(wide))
             return -F.cross_entropy(logits_CV, targets_C, reduction="none")
 
     def _shape_logits(self, logits_CV: Tensor) -> Tensor:
         """What some families do to their logits: Cohere scales, Granite divides, Gemma 2 caps."""
-        config = self.model.config.get_text_config()
+        config = bare(self.model).config.get_text_config()
         if (scale := getattr(config, "logit_scale", None)) is not None:
             logits_CV = logits_CV * scale
         if (divisor := getattr(config, "logits_scaling", None)) is not None:
@@ -123,83 +196,97 @@ class Scorer(nn.Module):
 
     def facts(self) -> dict[str, str]:
         """What "auto" became, for the manifest."""
-        precision = str(self.precision).removeprefix("torch.")
-        return {"device": self.device.type, "dtype": precision, "layout": self.layout}
+        return {
+            "device": self.device.type,
+            "dtype": str(self.precision).removeprefix("torch."),
+            "weights": str(bare(self.model).dtype).removeprefix("torch."),
+            "layout": self.layout,
+            "attention": "+".join(sorted(self._kernels)) or "the model's own",
+            "activation_checkpointing": "every layer" if self.checkpoint_activations else "none",
+        }
 
     def release(self) -> PreTrainedModel:
         """The model with its own attention again, to generate with or to save."""
-        self.model.set_attn_implementation(self.own_attention)
+        attention.remove(bare(self.model))
+        _checkpoint_layers(self.model, False)
         return self.model
 
 
-@torch.enable_grad()
-def build_scorer(model: PreTrainedModel, precision: torch.dtype = torch.float32) -> Scorer:
+class _WideSums(TorchFunctionMode):
+    """Within this, a linear layer whose weights are in half precision sums and answers in float32.
+
+    It is done inside the layer's own call, where a wrapper (ZeRO-3, FSDP2) has gathered its weights.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            hidden, weight, *bias = args
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            return func(
+                hidden.to(wide), weight.to(wide), *(b if b is None else b.to(wide) for b in bias), **(kwargs or {})
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _checkpoint_layers(model: nn.Module, on: bool) -> None:
+    """Random states are restored where a layer is computed again: gradients are the same bit for bit."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if on and not layers:
+        raise ModelError(
+            f"model {getattr(model, 'name_or_path', '')}",
+            "its layers cannot be computed a second time in the backward",
+            "Set checkpoint_activations: false",
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = on
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+
+
+def build_scorer(
+    model: PreTrainedModel,
+    precision: torch.dtype = torch.float32,
+    *,
+    checkpoint_activations: bool = False,
+    neftune_alpha: float = 0.0,
+) -> Scorer:
     """A scorer whose log-probabilities and gradients were compared with the model's own forward.
 
-    Where the packed and shared layout differs from it (an attention we do not know), the padded one is used and said.
-    The choice stands in `layout`.
+    Where sharing prompts differs from it, they are packed without; where that differs too (an attention we do not
+    know), rows are padded; and it is said. The choice stands in `layout`. Raises ModelError where nothing is right.
     """
-    # The probe runs in full precision: what it compares is mathematics.
-    truth = _probe_truth(model)
-    scorer = Scorer(model, "shared")
-    try:
-        wrong = _difference(scorer, truth)
-    except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
-        wrong = str(error) or type(error).__name__
-    if wrong:
-        scorer = Scorer(scorer.release(), "padded")
-        logger.warning("packing is not exact for this model (%s); rows are padded instead", wrong)
-        wrong = _difference(scorer, truth)
-        assert not wrong, f"even padded rows differ from the model's own forward: {wrong}"
-    scorer.precision = precision
+    probes = [Probe(model, bare(model).dtype)]  # in the weights' own precision: what is compared is mathematics
+    if bare(model).device.type == "cuda" and precision == torch.bfloat16 != bare(model).dtype:
+        probes.append(Probe(model, precision))  # there another kernel runs then
+    reasons = []
+    for layout in LADDER:
+        try:
+            scorer = Scorer(
+                model, layout, precision, checkpoint_activations=checkpoint_activations, neftune_alpha=neftune_alpha
+            )
+            wrong = next(filter(None, (probe.difference(scorer) for probe in probes)), "")
+        except (torch.OutOfMemoryError, ModelError):
+            raise
+        except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
+            wrong = str(error) or type(error).__name__
+        if not wrong:
+            break
+        reasons.append(f"{layout}: {wrong.splitlines()[0]}")
+    else:
+        attention.remove(bare(model))
+        raise ModelError(
+            f"model {bare(model).name_or_path}",
+            f"its log-probabilities cannot be computed apart from its own forward ({'; '.join(reasons)})",
+            "Use a model of another architecture",
+        )
+    if reasons:
+        logger.warning(
+            "batches of this model are %s: what would be faster is not exact (%s)", layout, "; ".join(reasons)
+        )
+    if scorer.balance_coefficient and (wrong := probes[0].balance_difference(scorer)):
+        attention.remove(bare(model))
+        raise ModelError(
+            f"model {bare(model).name_or_path}",
+            f"its config asks for a balance loss of experts that is not ours to compute ({wrong})",
+            "Set output_router_logits: false in its config.json to train without",
+        )
     return scorer
-
-
-def _probe_items(vocabulary: int) -> list[Item]:
-    """A pair that shares a prompt, and a lone sequence, of made-up tokens."""
-    draw = np.random.default_rng(0)
-    prompt, chosen, rejected, lone = (draw.integers(0, vocabulary, size, dtype=np.int32) for size in (5, 4, 6, 7))
-    all_of = {len(ids): np.ones(len(ids), dtype=np.bool_) for ids in (chosen, rejected)}
-    pair = Item("pair", prompt, ((chosen, all_of[len(chosen)]), (rejected, all_of[len(rejected)])))
-    return [pair, Item.text("lone", lone)]
-
-
-Truth = tuple[Tensor, dict[str, Tensor]]
-
-
-def _probe_truth(model: PreTrainedModel) -> Truth:
-    """Log-probabilities by the model's plain forward, one sequence a call, and the gradients of their weighted mean."""
-    logps = []
-    for item in _probe_items(model.config.get_text_config().vocab_size):
-        for ids_L, learn_L in item.answers:
-            whole = torch.from_numpy(np.concatenate([item.prompt_ids, ids_L]).astype(np.int64)).to(model.device)
-            logits_LV = model(input_ids=whole[None], use_cache=False).logits[0]
-            logp_LV = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32)).log_softmax(-1)
-            at = torch.from_numpy(np.flatnonzero(learn_L)).to(model.device) + len(item.prompt_ids)
-            logps.append(logp_LV[at - 1, whole[at]])
-    return _gradients(model, torch.cat(logps))
-
-
-def _gradients(model: nn.Module, logp_N: Tensor) -> Truth:
-    # Unequal weights, so that scores put in the wrong order do not cancel.
-    (logp_N * torch.linspace(1, 2, len(logp_N), device=logp_N.device)).mean().backward()  # type: ignore[no-untyped-call]
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return logp_N.detach(), gradients
-
-
-def _difference(scorer: Scorer, truth: Truth) -> str:
-    """What differs from the truth by more than the tolerance, in words; empty where nothing does."""
-    batch = collate(_probe_items(scorer.model.config.get_text_config().vocab_size)).to(scorer.device)
-    logp_N, gradients = _gradients(scorer.model, scorer(batch))
-    if not _close(logp_N, truth[0]):
-        return f"log-probabilities differ by {float((logp_N - truth[0]).abs().max()):.2g} nats"
-    if gradients.keys() != truth[1].keys():
-        return "other parameters have gradients"
-    far = [name for name, gradient in gradients.items() if not _close(gradient, truth[1][name])]
-    return f"gradients of {far[0]} differ" if far else ""
-
-
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    scale = theirs.norm()
-    return bool((ours - theirs).norm() <= PROBE_TOLERANCE * scale + 1e-7)
