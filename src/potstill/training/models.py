@@ -1,14 +1,16 @@
 """Models: made, loaded, and saved so that transformers needs nothing of ours to run them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+
+MAX_SHARD = "5GB"
+"""A weights file that would be larger is split, as the Hub's are."""
 
 
 def choose_device(name: DeviceName = "auto") -> torch.device:
@@ -105,37 +110,58 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    model: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype = torch.float32
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    quantization: Any = None,
 ) -> PreTrainedModel:
     """The model's weights, from safetensors only. ModelError where they are not whole, or not the tokenizer's.
 
     Trained models are loaded in float32 whatever they are stored in: an optimizer's small steps vanish in bfloat16.
+    What they are stored in stays in `config.dtype`, for `save_model`. Each tensor goes from its file to the device in
+    the type asked for; there is never a second copy. `quantization` is a transformers quantization config.
     """
     spec = model.local
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its report is ours to make
+    source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    straight = device.type != "cpu" or quantization is not None
     try:
-        made: Any = AutoModelForCausalLM.from_pretrained(
-            spec.path,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
-            use_safetensors=True,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(spec.path, **source)
+            stored = config.dtype or torch.float32
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                spec.path,
+                config=config,
+                use_safetensors=True,
+                dtype=dtype,
+                device_map={"": device} if straight else None,
+                quantization_config=quantization,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **source,
+            )
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, ...
         raise _cannot_load(model, "model", error) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     loaded, report = made
     assert isinstance(loaded, PreTrainedModel)
     if wrong := _wrong_weights(loaded, report) or _wrong_vocabulary(loaded, tokenizer):
         raise ModelError(f"model {model.name}", f"{wrong} ({spec.path})", "Get the whole of it again, or another model")
     if report["unexpected_keys"]:
         logger.warning("model %s: weights that it has no place for: %s", model.name, sorted(report["unexpected_keys"]))
-    return cast(PreTrainedModel, cast(nn.Module, loaded).to(device))
+    loaded.config.dtype = stored
+    return loaded
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and its report on weights, which is ours to make."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _wrong_weights(loaded: PreTrainedModel, report: Mapping[str, Any]) -> str:
@@ -164,24 +190,66 @@ def _wrong_vocabulary(loaded: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 def _cannot_load(model: Model, what: str, error: Exception) -> ModelError:
     path = model.local.path
-    if Path(path).exists() and not (Path(path) / "config.json").is_file():
+    where, folder = f"model {model.name}", Path(path)
+    if (folder / "adapter_config.json").is_file():
+        what = f"{path} holds an adapter, not a whole model"
+        return ModelError(where, what, "Merge it into its base with peft's merge_and_unload, and give the merged model")
+    if folder.exists() and not (folder / "config.json").is_file():
         return ModelError(
-            f"model {model.name}",
+            where,
             f"{path} holds no model: there is no config.json in it",
             "Give a folder in Hugging Face layout, or a name on the Hub",
         )
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if (pickles := sorted(folder.glob("*.bin"))) and not any(folder.glob("*.safetensors")):
+        what = f"its weights are pickled ({pickles[0].name} in {path}), and whoever unpickles a file runs what is in it"
+        return ModelError(where, what, "Convert them to safetensors where you trust them, or choose another model")
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if "trust_remote_code" in str(error):
+        what = f"its {what} is code of its own, in {path}, and such code is not run unasked"
+        return ModelError(where, what, "Read that code; where you trust it, set trust_remote_code: true")
     return ModelError(
-        f"model {model.name}",
-        f"its {what} cannot be loaded from {path}: {first[:200]}",
+        where,
+        f"its {what} cannot be loaded from {path}: {first}",
         "Give a folder in Hugging Face layout with safetensors weights, or a name on the Hub",
     )
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+@torch.no_grad()
+def resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[int]) -> None:
+    """Room for every token of the tokenizer; the rows of the new ones become the mean of the old (Hewitt 2021).
+
+    Rows beyond the old vocabulary, where a model was padded, are used before any is added. `new_tokens` are ids. What
+    transformers does instead (`mean_resizing`) draws from a normal distribution, another at every call.
+    """
+    rows = _rows(model.get_input_embeddings())
+    old = sorted(i for i in set(tokenizer.get_vocab().values()) - set(new_tokens) if i < rows)
+    if len(tokenizer) > rows:
+        device = model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # it fills the rows that it adds
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:  # type: ignore[no-untyped-call]
+        for table in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+            if table is not None and new_tokens:
+                mean = table[old].to(torch.promote_types(table.dtype, torch.float32)).mean(0)
+                table[list(new_tokens)] = mean.to(table.dtype)
+
+
+def _rows(embeddings: Any) -> int:
+    return int(embeddings.weight.shape[0])
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    dtype: DtypeName = "auto",
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the model in Hugging Face layout, its chat template with it, and generation settings that stop.
 
-    The end token ends an answer and the padding token never does (transformers issue 48016).
+    `dtype` is what the weights are rounded to on their way to the disk; auto: what the base was stored in. `weights`
+    is the gathered state of a model whose own is sharded. The end token ends an answer and the padding token never
+    does (transformers issue 48016).
     """
     settle_padding(tokenizer)
     ends = stop_ids(model, tokenizer)
@@ -190,10 +258,62 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         eos_token_id=ends[0] if len(ends) == 1 else ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with storage_errors(path):
-        model.save_pretrained(path)
+    stored = stored_dtype(model, dtype)
+    rounded = _rounded(model, model.state_dict() if weights is None else weights, stored)
+    with storage_errors(path), _quiet_transformers():
+        model.save_pretrained(path, state_dict=rounded, max_shard_size=MAX_SHARD)
+        model.config.dtype = stored  # it has written the type that the weights are held in
+        model.config.save_pretrained(path)
         tokenizer.save_pretrained(path, save_jinja_files=False)
+
+
+def stored_dtype(model: PreTrainedModel, dtype: DtypeName = "auto") -> torch.dtype:
+    """What the weights are stored in: as asked, or as the base was."""
+    known = model.config.dtype if dtype == "auto" else dtype
+    known = getattr(torch, known) if isinstance(known, str) else known
+    return known or torch.float32
+
+
+def _rounded(model: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in that type. Tied ones stay one tensor; what the family keeps in float32 stays so."""
+    exact = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    made: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, tensor in weights.items():
+        keep = not tensor.is_floating_point() or not exact.isdisjoint(name.split("."))
+        made.setdefault(_place(tensor), tensor if keep else tensor.to("cpu", dtype))
+    return {name: made[_place(tensor)] for name, tensor in weights.items()}
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What training holds in memory besides activations, in bytes."""
+
+    trained: int
+    """Weights that are trained."""
+    frozen: int
+    """Weights that are not, and buffers."""
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.trained + self.frozen + self.gradients + self.optimizer
+
+
+def footprint(model: nn.Module, optimizer_states: int) -> Footprint:
+    """From the parameters as they are held now (a meta model will do), tied ones counted once.
+
+    `optimizer_states` is how many tensors of a weight's size and type the optimizer keeps: 2 for AdamW, 1 for Muon.
+    The scales of 4-bit weights, some 3% of them, are not counted.
+    """
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    frozen += sum(buffer.nbytes for buffer in model.buffers())
+    return Footprint(trained, frozen, gradients=trained, optimizer=optimizer_states * trained)
 
 
 def settle_padding(tokenizer: PreTrainedTokenizerBase) -> None:
