@@ -375,11 +375,23 @@ def test_figures_are_of_the_reward_that_the_loss_raises(name: str) -> None:
     assert now > before
 
 
+@pytest.mark.parametrize("name", sorted(set(OVER_PAIRS) - {"apo_zero", "apo_down", "cpo", "orpo"}))
+def test_the_margin_stands_still_where_the_loss_does(name: str) -> None:
+    """Both answers likelier by as much a pair, or a token: those in `set` above look at more than the margin."""
+    per_token = LOSSES[name].per_token
+    by_chosen, by_rejected = (SEVEN.chosen_tokens_B, SEVEN.rejected_tokens_B) if per_token else (1, 1)
+    moved = replace(SEVEN, chosen_B=SEVEN.chosen_B + 0.1 * by_chosen, rejected_B=SEVEN.rejected_B + 0.1 * by_rejected)
+    assert computed(name, moved).sum.item() == pytest.approx(computed(name, SEVEN).sum.item(), rel=1e-13)
+    before, after = (figures(pairs, 0.3, per_token=per_token)["margin"].item() for pairs in (SEVEN, moved))
+    assert after == pytest.approx(before, rel=1e-12)
+
+
 def test_names_are_those_of_the_functions() -> None:
     assert LOSSES["sigmoid"].function is dpo
     assert all(loss.function.__name__ == name for name, loss in LOSSES.items() if name != "sigmoid")
     assert parameters("kto") == {"beta", "desirable_weight", "undesirable_weight"}
     assert parameters("orpo") == {"odds_weight"}
+    assert LOSSES["orpo"].per_token, "its odds are of means per token"
 
 
 def test_log_probabilities_in_bfloat16_are_refused() -> None:
