@@ -1,0 +1,136 @@
+"""Our side: the stages `sft` and `dpo` as a recipe runs them, on a folder of rows and a model in Hugging Face layout.
+
+The one file here that knows potstill. Timed is what trains, the reference's pass included; reading, tokenization,
+loading and saving are not, on either side.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from cost import grouped, matrix_peak
+from rows import body_tokens, read, scored_tokens, word
+from serve import Job, Measured, serve, settle, versions
+
+import potstill.stages.dpo
+import potstill.stages.sft
+import potstill.training.loop
+from potstill.artifact import write_rows
+from potstill.records import Chat, Message, Pair
+from potstill.sources import Data, Inputs, LocalModel, Model
+from potstill.stages.base import Work
+
+STAGES = {"dpo": potstill.stages.dpo.STAGE, "sft": potstill.stages.sft.STAGE}
+
+
+def train(job: Job) -> Measured:
+    """One run of a stage. `seconds` is all that is timed, `reference_seconds` the reference's part of it."""
+    out = Path(job["out"])
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    given = read(job["rows"])
+    stage = STAGES[job["kind"]]
+    config = stage.config.model_validate(_config(job))
+    model = Model("model", LocalModel(path=job["model"]))
+    inputs = Inputs({"data": (_data(job["kind"], given, out),)}, {"model": (model,)}, {})
+    seconds: dict[str, float] = {}
+    with _timed(seconds), _profiled(job.get("profile", False)) as profile:
+        facts = stage.run(config, inputs, Work(out, Path(job["workspace"]), seed=0))
+    assert facts["tokens"] == sum(map(body_tokens, given)), "our side trained on other tokens"
+    assert facts["learnt_tokens"] == sum(map(scored_tokens, given)), "our side learnt other tokens"
+    curve = [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
+    shutil.rmtree(out)
+    return {
+        "seconds": sum(seconds.values()),
+        "reference_seconds": seconds.get("reference", 0.0),
+        "loss": curve[0]["loss"],
+        "chosen_logp": curve[0].get("chosen_logp"),
+        "facts": {name: facts[name] for name in ("device", "dtype", "layout", "steps") if name in facts},
+        "profile": grouped(profile, job["vocabulary"]) if profile else None,
+    }
+
+
+def _config(job: Job) -> dict[str, Any]:
+    shared = {"kind": job["kind"], "model": "model", "data": "data", "schedule": "constant", "warmup": 0.0}
+    own = {name: job[name] for name in ("epochs", "learning_rate", "global_batch", "max_length", "device")}
+    return {**shared, **own, **({"beta": job["beta"]} if job["kind"] == "dpo" else {})}
+
+
+def _data(kind: str, given: list[dict], out: Path) -> Data:
+    folder = out.with_name(out.name + "-rows")
+    folder.mkdir(exist_ok=True)
+    if kind == "dpo":
+        write_rows(folder / "rows.jsonl", (_pair(row) for row in given))
+        return Data("data", "pairs", folder)
+    write_rows(folder / "rows.jsonl", (_chat(row) for row in given))
+    return Data("data", "chats", folder)
+
+
+def _pair(row: dict) -> Pair:
+    prompt, chosen, rejected = (
+        (_message(role, row[part]),)
+        for role, part in (("user", "prompt"), ("assistant", "chosen"), ("assistant", "rejected"))
+    )
+    return Pair(id=row["id"], prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def _chat(row: dict) -> Chat:
+    turns = enumerate(row["turns"])
+    return Chat(id=row["id"], messages=tuple(_message(("user", "assistant")[n % 2], ids) for n, ids in turns))
+
+
+def _message(role: str, ids: list[int]) -> Message:
+    """The words that these ids are; the template writes the end token."""
+    said = ids[:-1] if role == "assistant" else ids
+    return Message.model_validate({"role": role, "content": " ".join(map(word, said))})
+
+
+@contextmanager
+def _timed(seconds: dict[str, float]) -> Iterator[None]:
+    """Adds up the time inside the two calls that compute. They are found by name: the stages import them late."""
+    targets = (("train", potstill.training.loop, "train"), ("reference", potstill.stages.dpo, "answer_logps"))
+    before = [getattr(module, name) for _, module, name in targets]
+
+    def measured(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            settle()
+            begun = time.perf_counter()
+            done = call(*arguments, **named)
+            settle()
+            # Held-out rows are no part of this, and there are none: their reference pass is an empty call.
+            seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - begun
+            return done
+
+        return wrapper
+
+    for (phase, module, name), call in zip(targets, before, strict=True):
+        setattr(module, name, measured(phase, call))
+    try:
+        yield
+    finally:
+        for (_, module, name), call in zip(targets, before, strict=True):
+            setattr(module, name, call)
+
+
+@contextmanager
+def _profiled(wanted: bool) -> Iterator[Any]:
+    if not wanted:
+        with nullcontext():
+            yield None
+        return
+    from torch.profiler import profile
+
+    with profile(record_shapes=True) as profiler:
+        yield profiler
+
+
+def _versions(job: Job) -> Measured:
+    return versions("potstill", "torch", "transformers")
+
+
+if __name__ == "__main__":
+    serve({"train": train, "peak": matrix_peak, "versions": _versions})
