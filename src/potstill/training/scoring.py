@@ -220,12 +220,13 @@ class _WideSums(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear:
-            hidden, weight, *bias = args
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            return func(
-                hidden.to(wide), weight.to(wide), *(b if b is None else b.to(wide) for b in bias), **(kwargs or {})
-            )
+            return _wide_linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _wide_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return F.linear(input.to(wide), weight.to(wide), bias if bias is None else bias.to(wide))
 
 
 def _checkpoint_layers(model: nn.Module, on: bool) -> None:
