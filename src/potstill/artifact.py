@@ -206,20 +206,21 @@ def seal(draft: Path, target: Path, head: Mapping[str, Any]) -> Artifact:
     with storage_errors(target):
         files = {}
         for file in sorted(path for path in draft.rglob("*") if path.is_file()):
-            _sync(file)
+            sync(file)
             files[file.relative_to(draft).as_posix()] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
         manifest = {**head, "files": files}
         write_json(draft / MANIFEST, manifest)
-        _sync(draft)
+        sync(draft)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # an unsealed leftover: `find` saw no manifest there
             shutil.rmtree(target)
         draft.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     return Artifact(target, manifest)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or a folder's list of files, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,8 @@
     ├── ModelError     ValueError  a model, tokenizer or template that does not fit its use
     ├── TeacherError               a teacher or judge that cannot be reached or answers rubbish
     ├── StorageError   OSError     a folder, a disk, a sealed artifact
-    └── BusyError      OSError     another run holds the folder
+    ├── BusyError      OSError     another run holds the folder
+    └── Stopped                    it was asked to stop, and can go on; exit code 143
 
 Anything else that escapes is a bug and keeps its traceback.
 """
@@ -51,6 +52,12 @@ class StorageError(PotstillError, OSError):
 
 class BusyError(PotstillError, OSError):
     """Another run holds the folder."""
+
+
+class Stopped(PotstillError):
+    """A stage was asked to end, as schedulers do with SIGTERM, and wrote down where it stands."""
+
+    exit_code = 143
 
 
 def reason(error: OSError) -> str:

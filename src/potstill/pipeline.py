@@ -25,6 +25,9 @@ from potstill.sources import EndpointModel, Inputs
 from potstill.stages.base import Facts, Progress, Work
 from potstill.workspace import Asked, Description, Hashes, Workspace
 
+GRACE_SECONDS = 300.0
+"""How long a training process may take to write its checkpoint when it is asked to end."""
+
 
 class Listener(Protocol):
     """Whoever wants to know how a run goes. Every method returns at once."""
@@ -133,7 +136,7 @@ def _run_step(
     try:
         draft.mkdir(parents=True)
         inputs = stage_inputs(plan, step, sealed, servers.needed_by(step))
-        work = Work(draft, workspace.path, step.seed, _relay(step, listener))
+        work = Work(draft, workspace.path, step.seed, _relay(step, listener), step.folder)
         run_stage = _in_child if step.entry.stage.trains else _in_process
         facts = run_stage(step, inputs, work, workspace)
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
@@ -144,6 +147,7 @@ def _run_step(
         shutil.rmtree(desk, ignore_errors=True)
     seconds = time.monotonic() - began
     workspace.note_time(step.key, step.name, seconds)
+    shutil.rmtree(work.state, ignore_errors=True)
     listener.sealed(step, artifact, seconds)
     return artifact
 
@@ -176,6 +180,7 @@ def _in_child(step: Step, inputs: Inputs, work: Work, workspace: Workspace) -> F
             "path": str(work.path.resolve()),
             "workspace": str(work.workspace.resolve()),
             "seed": work.seed,
+            "name": work.name,
         },
     )
     log = workspace.logs / f"{step.name}.log"
@@ -194,14 +199,27 @@ def _in_child(step: Step, inputs: Inputs, work: Work, workspace: Workspace) -> F
         facts = _listen(child, work.progress)
         code = child.wait()
     finally:
-        child.kill()
-        child.wait()
+        _end(child)
         for stream in (child.stdin, child.stdout):
             if stream is not None:
                 stream.close()
     if facts is None or code:
         raise _crash(code, log)
     return facts
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    """See a child to its end. Where it still works, it is asked first, so that it writes down where it stands; who
+    presses Ctrl-C a second time does not wait for that."""
+    try:
+        if child.poll() is None:
+            child.terminate()
+            child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        child.kill()
+        child.wait()
 
 
 def child_environment() -> dict[str, str]:

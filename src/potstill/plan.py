@@ -97,7 +97,7 @@ class _Planner:
         meaning = {
             "kind": dump["kind"],
             "version": entry.stage.version,
-            "config": replaced(dump, identities),
+            "config": {f: value for f, value in replaced(dump, identities).items() if f not in entry.config.HOW},
             "seed": seed,
         }
         key = digest(meaning)
@@ -146,7 +146,7 @@ class _Planner:
         if before["kind"] != head["kind"] or before["version"] != head["version"]:
             return "another kind" if before["kind"] != head["kind"] else "a newer potstill"
         config = {**before["config"], **head["config"]}
-        changed = [field for field in config if before["config"].get(field) != head["config"].get(field)]
+        changed = [f for f in config if f not in entry.config.HOW and before["config"].get(f) != head["config"].get(f)]
         if changed:
             return f"{', '.join(changed)} changed"
         if waiting:

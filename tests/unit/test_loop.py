@@ -14,9 +14,13 @@ from potstill.errors import DataError, ModelError
 from potstill.objectives.base import Loss
 from potstill.training.batch import Item
 from potstill.training.data import hold_out
-from potstill.training.loop import Settings, Task, _optimizers, likelihood, train
+from potstill.training.loop import Desk, Settings
+from potstill.training.loop import train as run
+from potstill.training.optimizers import make_optimizers
 from potstill.training.schedule import global_batches, rate
 from potstill.training.scoring import Scorer, build_scorer
+from potstill.training.tasks import Task, likelihood
+from potstill.training.team import Team
 
 SETTINGS = Settings(
     optimizer="adamw",
@@ -35,14 +39,21 @@ SETTINGS = Settings(
 ROWS = random_items([(0, 3 + (n * 7) % 23) for n in range(18)])
 
 
-def silent(done: int, total: int, unit: str, **figures: float) -> None:
-    pass
+def optimizers(scorer: Scorer, settings: Settings) -> list[torch.optim.Optimizer]:
+    s = settings
+    return make_optimizers(scorer, s.optimizer, s.learning_rate, s.weight_decay, s.beta2)
+
+
+def train(scorer: Scorer, task: Task, settings: Settings, out: Path, **desk: Any) -> dict[str, Any]:
+    team = Team()
+    team.prepare(scorer, optimizers(scorer, settings))
+    return run(team, task, settings, Desk(out, out / "unfinished", **desk))
 
 
 def trained(out: Path, settings: Settings = SETTINGS, **changes: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     scorer = build_scorer(tiny_model())
     task = likelihood([ROWS[:6], ROWS[6:12], ROWS[12:16]] * 2, ROWS[16:])
-    facts = train(scorer, replace(task, **changes), settings, out, silent)
+    facts = train(scorer, replace(task, **changes), settings, out)
     return {name: p.detach().clone() for name, p in scorer.named_parameters()}, facts
 
 
@@ -92,7 +103,7 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
     model = tiny_model()
     settings = replace(SETTINGS, warmup=0.0, schedule="constant", clip=0.5)
     scorer = build_scorer(tiny_model())
-    train(scorer, likelihood([ROWS[:6]], []), settings, tmp_path, silent)
+    train(scorer, likelihood([ROWS[:6]], []), settings, tmp_path)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for item in ROWS[:6]:
         ids_L, learn_L = item.answers[0]
@@ -113,7 +124,7 @@ def test_one_step_is_the_step_of_plain_torch(tmp_path: Path) -> None:
 def test_muon_moves_the_matrices_of_the_body_and_adamw_the_rest(tmp_path: Path) -> None:
     """Each parameter by exactly one of them, and by the split of the batch as little as before."""
     scorer = build_scorer(tiny_model())
-    adamw, muon = _optimizers(scorer, replace(SETTINGS, optimizer="muon"))
+    adamw, muon = optimizers(scorer, replace(SETTINGS, optimizer="muon"))
     moved = [[id(p) for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
     assert sorted(moved[0] + moved[1]) == sorted(id(p) for p in scorer.parameters())
     names = {id(p): name for name, p in scorer.named_parameters()}

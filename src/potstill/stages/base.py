@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
 from potstill.records import Dropped, Record
@@ -31,6 +32,9 @@ class StageConfig(Spec):
 
     kind: str
 
+    HOW: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change how fast a stage works and what it needs, never what it makes: they are no part of its key."""
+
     def expect(self, rows: Mapping[str, int]) -> "Expected":
         """What a run is likely to make, from the rows expected of each input field. For `potstill plan`."""
         return Expected(rows=max(rows.values(), default=0))
@@ -55,6 +59,11 @@ def no_progress(done: int, total: int, unit: str, **figures: float) -> None:
     """For tests and library use."""
 
 
+def never_asked() -> AbstractContextManager[Callable[[], bool]]:
+    """For tests and library use: nobody asks to stop."""
+    return nullcontext(lambda: False)
+
+
 @dataclass(frozen=True)
 class Work:
     """Where and how one run of a stage works."""
@@ -66,6 +75,15 @@ class Work:
     seed: int
     """This stage's own seed, made from the recipe's seed and the stage's name."""
     progress: Progress = field(default=no_progress)
+    name: str = "stage"
+    """Of what this makes: the stage's name and key."""
+    stoppable: Callable[[], AbstractContextManager[Callable[[], bool]]] = field(default=never_asked)
+    """Within this, a request to end is answered by whoever asks for it often; elsewhere the process just ends."""
+
+    @property
+    def state(self) -> Path:
+        """What this stage keeps between runs until it is sealed, such as checkpoints. Made by whoever writes to it."""
+        return self.workspace / "unfinished" / self.name
 
     def keep(self, rows: Iterable[Record]) -> int:
         """Write the artifact's rows; returns how many."""

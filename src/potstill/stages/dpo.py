@@ -1,50 +1,91 @@
 """dpo: teach a model which of two answers is preferred, against itself as it was (Rafailov et al. 2023)."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from potstill.errors import DataError
 from potstill.evaluation.statistics import Observation, share_estimate
-from potstill.records import Pair
-from potstill.sources import Inputs
+from potstill.records import Feedback, Pair
+from potstill.sources import Inputs, Mixture
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
-from potstill.stages.training import TrainingConfig, named_rows, settings
+from potstill.stages.training import TrainingConfig, named_rows, sources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from potstill.training.batch import Batch, Item
-    from potstill.training.loop import Objective
-    from potstill.training.scoring import Scorer
+    from potstill.stages.session import Session
+    from potstill.training.batch import Item, Signal
+    from potstill.training.data import Split
+    from potstill.training.tasks import Task
 
 HELD_OUT_FILE = "held_out.jsonl"
 
+LossName = Literal[
+    "sigmoid", "length_normalised", "ipo", "ipo_length_normalised", "hinge", "conservative", "robust", "apo_zero",
+    "apo_down", "simpo", "cpo", "orpo", "kto",
+]  # fmt: skip
+REFERENCE_FREE = {"simpo", "cpo", "orpo"}
+READS: dict[str, tuple[str, ...]] = {
+    "conservative": ("beta", "flipped"),
+    "robust": ("beta", "flipped"),
+    "simpo": ("beta", "gamma"),
+    "cpo": ("beta", "nll_weight"),
+    "orpo": ("odds_weight",),
+    "kto": ("beta", "desirable_weight", "undesirable_weight"),
+}
+"""The options that each loss reads; those that are not named read beta alone. A test compares it with the losses."""
+OPTIONS = ("beta", "flipped", "gamma", "nll_weight", "odds_weight", "desirable_weight", "undesirable_weight")
+
 
 class DpoConfig(TrainingConfig):
-    """Direct preference optimisation on pairs. The reference is the model that training starts from."""
+    """Direct preference optimisation and its kin. The reference is the model that training starts from."""
 
     kind: Literal["dpo"]
     model: ModelName
     """The model to start from, as a rule the one that SFT made."""
-    data: Annotated[str | tuple[str, ...], Reference(("pairs",))]
-    """The pairs, or several sources of them."""
+    data: Annotated[Mixture, Reference(("pairs", "feedback"))]
+    """The pairs, or several sources of them; for kto single labelled answers too."""
     learning_rate: float = Field(default=5e-7, gt=0)
     """The peak learning rate."""
     global_batch: int = Field(default=32, ge=1)
-    """Pairs an optimizer step."""
+    """Pairs an optimizer step; for kto answers."""
     max_length: int = Field(default=2048, ge=8)
     """A pair whose longer conversation has more tokens is left out and counted; cutting would change what it says."""
-    loss: Literal["sigmoid", "ipo", "hinge", "conservative", "robust"] = "sigmoid"
-    """sigmoid is DPO itself; the others are its kin, see `potstill.objectives.preference`."""
+    loss: LossName = "sigmoid"
+    """sigmoid is DPO itself; the others are its kin, each a function in `potstill.objectives.preference`."""
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the model is held to its reference; smaller lets it move further."""
+    """How strongly the model is held to its reference; smaller lets it move further. Not for orpo."""
     flipped: float = Field(default=0.1, ge=0, lt=0.5)
-    """The share of pairs taken to be labelled the wrong way round, for the conservative and the robust loss."""
+    """The share of pairs taken to be labelled the wrong way round, for conservative and robust."""
+    gamma: float = Field(default=1.0, ge=0)
+    """The reward by which simpo wants the chosen answer to win; the paper's gamma / beta times beta."""
+    nll_weight: float = Field(default=1.0, ge=0)
+    """How much cpo's likelihood of the chosen answer counts."""
+    odds_weight: float = Field(default=0.1, ge=0)
+    """How much orpo's odds ratio counts; the paper's lambda."""
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """How much good answers count, for kto."""
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """How much bad answers count, for kto."""
     sft_term: float = Field(default=0.0, ge=0)
-    """Adds this much of the chosen answer's mean -log p per token (Pang et al. 2024, eq. 2)."""
+    """Adds this much of the chosen answer's mean -log p per token (Pang et al. 2024, eq. 1). Not for kto."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        """An option that the chosen loss does not read is refused, not ignored."""
+        reads = READS.get(self.loss, ("beta",)) + (() if self.loss == "kto" else ("sft_term",))
+        unread = [
+            option for option in (*OPTIONS, "sft_term") if option in self.model_fields_set and option not in reads
+        ]
+        if unread:
+            raise ValueError(f"loss {self.loss} does not read {', '.join(unread)}; it reads {', '.join(reads)}")
+        return self
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """What the loss is called with."""
+        return {option: getattr(self, option) for option in READS.get(self.loss, ("beta",))}
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Tokens read, the reference's pass included, at a guess of 700 a pair."""
@@ -53,107 +94,75 @@ class DpoConfig(TrainingConfig):
 
 
 def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
-    """Tokenize, score every pair once with the reference, train, keep, and judge the held-out pairs."""
-    from potstill.training.data import pair_items
-    from potstill.training.loop import Task, train
-    from potstill.training.models import choose_device, choose_precision, load_model, load_tokenizer, save_model
-    from potstill.training.schedule import global_batches
-    from potstill.training.scoring import build_scorer
+    """Tokenize, score every row once with the reference, train, keep, and judge the held-out pairs."""
+    from potstill.stages.session import Session
+    from potstill.training.models import load_tokenizer
 
-    device = choose_device(config.device)
     tokenizer = load_tokenizer(inputs.model("model"))
-    split = pair_items(
-        tokenizer,
-        named_rows(inputs, Pair),
-        max_length=config.max_length,
-        held_out=config.held_out,
-        seed=work.seed,
-        where=", ".join(data.name for data in inputs.data["data"]),
-    )
-    model = load_model(inputs.model("model"), tokenizer, device)
-    scorer = build_scorer(model, choose_precision(config.dtype, device))
-    loop = settings(config, device.type)
-    # The held-out pairs on their own, so that before the first step their margins are 0 to the last bit.
-    reference = answer_logps(scorer, split.train, loop.micro_tokens)
-    reference |= answer_logps(scorer, split.held_out, loop.micro_tokens)
-    order = global_batches([1] * len(split.train), config.global_batch, config.epochs, work.seed)
-    steps = [[split.train[i] for i in batch] for batch in order]
-    task = Task(steps, split.held_out, objective(config, reference), lambda item: 1.0)
-    trained = train(scorer, task, loop, work.path, work.progress)
-    judged = held_out_facts(scorer, split.held_out, reference, loop.micro_tokens, work)
-    save_model(scorer.release(), tokenizer, work.path)
-    work.drop(split.dropped)
-    return {**split.facts(), **scorer.facts(), **trained, **judged}
+    session = Session(config, inputs, work, tokenizer)
+    split = _rows(config, session)
+    referred = config.loss not in REFERENCE_FREE
+    session.load(referred=referred)
+    train, held_out = split.train, split.held_out
+    if referred:
+        # The held-out rows on their own, so that before the first step their margins are 0 to the last bit.
+        train, held_out = session.refer(train), session.refer(held_out)
+    happened = session.train(_task(config, session, split, train, held_out))
+    judged = _held_out_facts(session, held_out) if referred and config.loss != "kto" else {}
+    return session.finish(split, {**happened, **judged})
 
 
-def answer_logps(scorer: "Scorer", items: "Sequence[Item]", micro_tokens: int) -> dict[str, tuple[float, float]]:
-    """The log-probability of each row's chosen and rejected answer, in nats, with dropout off and without gradients."""
-    import torch
+def _rows(config: DpoConfig, session: "Session") -> "Split":
+    from potstill.training.data import pair_items
 
-    from potstill.training.batch import micro_batches
+    where, seed = sources(session.inputs), session.work.seed
+    shared: dict[str, Any] = {"max_length": config.max_length, "held_out": config.held_out, "seed": seed}
+    if config.loss == "kto":
+        from potstill.training.data import feedback_items
 
-    scorer.eval()
-    found: dict[str, tuple[float, float]] = {}
-    with torch.no_grad(), scorer.products():
-        for batch in micro_batches(items, micro_tokens):
-            sums = batch.by_answer(scorer(batch.to(scorer.device)).cpu()).tolist()
-            found |= {row: (sums[2 * i], sums[2 * i + 1]) for i, row in enumerate(batch.row_ids)}
-    return found
-
-
-def objective(config: DpoConfig, reference: Mapping[str, tuple[float, float]]) -> "Objective":
-    """The loss over a batch, with the figures that people watch; all are sums over pairs."""
-    import torch
-
-    from potstill.objectives.base import Loss
-    from potstill.objectives.preference import margin, preference
-
-    pair_loss = preference(config.loss, beta=config.beta, flipped=config.flipped)
-
-    def compute(logp_N: "Tensor", batch: "Batch") -> Loss:
-        logp_B2 = batch.by_answer(logp_N).view(-1, 2)
-        reference_B2 = torch.tensor([reference[row] for row in batch.row_ids]).to(logp_B2)
-        chosen_B, rejected_B = logp_B2.unbind(1)
-        margin_B = margin(chosen_B, rejected_B, *reference_B2.unbind(1))
-        loss = pair_loss(margin_B)
-        total = loss.sum
-        if config.sft_term:
-            tokens_B2 = batch.by_answer(batch.weights_N).view(-1, 2).to(logp_B2)
-            total = total - config.sft_term * (chosen_B / tokens_B2[:, 0]).sum()
-        with torch.no_grad():
-            figures = {
-                "margin": config.beta * margin_B.sum(),
-                "accuracy": ((margin_B.sign() + 1) / 2).sum(),  # a tie is half right
-                "chosen_logp": chosen_B.sum(),
-                "rejected_logp": rejected_B.sum(),
-            }
-        return Loss(total, loss.count, figures)
-
-    return compute
+        return feedback_items(session.tokenizer, _labelled(session.inputs), where=where, **shared)
+    for data in session.inputs.data["data"]:
+        if data.kind == "feedback":
+            what = f"it holds single answers, and loss: {config.loss} needs pairs"
+            raise DataError(data.name, what, "Set loss: kto, or give pairs")
+    return pair_items(session.tokenizer, named_rows(session.inputs, Pair), where=where, **shared)
 
 
-def held_out_facts(
-    scorer: "Scorer",
-    items: "Sequence[Item]",
-    reference: Mapping[str, tuple[float, float]],
-    micro_tokens: int,
-    work: Work,
-) -> dict[str, Any]:
+def _labelled(inputs: Inputs) -> list[tuple[str, Pair | Feedback]]:
+    """The rows for KTO, whatever their kind."""
+    rows: list[tuple[str, Pair | Feedback]] = []
+    for data in inputs.data["data"]:
+        one = Inputs({"data": (data,)}, {}, {})
+        rows += named_rows(one, Pair) if data.kind == "pairs" else named_rows(one, Feedback)
+    return rows
+
+
+def _task(
+    config: DpoConfig, session: "Session", split: "Split", train: "Sequence[Item]", held_out: "Sequence[Item]"
+) -> "Task":
+    from potstill.training.tasks import feedback, preference
+
+    steps = session.steps(train, config.global_batch)
+    if config.loss == "kto":
+        return feedback(steps, held_out, split.desirable, config.parameters)
+    return preference(steps, held_out, config.loss, config.parameters, config.sft_term)
+
+
+def _held_out_facts(session: "Session", items: "Sequence[Item]") -> dict[str, Any]:
     """How often the kept model prefers the chosen answer, beside two who never saw a pair.
 
     `accuracy` goes by the implicit reward, `likelihood` by the reference's own log-probability, `longer` by length.
     """
-    import json
-
-    policy = answer_logps(scorer, items, micro_tokens)
+    policy = session.score(items)
     rows = []
     for item in items:
         chosen_tokens, rejected_tokens = (int(learn_L.sum()) for _, learn_L in item.answers)
         row: dict[str, Any] = {"id": item.row, "chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens}
-        row["policy"] = [round(value, 4) for value in policy[item.row]]
-        row["reference"] = [round(value, 4) for value in reference[item.row]]
+        row["policy"] = _sums(policy[item.row])
+        row["reference"] = _sums(item.signals)
         rows.append(row)
-    (work.path / HELD_OUT_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (session.work.path / HELD_OUT_FILE).write_text(text, encoding="utf-8")
     if not rows:
         return {}
     reward = [r["policy"][0] - r["reference"][0] - r["policy"][1] + r["reference"][1] for r in rows]
@@ -161,6 +170,11 @@ def held_out_facts(
     longer = [float(r["chosen_tokens"] - r["rejected_tokens"]) for r in rows]
     shares = {"accuracy": _share(reward), "likelihood": _share(likelihood), "longer": _share(longer)}
     return {"held_out_pairs": {"n": len(rows), **shares}}
+
+
+def _sums(values: "Sequence[Signal]") -> list[float]:
+    """Each answer's log-probability, in nats."""
+    return [round(float(part.sum(dtype="float64")), 4) for part in values]
 
 
 def _share(leads: "Sequence[float]") -> dict[str, float | None]:

@@ -6,16 +6,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from potstill.records import Text
-from potstill.sources import Inputs
+from potstill.sources import Inputs, Mixture
 from potstill.stages.base import Expected, Facts, Reference, Stage, Work
-from potstill.stages.training import TrainingConfig, named_rows, settings
+from potstill.stages.training import TrainingConfig, named_rows, sources
 
 
 class PretrainConfig(TrainingConfig):
     """Train a byte-level BPE tokenizer and a Mistral-architecture model on plain text."""
 
     kind: Literal["pretrain"]
-    data: Annotated[str | tuple[str, ...], Reference(("texts",))]
+    data: Annotated[Mixture, Reference(("texts",))]
     """The texts, or several sources of them."""
     vocabulary: int = Field(default=2048, ge=262, le=1_000_000)
     """Tokens of the tokenizer, its 6 control tokens and 256 bytes among them."""
@@ -61,17 +61,13 @@ class PretrainConfig(TrainingConfig):
 
 def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
     """Make the tokenizer, then the model, then train it on every token."""
+    from potstill.stages.session import Session
     from potstill.tokenization import train_tokenizer
     from potstill.training.data import text_items
-    from potstill.training.loop import likelihood, train
-    from potstill.training.models import Shape, choose_device, choose_precision, make_mistral, save_model
-    from potstill.training.schedule import global_batches
-    from potstill.training.scoring import build_scorer
+    from potstill.training.models import Shape, make_mistral
+    from potstill.training.tasks import likelihood
 
-    device = choose_device(config.device)
-    precision = choose_precision(config.dtype, device)
     texts = named_rows(inputs, Text)
-    where = ", ".join(data.name for data in inputs.data["data"])
     tokenizer = train_tokenizer((text.text for _, text in texts), config.vocabulary)
     split = text_items(
         tokenizer,
@@ -79,7 +75,7 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
         block_length=config.block_length or config.context,
         held_out=config.held_out,
         seed=work.seed,
-        where=where,
+        where=sources(inputs),
     )
     shape = Shape(
         layers=config.layers,
@@ -90,15 +86,12 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
         context=config.context,
         tied=config.tied,
     )
-    model = make_mistral(shape, tokenizer, work.seed, device)
-    scorer = build_scorer(model, precision)
-    order = global_batches([item.tokens for item in split.train], config.batch_tokens, config.epochs, work.seed)
-    task = likelihood([[split.train[i] for i in batch] for batch in order], split.held_out)
-    trained = train(scorer, task, settings(config, device.type), work.path, work.progress)
-    save_model(scorer.release(), tokenizer, work.path)
-    work.drop(split.dropped)
-    size = {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
-    return {**split.facts(), **size, **scorer.facts(), **trained}
+    session = Session(config, inputs, work, tokenizer)
+    session.take(make_mistral(shape, tokenizer, work.seed, session.device))
+    steps = session.steps(split.train, config.batch_tokens, by_tokens=True)
+    facts = session.finish(split, session.train(likelihood(steps, split.held_out)))
+    size = {"parameters": sum(p.numel() for p in session.model.parameters()), "vocabulary": len(tokenizer)}
+    return {**facts, **size}
 
 
 STAGE = Stage(config=PretrainConfig, produces="model", run=run, trains=True)

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from potstill.records import Chat
-from potstill.sources import Inputs
+from potstill.sources import Inputs, Mixture
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
-from potstill.stages.training import TrainingConfig, named_rows, settings
+from potstill.stages.training import TrainingConfig, named_rows, sources
 
 
 class SftConfig(TrainingConfig):
@@ -17,7 +17,7 @@ class SftConfig(TrainingConfig):
     kind: Literal["sft"]
     model: ModelName
     """The model to start from. Without a chat template of its own it gets Zephyr's."""
-    data: Annotated[str | tuple[str, ...], Reference(("chats",))]
+    data: Annotated[Mixture, Reference(("chats",))]
     """The conversations, or several sources of them."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """The peak learning rate."""
@@ -29,6 +29,10 @@ class SftConfig(TrainingConfig):
     """A longer conversation is left out, or loses whole turns at its end until it fits. Both are counted."""
     learn: Literal["assistant", "all"] = "assistant"
     """Learn what assistants say and the token that ends it, or every token."""
+    new_tokens: tuple[str, ...] = ()
+    """Words that become single tokens of their own, such as "<think>"; their embeddings start as the mean of all."""
+    neftune_alpha: float = Field(default=0.0, ge=0)
+    """Noise on the embeddings in training; Jain et al. 2023 (NEFTune) take 5 to 15, and 0 is none."""
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Tokens read, at a guess of 500 a conversation."""
@@ -37,14 +41,14 @@ class SftConfig(TrainingConfig):
 
 def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
     """Tokenize, hold out, train, keep."""
+    from potstill.stages.session import Session
+    from potstill.tokenization import add_tokens
     from potstill.training.data import chat_items
-    from potstill.training.loop import likelihood, train
-    from potstill.training.models import choose_device, choose_precision, load_model, load_tokenizer, save_model
-    from potstill.training.schedule import global_batches
-    from potstill.training.scoring import build_scorer
+    from potstill.training.models import load_tokenizer
+    from potstill.training.tasks import likelihood
 
-    device = choose_device(config.device)
     tokenizer = load_tokenizer(inputs.model("model"))
+    added = add_tokens(tokenizer, config.new_tokens)
     split = chat_items(
         tokenizer,
         named_rows(inputs, Chat),
@@ -53,16 +57,12 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
         learn=config.learn,
         held_out=config.held_out,
         seed=work.seed,
-        where=", ".join(data.name for data in inputs.data["data"]),
+        where=sources(inputs),
     )
-    model = load_model(inputs.model("model"), tokenizer, device)
-    scorer = build_scorer(model, choose_precision(config.dtype, device))
-    order = global_batches([1] * len(split.train), config.global_batch, config.epochs, work.seed)
-    task = likelihood([[split.train[i] for i in batch] for batch in order], split.held_out)
-    trained = train(scorer, task, settings(config, device.type), work.path, work.progress)
-    save_model(scorer.release(), tokenizer, work.path)
-    work.drop(split.dropped)
-    return {**split.facts(), **scorer.facts(), **trained}
+    session = Session(config, inputs, work, tokenizer)
+    session.load(range(len(tokenizer) - added, len(tokenizer)))
+    happened = session.train(likelihood(session.steps(split.train, config.global_batch), split.held_out))
+    return session.finish(split, happened)
 
 
 STAGE = Stage(config=SftConfig, produces="model", run=run, trains=True)

@@ -1,7 +1,7 @@
-"""What the training stages have in common: the fields of their configs, and how those become the loop's settings."""
+"""What the training stages have in common: the fields of their configs, and their rows."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -9,9 +9,7 @@ from potstill.errors import DataError
 from potstill.records import Record
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, StageConfig
-
-if TYPE_CHECKING:
-    from potstill.training.loop import Settings
+from potstill.training.adapter_config import Adapter
 
 R = TypeVar("R", bound=Record)
 
@@ -48,8 +46,18 @@ class TrainingConfig(StageConfig):
     """Where to compute; auto takes CUDA, then MPS, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What products are computed in; weights and sums stay in float32. auto: bfloat16 where the hardware has it."""
+    adapter: Adapter | None = None
+    """Train low-rank additions only, and merge them at the end; unset: every weight."""
+    store: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the sealed weights are stored in; auto: as the model's were that training started from."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens computed at once. It changes speed and memory, never the result; unset: 4096 on a CPU, 16384 elsewhere."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """How often to write down where training stands, to go on there after a crash. It changes no result."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """The same, in steps; both may be given."""
+
+    HOW = frozenset({"device", "micro_batch_tokens", "checkpoint_minutes", "checkpoint_steps"})
 
     def forecast(self, rows: Mapping[str, int], tokens_per_row: int) -> Expected:
         """What training on that many rows reads."""
@@ -57,23 +65,9 @@ class TrainingConfig(StageConfig):
         return Expected(rows=count, tokens=round(count * tokens_per_row * self.epochs))
 
 
-def settings(config: TrainingConfig, device: str) -> "Settings":
-    """The loop's settings."""
-    from potstill.training.loop import Settings
-
-    return Settings(
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        beta2=config.beta2,
-        clip=config.clip,
-        evaluations=config.evaluations,
-        keep=config.keep,
-        patience=config.patience,
-        micro_tokens=config.micro_batch_tokens or (4096 if device == "cpu" else 16384),
-    )
+def sources(inputs: Inputs) -> str:
+    """Where the rows come from, for messages."""
+    return ", ".join(data.name for data in inputs.data["data"])
 
 
 def named_rows(inputs: Inputs, row_type: type[R]) -> list[tuple[str, R]]:

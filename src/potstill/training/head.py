@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 23
-"""Logits computed at once: 32 MiB in float32, what a processor's last cache holds. Ten times faster than from memory."""
+"""Logits computed at once: 32 MiB in float32, which a processor's last cache holds: there a softmax is ten times faster
+than in memory."""
 
 KEPT_BYTES = 1 << 30
 """Of what the backward needs, this much is kept; the rest of the rows is computed again."""
@@ -18,8 +19,8 @@ KEPT_BYTES = 1 << 30
 def linear_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale: float, product: torch.dtype) -> Tensor:
     """log softmax(scale * hidden @ weight.T) at the targets, in nats; shape (N,), float32 or wider.
 
-    Logits and the softmax are in float32 or wider whatever `product` is: rounding logits to bfloat16 would cost 4 to 23%
-    of the gradient (Liger-Kernel issue 1432). `product` is the type of the two products of the backward.
+    Logits and the softmax are in float32 or wider whatever `product` is, which is the type of the backward's products:
+    rounding logits to bfloat16 would cost 4 to 23% of the gradient (Liger-Kernel issue 1432).
     """
     logp_N: Tensor = _LinearLogps.apply(hidden_ND, weight_VD, targets_N, scale, product)  # type: ignore[no-untyped-call]
     return logp_N

@@ -1,0 +1,117 @@
+"""Who trains: one process here; `distributed` has the teams of several, which share every global batch.
+
+A team hides how parameters and gradients are laid out. Everything it says is the same on all of its members.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from potstill.artifact import storage_errors
+from potstill.training.batch import Batch, Item, collate, cut
+from potstill.training.scoring import Scorer
+
+STATE_FILE = "state.pt"
+WEIGHTS_FILE = "weights.pt"
+
+
+class Team:
+    """One process alone."""
+
+    rank = 0
+    size = 1
+
+    def prepare(self, scorer: Scorer, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Take over what is to be trained. Called once, before anything below."""
+        self.scorer = scorer
+        self.optimizers = list(optimizers)
+        self.trained = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
+
+    def rounds(self, items: Sequence[Item], budget: int) -> Iterator[tuple[Batch, float, bool]]:
+        """This member's micro-batches of a global batch, each with 1.0 (or 0.0, where it has none left and only keeps
+        step with the others), and whether it is the last."""
+        groups = cut(items, budget, self.size)[self.rank :: self.size]
+        for number, group in enumerate(groups, start=1):
+            share = 1.0 if group else 0.0
+            batch = collate(group or [min(items, key=lambda item: item.tokens)])
+            yield batch.to(self.scorer.device), share, number == len(groups)
+
+    def score(self, batch: Batch) -> Tensor:
+        """Log-probabilities of a batch, through whatever wraps the scorer."""
+        logp_N: Tensor = self.scorer(batch)
+        return logp_N
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add a micro-batch's gradients; they are shared with the others when it is the step's last."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, clip: float, learning_rate: float) -> Tensor:
+        """Clip, step, forget the gradients; returns the gradient's norm before it was clipped."""
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum over all members."""
+        return sums
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so for one member at least."""
+        return flag
+
+    def wait(self) -> None:
+        """Until all members are here."""
+
+    def save(self, folder: Path) -> None:
+        """All that the next step depends on: weights, optimizers' states, random numbers' state."""
+        state = {
+            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "random": random_state(),
+        }
+        with storage_errors(folder):
+            torch.save(state, folder / STATE_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, to the last bit."""
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        self._put(state["weights"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        set_random_state(state["random"])
+
+    def save_weights(self, folder: Path) -> None:
+        """The trained weights alone."""
+        with storage_errors(folder):
+            torch.save({name: p.detach() for name, p in self.trained.items()}, folder / WEIGHTS_FILE)
+
+    def load_weights(self, folder: Path) -> None:
+        """What `save_weights` wrote."""
+        self._put(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        assert weights.keys() == self.trained.keys(), "a checkpoint of another model"
+        for name, parameter in self.trained.items():
+            parameter.copy_(weights[name])
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of every generator that dropout and noise draw from."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """What `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
