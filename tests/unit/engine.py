@@ -1,11 +1,14 @@
 """Tiny models, tokenizers and rows that the training engine's tests share."""
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -27,7 +30,8 @@ from transformers import (
 
 from potstill.records import Message, Role
 from potstill.tokenization import train_tokenizer
-from potstill.training.batch import Item
+from potstill.training.batch import Item, collate
+from potstill.training.scoring import Scorer
 
 torch.set_num_threads(1)  # other tests run beside these
 
@@ -42,6 +46,8 @@ SIZE: dict[str, Any] = {
     "head_dim": 4,
     "max_position_embeddings": 64,
     "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
 }
 EXPERTS: dict[str, Any] = {
     "num_experts_per_tok": 2,
@@ -104,6 +110,51 @@ def random_items(sizes: list[tuple[int, ...]], seed: int = 0) -> list[Item]:
             branches.append((draw.integers(0, VOCABULARY, length, dtype=np.int32), learn_L))
         items.append(Item(f"row{number}", draw.integers(0, VOCABULARY, prompt, dtype=np.int32), tuple(branches)))
     return items
+
+
+PAIRS_AND_CHATS = random_items([(7, 5, 9), (0, 11), (3, 4, 4), (6, 8, 2, 5), (0, 6)])
+
+Gradients = dict[str, Tensor]
+
+
+def gradients_of(model: PreTrainedModel, loss: Callable[[], Tensor]) -> tuple[float, Gradients]:
+    model.zero_grad(set_to_none=True)
+    value = loss()
+    value.backward()
+    return value.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def weigh(answer: int, index: int) -> float:
+    """A weight of its own for every scored token, so that two swapped scores cannot hide."""
+    return 1.0 + 0.37 * answer + 0.11 * index
+
+
+def plain_loss(model: PreTrainedModel, items: Sequence[Item]) -> Tensor:
+    """Every answer as a sequence of its own through the model's own forward: what all else must be equal to."""
+    total, answer = torch.zeros((), dtype=torch.float64), 0
+    for item in items:
+        for ids_L, learn_L in item.answers:
+            whole = torch.from_numpy(np.concatenate([item.prompt_ids, ids_L]).astype(np.int64))
+            logp_LV = model(input_ids=whole[None], use_cache=False).logits[0].log_softmax(-1)
+            for index, at in enumerate(np.flatnonzero(learn_L) + len(item.prompt_ids)):
+                total = total + weigh(answer, index) * logp_LV[at - 1, whole[at]]
+            answer += 1
+    return total
+
+
+def scorer_loss(scorer: Scorer, items: Sequence[Item], first_answer: int = 0) -> Tensor:
+    batch = collate(items)
+    counts = [int(learn_L.sum()) for item in items for _, learn_L in item.answers]
+    weights = [weigh(first_answer + answer, index) for answer, count in enumerate(counts) for index in range(count)]
+    return (scorer(batch) * torch.tensor(weights, dtype=torch.float64)).sum()
+
+
+def assert_same(ours: tuple[float, Gradients], theirs: tuple[float, Gradients]) -> None:
+    """As close as transformers allows: its norms and its eager softmax pass through float32 even in a float64 model."""
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert ours[1].keys() == theirs[1].keys()
+    for name, gradient in theirs[1].items():
+        assert (ours[1][name] - gradient).norm() <= 1e-6 * gradient.norm(), name
 
 
 @cache

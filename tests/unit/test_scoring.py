@@ -3,63 +3,25 @@
 A docstring that begins with "Trap" quotes the bug it would catch.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from engine import FALLBACKS, FAMILIES, VOCABULARY, random_items, tiny_model
-from torch import Tensor
-from transformers import PreTrainedModel
+from engine import (
+    FALLBACKS,
+    FAMILIES,
+    PAIRS_AND_CHATS,
+    VOCABULARY,
+    assert_same,
+    gradients_of,
+    plain_loss,
+    random_items,
+    scorer_loss,
+    tiny_model,
+)
 
-from potstill.training import attention, probe
+from potstill.training import attention
 from potstill.training.batch import Item, collate, micro_batches
 from potstill.training.scoring import Layout, Scorer, build_scorer
-
-Gradients = dict[str, Tensor]
-
-PAIRS_AND_CHATS = random_items([(7, 5, 9), (0, 11), (3, 4, 4), (6, 8, 2, 5), (0, 6)])
-
-
-def gradients_of(model: PreTrainedModel, loss: Callable[[], Tensor]) -> tuple[float, Gradients]:
-    model.zero_grad(set_to_none=True)
-    value = loss()
-    value.backward()
-    return value.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def weigh(answer: int, index: int) -> float:
-    """A weight of its own for every scored token, so that two swapped scores cannot hide."""
-    return 1.0 + 0.37 * answer + 0.11 * index
-
-
-def plain_loss(model: PreTrainedModel, items: Sequence[Item]) -> Tensor:
-    """Every answer as a sequence of its own through the model's own forward: what all else must be equal to."""
-    total, answer = torch.zeros((), dtype=torch.float64), 0
-    for item in items:
-        for ids_L, learn_L in item.answers:
-            whole = torch.from_numpy(np.concatenate([item.prompt_ids, ids_L]).astype(np.int64))
-            logp_LV = model(input_ids=whole[None], use_cache=False).logits[0].log_softmax(-1)
-            for index, at in enumerate(np.flatnonzero(learn_L) + len(item.prompt_ids)):
-                total = total + weigh(answer, index) * logp_LV[at - 1, whole[at]]
-            answer += 1
-    return total
-
-
-def scorer_loss(scorer: Scorer, items: Sequence[Item], first_answer: int = 0) -> Tensor:
-    batch = collate(items)
-    counts = [int(learn_L.sum()) for item in items for _, learn_L in item.answers]
-    weights = [weigh(first_answer + answer, index) for answer, count in enumerate(counts) for index in range(count)]
-    return (scorer(batch) * torch.tensor(weights, dtype=torch.float64)).sum()
-
-
-def assert_same(ours: tuple[float, Gradients], theirs: tuple[float, Gradients]) -> None:
-    """As close as transformers allows: its norms and its eager softmax pass through float32 even in a float64 model."""
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
-    assert ours[1].keys() == theirs[1].keys()
-    for name, gradient in theirs[1].items():
-        assert (ours[1][name] - gradient).norm() <= 1e-6 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -177,47 +139,6 @@ def test_bfloat16_attention_on_a_cpu_keeps_its_softmax_in_full(length: int) -> N
     assert (ours.double() - exact).norm() / exact.norm() < 3e-3  # a rounding of the result alone costs 1.7e-3
 
 
-def test_a_wrong_attention_is_noticed_and_avoided(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What the load-time probe is for: here our attention forgets to scale."""
-    truth_model, model = tiny_model(), tiny_model()
-    right = attention._causal
-    monkeypatch.setattr(attention, "_causal", lambda q, k, v, scale, *rest: right(q, k, v, 1.05 * scale, *rest))
-    scorer = build_scorer(model)
-    assert scorer.layout == "padded"
-    (record,) = caplog.records
-    assert "batches of this model are padded" in record.message
-    assert "shared: log-probabilities differ by" in record.message
-    assert "packed: log-probabilities differ by" in record.message
-    truth = gradients_of(truth_model, lambda: plain_loss(truth_model, PAIRS_AND_CHATS))
-    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
-
-
-def test_an_attention_that_wants_more_than_we_know_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.tree_attention
-    monkeypatch.setattr(attention, "tree_attention", lambda *args, **more: right(*args, **more, s_aux=torch.ones(4)))
-    assert build_scorer(tiny_model()).layout == "padded"
-
-
-def test_where_only_sharing_is_wrong_prompts_are_packed(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Right log-probabilities are not enough: here shared prompts lose the gradient of their second answer."""
-    truth_model, model = tiny_model(), tiny_model()
-
-    def forgetful(ctx: Any, grad_SX: Tensor) -> object:
-        return grad_SX.index_select(0, ctx.tree.home_T), None
-
-    monkeypatch.setattr(attention._Spread, "backward", forgetful)
-    scorer = build_scorer(model)
-    assert scorer.layout == "packed"
-    assert "are packed" in caplog.text
-    assert "shared: gradients of" in caplog.text
-    truth = gradients_of(truth_model, lambda: plain_loss(truth_model, PAIRS_AND_CHATS))
-    assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), truth)
-
-
 def test_sums_and_softmax_stay_in_float32_where_products_are_bfloat16() -> None:
     """Trap: "Sequence log-probabilities summed or rounded in bf16"; "bf16 logits before the float32 softmax"."""
     model = tiny_model(dtype=torch.float32)
@@ -229,16 +150,6 @@ def test_sums_and_softmax_stay_in_float32_where_products_are_bfloat16() -> None:
     assert not torch.equal(logp_N, logp_N.bfloat16().float())
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
-
-
-def test_the_model_is_handed_back_as_it_was() -> None:
-    model = tiny_model()
-    before = model.config._attn_implementation
-    tokens = torch.arange(9)[None]
-    logits = model(input_ids=tokens).logits
-    assert torch.equal(build_scorer(model).release()(input_ids=tokens).logits, logits)
-    assert model.config._attn_implementation == before
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_under_bfloat16_a_cpu_writes_its_attention_out(monkeypatch: pytest.MonkeyPatch) -> None:
