@@ -377,7 +377,7 @@ def test_figures_are_of_the_reward_that_the_loss_raises(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(OVER_PAIRS) - {"apo_zero", "apo_down", "cpo", "orpo"}))
 def test_the_margin_stands_still_where_the_loss_does(name: str) -> None:
-    """Both answers likelier by as much a pair, or a token: those in `set` above look at more than the margin."""
+    """Both answers likelier by as much, whole or per token. The losses left out look at more than the margin."""
     per_token = LOSSES[name].per_token
     by_chosen, by_rejected = (SEVEN.chosen_tokens_B, SEVEN.rejected_tokens_B) if per_token else (1, 1)
     moved = replace(SEVEN, chosen_B=SEVEN.chosen_B + 0.1 * by_chosen, rejected_B=SEVEN.rejected_B + 0.1 * by_rejected)
