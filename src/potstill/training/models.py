@@ -225,7 +225,8 @@ def resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_token
     old = sorted(i for i in set(tokenizer.get_vocab().values()) - set(new_tokens) if i < rows)
     if len(tokenizer) > rows:
         device = model.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # it fills the rows that it adds
+        draws = torch.random.fork_rng([device] if device.type == "cuda" else [])  # it fills the rows that it adds
+        with draws, _quiet_transformers():
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:  # type: ignore[no-untyped-call]
         for table in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
