@@ -268,23 +268,3 @@ def _log_odds(logp_B: Tensor) -> Tensor:
     """
     logp_B = logp_B.clamp(max=-torch.finfo(logp_B.dtype).eps)
     return logp_B - torch.log(-torch.expm1(logp_B))
-
-
-# What `stages.dpo` still calls, until it speaks in pairs.
-def margin(
-    policy_chosen_B: Tensor, policy_rejected_B: Tensor, reference_chosen_B: Tensor, reference_rejected_B: Tensor
-) -> Tensor:
-    """(log pi(chosen) - log ref(chosen)) - (log pi(rejected) - log ref(rejected)); shape (B,)."""
-    return (policy_chosen_B - reference_chosen_B) - (policy_rejected_B - reference_rejected_B)
-
-
-def preference(name: str, *, beta: float, flipped: float) -> Callable[[Tensor], Loss]:
-    """The objective of that name as a function of the margins."""
-
-    def of_margins(margin_B: Tensor) -> Loss:
-        zero_B = torch.zeros_like(margin_B)
-        pairs = Pairs(margin_B, zero_B, zero_B, zero_B, zero_B + 1, zero_B + 1)
-        options = {"beta": beta, "flipped": flipped}
-        return LOSSES[name].function(pairs, **{option: options[option] for option in parameters(name)})
-
-    return of_margins
