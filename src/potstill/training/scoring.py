@@ -161,7 +161,7 @@ class Scorer(nn.Module):
             return model.base_model(input_ids=tokens_T[which], use_cache=False, **inputs)
 
     def _noise(self, plan: Plan) -> Noise | None:
-        return Noise(self.neftune_alpha, plan) if self.training and self.neftune_alpha else None
+        return Noise(self.neftune_alpha, plan) if self.model.training and self.neftune_alpha else None
 
     def _logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Through the head in chunks, so that N x V is never there at once."""
