@@ -1,11 +1,28 @@
 """The rows that stages exchange. One class a kind of row; `ROWS` names them as recipes do."""
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "filter", "error"]
+
+
+def _object_text(value: Any) -> Any:
+    """An object as JSON text, its keys in their order; a text is checked to be one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError("not JSON; expected an object") from error
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return json.dumps(value, ensure_ascii=False)
+
+
+JsonObject = Annotated[str, BeforeValidator(_object_text)]
+"""A JSON object as text: records can be hashed, and a table of them needs no column for every key."""
 
 
 class Record(BaseModel):
@@ -18,11 +35,26 @@ class Record(BaseModel):
         return self.model_dump_json(exclude_defaults=True) + "\n"
 
 
+class ToolCall(Record):
+    """An assistant's wish to have a tool run."""
+
+    name: str
+    arguments: JsonObject = "{}"
+    id: str = ""
+
+
 class Message(Record):
     """One turn of a conversation."""
 
     role: Role
     content: str
+    """What is said; empty only where tools are called instead."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant calls, behind what it says."""
+    tool_call_id: str = ""
+    """Of a tool's turn: the call that it answers."""
+    name: str = ""
+    """Of a tool's turn: the tool."""
     train: bool = True
     """False: an assistant turn that is read but not learnt."""
 
@@ -50,6 +82,8 @@ class Chat(Record):
 
     id: str
     messages: tuple[Message, ...]
+    tools: tuple[JsonObject, ...] = ()
+    """The tools that the assistant may call, each as the JSON Schema that chat templates take."""
     category: str = ""
 
 
@@ -87,8 +121,21 @@ class Pair(Record):
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    tools: tuple[JsonObject, ...] = ()
+    """The tools that both answers may call."""
     chosen_score: float | None = None
     rejected_score: float | None = None
+    category: str = ""
+
+
+class Feedback(Record):
+    """One answer to a prompt, and whether it is as it should be (Ethayarajh et al. 2024, KTO)."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    answer: tuple[Message, ...]
+    desirable: bool
+    tools: tuple[JsonObject, ...] = ()
     category: str = ""
 
 
@@ -101,7 +148,7 @@ class Dropped(Record):
     detail: str = ""
 
 
-RowKind = Literal["texts", "prompts", "chats", "answers", "ratings", "pairs"]
+RowKind = Literal["texts", "prompts", "chats", "answers", "ratings", "pairs", "feedback"]
 ROWS: dict[str, type[Record]] = {
     "texts": Text,
     "prompts": Prompt,
@@ -109,4 +156,5 @@ ROWS: dict[str, type[Record]] = {
     "answers": Answers,
     "ratings": Answers,
     "pairs": Pair,
+    "feedback": Feedback,
 }

@@ -3,20 +3,26 @@
 Suffixes: L tokens of one sequence.
 """
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from potstill.errors import ModelError
 from potstill.records import Message
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
+Tools = Sequence[str]
+"""What an assistant may call: JSON Schemas as text."""
+
+CHUNK_TEXTS = 256
+"""Tokenized at once: enough for every core, few enough that what is said of their tokens stays small."""
 
 LONG_RUN = re.compile(r"(\S{256}|\s{256})")
 ROLE_MARKERS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -38,7 +44,7 @@ class Encoded:
     learn_L: Mask
     """True where the token is to be learnt: what an assistant says, and the token that ends it."""
     turn_ends: tuple[int, ...]
-    """How many tokens there are up to the end of each assistant turn: where a conversation may be cut."""
+    """How many tokens there are up to the end of each learnt turn: where a conversation may be cut."""
 
     def __len__(self) -> int:
         return len(self.ids_L)
@@ -79,7 +85,8 @@ def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
             f"its tokenizer ({type(tokenizer).__name__}) does not tell where in the text a token stands",
             "Choose a model with a tokenizer.json",
         )
-    if not (tokenizer.chat_template or "").strip():
+    template = tokenizer.chat_template or ""  # or several by name, one of them for tools
+    if isinstance(template, str) and not template.strip():
         if tokenizer.eos_token is None:
             raise ModelError(
                 str(tokenizer.name_or_path),
@@ -90,11 +97,51 @@ def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer_next: bool = False) -> str:
-    """The text that the model reads; `answer_next` opens an assistant turn at its end."""
-    rows = [{"role": message.role, "content": message.content} for message in messages]
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools = (), *, answer_next: bool = False
+) -> str:
+    """The text that the model reads; `answer_next` opens an assistant turn at its end.
+
+    ModelError where the template refuses the conversation, or leaves out what it knows of tools.
+    """
+    text = _apply(tokenizer, messages, tools, answer_next)
+    if tools and _apply(tokenizer, messages, (), answer_next) == text:
+        raise _unseen(tokenizer, "the tools that it offers")
+    for index, message in enumerate(messages):
+        for what, lesser in _lesser(message):
+            try:
+                rest = [*messages[:index], lesser, *messages[index + 1 :]]
+                same = _apply(tokenizer, rest, tools, answer_next) == text
+            except ModelError:  # it misses what is gone
+                same = False
+            if same:
+                raise _unseen(tokenizer, f"{what} in turn {index + 1}")
+    return text
+
+
+def _lesser(message: Message) -> Iterator[tuple[str, Message]]:
+    """A turn without one of the things that only some templates write."""
+    if message.tool_calls:
+        yield "a tool's call", message.model_copy(update={"tool_calls": message.tool_calls[:-1]})
+    if message.content and (message.tool_calls or message.role == "tool"):
+        yield "what is said", message.model_copy(update={"content": ""})
+
+
+def _unseen(tokenizer: PreTrainedTokenizerBase, what: str) -> ModelError:
+    return ModelError(
+        str(tokenizer.name_or_path),
+        f"its chat template leaves out {what}; expected one that writes it",
+        "Give the tokenizer a chat template that knows tools, or take the rows that use them out of the data",
+    )
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools = (), answer_next: bool = False
+) -> str:
+    offered = [json.loads(tool) for tool in tools] or None
+    rows = [_as_templates_know_it(message) for message in messages]
     try:
-        text = tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=answer_next)
+        text = tokenizer.apply_chat_template(rows, tools=offered, tokenize=False, add_generation_prompt=answer_next)
     except Exception as error:  # templates raise whatever they like: TemplateError, TypeError, ...
         raise ModelError(
             str(tokenizer.name_or_path),
@@ -105,80 +152,130 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
     return text
 
 
+def _as_templates_know_it(message: Message) -> dict[str, Any]:
+    """OpenAI's columns, but a call's arguments as an object, which is what templates write out."""
+    row: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        row["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            | ({"id": call.id} if call.id else {})
+            for call in message.tool_calls
+        ]
+    return row | {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
+
+
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokens that steer and are never text. A message that spells one would end or open a turn in its middle."""
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Ids:
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+    """Make each text one token that nothing splits or merges; returns how many the tokenizer did not have.
+
+    They are text, not control tokens: rows may spell them, documents too, and decoded answers show them.
+    """
+    for token in tokens:
+        if not token.strip():
+            raise ModelError("new_tokens", f"{token!r} is blank; expected text", "Remove it")
+    before = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
+    return len(tokenizer) - before
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools = ()) -> Ids:
     """What a model is given to answer, ending where its answer begins."""
-    text = render(tokenizer, messages, answer_next=True)
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    ((ids, _),) = _tokenized(tokenizer, [render(tokenizer, messages, tools, answer_next=True)])
+    return ids
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], learn: str = "assistant") -> Encoded:
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], learn: str = "assistant", tools: Tools = ()
+) -> Encoded:
     """One conversation; see `encode_chats`."""
-    return encode_chats(tokenizer, [messages], learn)[0]
+    return encode_chats(tokenizer, [messages], learn, [tools])[0]
 
 
 def encode_chats(
-    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Message]], learn: str = "assistant"
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Sequence[Message]],
+    learn: str = "assistant",
+    tools: Sequence[Tools] | None = None,
 ) -> list[Encoded]:
     """Conversations as tokens, each rendered whole and tokenized once, so that no merge at a boundary is lost.
 
-    `learn` is "assistant" (what assistants say, with the token that ends it, unless the message says `train: false`)
-    or "all" (every token but the first, which nothing predicts).
+    `learn` is "assistant" (what assistants say and call, with the token that ends it, unless the message says
+    `train: false`) or "all" (every token but the first, which nothing predicts). `tools`: those of each conversation.
     """
-    if not chats:
-        return []
-    texts = [render(tokenizer, chat) for chat in chats]
-    tokens = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    offered = tools or [()] * len(chats)
+    texts = [render(tokenizer, chat, its) for chat, its in zip(chats, offered, strict=True)]
     specials = set(control_tokens(tokenizer).values())
     encoded = []
-    for chat, text, ids, offsets in zip(chats, texts, tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        ids_L, offsets_L2 = np.asarray(ids, dtype=np.int32), np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-        learn_L, ends = np.zeros(len(ids_L), dtype=np.bool_), []
-        for message, (start, end) in _assistant_spans(tokenizer, chat, text):
-            first, last = _tokens_within(ids_L, offsets_L2, start, end, specials)
-            learn_L[first:last] |= message.train
+    for chat, its, text, (ids_L, starts_L) in zip(chats, offered, texts, _tokenized(tokenizer, texts), strict=True):
+        learn_L, ends = np.full(len(ids_L), learn == "all"), []
+        for start, end in _learnt_spans(tokenizer, chat, its, text, learn):
+            first, last = _tokens_within(ids_L, starts_L, start, end, specials)
+            learn_L[first:last] = True
             ends.append(last)
-        if learn == "all":
-            learn_L[:] = True
         learn_L[:1] = False
         encoded.append(Encoded(ids_L, learn_L, tuple(ends)))
     return encoded
 
 
-def _assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str
-) -> Iterable[tuple[Message, tuple[int, int]]]:
-    """Where in the rendered text each assistant turn stands, from behind its opening to before the next turn."""
+def _tokenized(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, steering: bool = True
+) -> Iterator[tuple[Ids, NDArray[np.int64]]]:
+    """Each text's tokens, and where in it each begins. Where not `steering`, a text may not spell a control token.
+
+    Some at a time: what a tokenizer says of a token takes hundreds of bytes until it is an array.
+    """
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    backend = tokenizer.backend_tokenizer
+    # A tokenizer.json may come with either, and would cut or fill in silence.
+    backend.no_truncation()
+    backend.no_padding()
+    for first in range(0, len(texts), CHUNK_TEXTS):
+        before, backend.encode_special_tokens = backend.encode_special_tokens, not steering
+        try:
+            encodings = backend.encode_batch(texts[first : first + CHUNK_TEXTS], add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = before
+        for encoding in encodings:
+            starts_L = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding))
+            yield np.array(encoding.ids, dtype=np.int32), starts_L
+
+
+def _learnt_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools, text: str, learn: str
+) -> Iterator[tuple[int, int]]:
+    """Where in the rendered text each learnt turn stands, from behind its opening to before the next turn.
+
+    The opening is what the model will be given when it is asked for that turn: what is learnt must follow on it.
+    """
     for index, message in enumerate(messages):
-        if message.role != "assistant":
+        if message.role != "assistant" or not (message.train or learn == "all"):
             continue
-        opening = render(tokenizer, messages[:index], answer_next=True) if index else ""
-        through = text if index + 1 == len(messages) else render(tokenizer, messages[: index + 1])
+        opening = _apply(tokenizer, messages[:index], tools, answer_next=True) if index else ""
+        through = text if index + 1 == len(messages) else _apply(tokenizer, messages[: index + 1], tools)
         if not (text.startswith(opening) and text.startswith(through)):
             raise ModelError(
                 str(tokenizer.name_or_path),
                 "its chat template writes the beginning of a conversation differently once the conversation goes on, "
                 "so what is learnt would not be what is asked for later",
-                "Choose a template that keeps earlier turns as they are, or split the data into single turns",
+                "Mark all but the last assistant turn train: false, or choose a template that keeps turns as they are",
             )
-        yield message, (len(opening), len(through))
+        yield len(opening), len(through)
 
 
 def _tokens_within(
-    ids_L: Ids, offsets_L2: NDArray[np.int64], start: int, end: int, specials: set[int]
+    ids_L: Ids, starts_L: NDArray[np.int64], start: int, end: int, specials: set[int]
 ) -> tuple[int, int]:
     """The tokens of one assistant turn: those that begin behind its opening, up to the token that ends the turn.
 
     A token that straddles the opening is not among them: it is never what the model is asked for.
     What a template writes behind the end token (a line break) is left out as well.
     """
-    first = int(np.searchsorted(offsets_L2[:, 0], start, side="left"))
-    last = int(np.searchsorted(offsets_L2[:, 0], end, side="left"))
+    first, last = (int(np.searchsorted(starts_L, place, side="left")) for place in (start, end))
     for index in range(last - 1, first - 1, -1):
         if int(ids_L[index]) in specials:
             return first, index + 1
@@ -188,16 +285,15 @@ def _tokens_within(
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[Sequence[Message], Sequence[Message], Sequence[Message]]],
+    tools: Sequence[Tools] | None = None,
 ) -> list[EncodedPair]:
     """(prompt, chosen, rejected) as tokens. Both conversations are tokenized whole; what they share is found after."""
-    flat = []
+    flat: list[list[Message]] = []
     for prompt, chosen, rejected in pairs:
         silent = [message.model_copy(update={"train": False}) for message in prompt]
         flat += [[*silent, *chosen], [*silent, *rejected]]
-    whole = encode_chats(tokenizer, flat)
-    return [
-        _share(whole[2 * i], whole[2 * i + 1], len(encode_prompt(tokenizer, pairs[i][0]))) for i in range(len(pairs))
-    ]
+    whole = encode_chats(tokenizer, flat, tools=tools and [its for its in tools for _ in range(2)])
+    return [_share(*whole[first : first + 2]) for first in range(0, len(whole), 2)]
 
 
 def encode_pair(
@@ -210,9 +306,9 @@ def encode_pair(
     return encode_pairs(tokenizer, [(prompt, chosen, rejected)])[0]
 
 
-def _share(chosen: Encoded, rejected: Encoded, prompt_length: int) -> EncodedPair:
-    """Split off the longest common beginning, but never past the prompt: answers may begin alike, and are scored."""
-    limit = min(prompt_length, len(chosen), len(rejected))
+def _share(chosen: Encoded, rejected: Encoded) -> EncodedPair:
+    """Split off the longest common beginning, but nothing that is learnt: answers may begin alike, and are scored."""
+    limit = min(len(chosen), len(rejected))
     for encoded in (chosen, rejected):
         learnt = np.flatnonzero(encoded.learn_L)
         limit = min(limit, int(learnt[0]) if len(learnt) else limit)
@@ -231,16 +327,11 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
     Text that spells a control token is read as text.
     """
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    backend = tokenizer.backend_tokenizer
-    before, backend.encode_special_tokens = backend.encode_special_tokens, True
-    try:
-        encodings = backend.encode_batch(list(texts), add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = before
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    return [np.asarray([*start, *encoding.ids, *end], dtype=np.int32) for encoding in encodings]
+    start, end = (
+        np.array([] if token is None else [token], dtype=np.int32)
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    )
+    return [np.concatenate([start, ids, end]) for ids, _ in _tokenized(tokenizer, texts, steering=False)]
 
 
 def explain(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> str:
