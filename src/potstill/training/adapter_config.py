@@ -20,6 +20,7 @@ class Adapter(Spec):
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """The share of an addition's inputs that is dropped while it is trained."""
     targets: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
-    """The linear layers that get an addition, such as [q_proj, v_proj]; auto: all of the body."""
+    """The linear layers that get an addition, such as [q_proj, v_proj]; auto: all of the body. Experts of a mixture are
+    no linear layers in transformers: they stay as they are."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, which keeps high ranks learning (Kalajdzievski 2023)."""
