@@ -161,15 +161,12 @@ def _no_trace(model: PreTrainedModel) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     device = bare(model).device
-    forked = [] if device.type == "cpu" else [device]
+    forked = [device] if device.type == "cuda" else []
     model.eval()  # type: ignore[no-untyped-call]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with (
-            torch.enable_grad(),
-            torch.random.fork_rng(forked, device_type="cuda" if device.type == "cpu" else device.type),
-        ):
+        with torch.enable_grad(), torch.random.fork_rng(forked):
             yield
     finally:
         for module, training in modes:

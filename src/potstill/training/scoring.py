@@ -71,7 +71,7 @@ class Scorer(nn.Module):
         self.kernel: Kernel | None = None
         """Takes the place of the attention kernel that would be chosen, to compare them."""
         self.chunk_logits = CHUNK_LOGITS
-        self._kernels: set[str] = set()
+        self._kernels: set[str] = set()  # of the last batch
         if layout == "padded":
             attention.remove(bare(model))
         else:
@@ -133,7 +133,7 @@ class Scorer(nn.Module):
             tokens_R = tokens_R[: len(batch.tokens_T)]
         positions_R = batch.positions_T[tokens_R]
         output = self._body(batch.tokens_T, tokens_R[None], noise, routers, position_ids=positions_R[None], tree=plan)
-        self._kernels |= plan.used
+        self._kernels = plan.used
         hidden_TD = output.last_hidden_state[0, : len(batch.tokens_T)]
         return hidden_TD, output.router_logits if routers else (), weights_R
 
