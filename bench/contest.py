@@ -87,27 +87,31 @@ class Contest:
     """The sides, their model and their folder, for as long as one question is asked."""
 
     def __init__(self, question: Question, chosen: argparse.Namespace, stack: ExitStack) -> None:
-        self.question, self.chosen = tiny(question) if chosen.tiny else question, chosen
+        self.question, self.chosen = _fitting(question, chosen), chosen
         self.begun = time.monotonic()
+        self.asked = 0
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self.size = save_model(self.folder / "model", chosen.model)
         names = [OURS] if chosen.no_peers else [OURS, *question.peers]
-        self.sides = {name: Side(name, self.folder) for name in names}
-        for side in self.sides.values():
-            stack.callback(side.close)
+        self.sides: dict[str, Side] = {}
+        for name in names:
+            self.sides[name] = Side(name, self.folder)
+            stack.callback(self.sides[name].close)
         self.options: dict[str, Options] = {OURS: {}, **{name: dict(o) for name, o in question.peers.items()}}
         self.versions = {name: side.ask({"do": "versions"}) for name, side in self.sides.items()}
         self.peak = self.sides[OURS].ask({"do": "peak", "device": chosen.device, "tiny": chosen.tiny})
 
     def job(self, side: str, row_set: RowSet, rows: Path, **changes: Any) -> dict[str, Any]:
-        """What a side is asked."""
+        """What a side is asked. What it caches goes to a workspace of this job alone, unless `changes` name another."""
+        self.asked += 1
         return {
             "do": "train",
+            "name": f"job-{self.asked}",
             "kind": self.question.kind,
             "model": str(self.folder / "model"),
             "rows": str(rows),
             "out": str(self.folder / f"out-{side}"),
-            "workspace": str(self.folder / f"workspace-{rows.stem}"),
+            "workspace": str(self.folder / f"workspace-{self.asked}"),
             "device": self.chosen.device,
             "vocabulary": self.size.vocabulary,
             "options": self.options[side],
@@ -165,8 +169,7 @@ class Contest:
         }
         leads = list(self.sides)[:2]
         results = alternate(sides, rounds, leads, deadline, lambda text: say(f"{row_set.name}, {text}"))
-        if wrong := disagreement(results):
-            raise SystemExit(f"{row_set.name}: the sides did not train on the same thing: {wrong}")
+        same_work({name: results.first(name) for name in self.sides})
         return results
 
     def utilisation(self, results: Results) -> dict[str, Any]:
@@ -181,8 +184,9 @@ class Contest:
     def header(self) -> dict[str, Any]:
         """Question, commit, hardware, versions and config."""
         question, chosen = self.question, self.chosen
-        versions: dict[str, Any] = {OURS: self.versions[OURS]["versions"]}
-        versions |= {"trl": answer["versions"] for name, answer in self.versions.items() if name != OURS}
+        versions = {OURS: self.versions[OURS]["versions"]}
+        for name in question.peers if not chosen.no_peers else ():
+            versions["trl"] = self.versions[name]["versions"]  # of one environment, all of them
         config = {
             "model": chosen.model,
             "weights": self.size.weights,
@@ -205,6 +209,12 @@ class Contest:
             "versions": versions,
             "config": config,
         }
+
+
+def same_work(answers: Mapping[str, Mapping[str, Any]]) -> None:
+    """End the benchmark where the sides did different things."""
+    if wrong := disagreement(answers):
+        raise SystemExit(f"the sides did not train on the same thing: {wrong}")
 
 
 def run(question: Question, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -241,9 +251,18 @@ def profile(contest: Contest) -> dict[str, Any]:
     return found
 
 
-def tiny(question: Question) -> Question:
-    """The same question about so few rows that a test can ask it."""
-    sets = [replace(s, rows_per_round=2, global_batch=2, quick_rounds=2, full_rounds=2) for s in question.sets]
+GPU_ROWS = 16
+"""A GPU gets so many times the rows: a round of a CPU's would be over before it is timed well."""
+
+
+def _fitting(question: Question, chosen: argparse.Namespace) -> Question:
+    """The question with as many rows as suit the device, or so few that a test can ask it."""
+    if chosen.tiny:
+        sets = [replace(s, rows_per_round=2, global_batch=2, quick_rounds=2, full_rounds=2) for s in question.sets]
+    elif chosen.device == "cuda":
+        sets = [replace(s, rows_per_round=GPU_ROWS * s.rows_per_round) for s in question.sets]
+    else:
+        sets = list(question.sets)
     return replace(question, sets=sets)
 
 

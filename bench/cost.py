@@ -73,7 +73,10 @@ GROUPS = (
     ("attention", ("scaled_dot_product", "flash", "flex", "bmm", "baddbmm", "_softmax")),
     ("head's softmax", ("log_softmax", "nll_loss", "cross_entropy")),
     ("products", ("mm", "addmm", "matmul", "linear", "gemm")),
-    ("moving and casting", ("copy_", "_to_copy", "cat", "index", "clone", "contiguous", "fill_", "zero_", "embedding")),
+    (
+        "moving and casting",
+        ("copy_", "_to_copy", "scatter", "cat", "index", "clone", "contiguous", "fill_", "zero_", "embedding"),
+    ),
     ("elementwise", ("add", "mul", "silu", "rsqrt", "pow", "mean", "sum", "div", "neg", "exp", "sub", "sigmoid")),
 )
 

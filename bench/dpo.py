@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from contest import Contest, Question, RowSet, arguments, elapsed, finish, run, say
+from contest import Contest, Question, RowSet, arguments, elapsed, finish, run, same_work, say
 from cost import dpo_flops
 from measure import OURS, short, spread
 from rows import Lengths, pairs
@@ -48,7 +48,8 @@ QUESTION = Question(
 
 
 def sweep(chosen: Any) -> dict[str, Any]:
-    """Three epochs for each of three betas, one after the other, in the same process: what is computed once may be."""
+    """Three epochs for each of three betas, one after the other, in the same process and with the same cache: what a
+    side computes only once is computed once."""
     with ExitStack() as stack:
         contest = Contest(QUESTION, chosen, stack)
         row_set = contest.question.sets[-1]
@@ -60,9 +61,11 @@ def sweep(chosen: Any) -> dict[str, Any]:
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in contest.sides}
         for beta in BETAS:
             for name, side in contest.sides.items():
-                answer = side.ask(contest.job(name, whole, round_.rows, beta=beta, epochs=EPOCHS))
+                same = str(contest.folder / f"workspace-{name}")
+                answer = side.ask(contest.job(name, whole, round_.rows, beta=beta, epochs=EPOCHS, workspace=same))
                 answers[name].append(answer)
                 say(f"beta {beta}: {name} {answer['seconds']:.1f} s, {answer['reference_seconds']:.1f} s the reference")
+        same_work({name: done[0] for name, done in answers.items()})
         row = {**contest.header(), "question": "dpo_sweep"}
         row["config"] |= {"betas": BETAS, "epochs": EPOCHS, "pairs": round_.amount, "best_of_seconds": probed}
         return {**row, **totals(answers, round_.amount * EPOCHS), "seconds": round(elapsed(contest), 1)}

@@ -1,7 +1,7 @@
 """Rounds that alternate between the sides, and the row of results that comes of them.
 
 Every benchmark prints one such row: question, hardware, versions, ours, peers, ratios, spread. Rates are rows (or
-tokens) per second over all rounds that a side ran; a ratio is taken over the rounds that both ran, so over the same rows.
+tokens) per second over all rounds that a side ran; a ratio is taken over the rounds, and so the rows, that both ran.
 """
 
 import os
@@ -139,16 +139,15 @@ AGREEMENT = 0.02
 """Relative. The sides round differently; another token, mask or loss differs by far more."""
 
 
-def disagreement(results: Results) -> str:
-    """What shows that the sides did not train on the same thing, or nothing. They start from the same weights, so in
-    the first step of the first round their losses and log-probabilities are alike."""
-    ours = results.first(OURS)
-    for name in results.by_side:
-        theirs = results.first(name)
+def disagreement(answers: Mapping[str, Mapping[str, Any]]) -> str:
+    """What shows that the sides did not train on the same thing, or nothing. They start from the same weights, and the
+    learning rates are small: their mean loss and log-probability over the same rows are alike."""
+    ours = answers[OURS]
+    for name, theirs in answers.items():
         for figure in ("loss", "chosen_logp"):
             a, b = ours.get(figure), theirs.get(figure)
             if a is not None and b is not None and abs(a - b) > AGREEMENT * abs(a):
-                return f"{figure} of the first step: ours {a:.5g}, {name} {b:.5g}"
+                return f"{figure}: ours {a:.5g}, {name} {b:.5g}"
     return ""
 
 

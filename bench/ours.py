@@ -10,21 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cost import grouped, matrix_peak
 from rows import body_tokens, read, scored_tokens, word
 from serve import Job, Measured, serve, settle, versions
+from torch.profiler import profile
 
-import potstill.stages.dpo
-import potstill.stages.sft
-import potstill.training.loop
 from potstill.artifact import write_rows
 from potstill.records import Chat, Message, Pair
 from potstill.sources import Data, Inputs, LocalModel, Model
+from potstill.stages import dpo, sft
 from potstill.stages.base import Work
+from potstill.stages.session import Session
 
-STAGES = {"dpo": potstill.stages.dpo.STAGE, "sft": potstill.stages.sft.STAGE}
+STAGES = {"dpo": dpo.STAGE, "sft": sft.STAGE}
 
 
 def train(job: Job) -> Measured:
@@ -38,19 +39,21 @@ def train(job: Job) -> Measured:
     model = Model("model", LocalModel(path=job["model"]))
     inputs = Inputs({"data": (_data(job["kind"], given, out),)}, {"model": (model,)}, {})
     seconds: dict[str, float] = {}
-    with _timed(seconds), _profiled(job.get("profile", False)) as profile:
-        facts = stage.run(config, inputs, Work(out, Path(job["workspace"]), seed=0))
+    profiler = profile(record_shapes=True) if job.get("profile") else None
+    with _timed(seconds, profiler):
+        facts = stage.run(config, inputs, Work(out, Path(job["workspace"]), seed=0, name=job["name"]))
     assert facts["tokens"] == sum(map(body_tokens, given)), "our side trained on other tokens"
     assert facts["learnt_tokens"] == sum(map(scored_tokens, given)), "our side learnt other tokens"
     curve = [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
+    steps = [row for row in curve if row["split"] == "train"]
     shutil.rmtree(out)
     return {
         "seconds": sum(seconds.values()),
         "reference_seconds": seconds.get("reference", 0.0),
-        "loss": curve[0]["loss"],
-        "chosen_logp": curve[0].get("chosen_logp"),
+        "loss": fmean(row["loss"] for row in steps),
+        "chosen_logp": fmean(row["chosen_logp"] for row in steps) if job["kind"] == "dpo" else None,
         "facts": {name: facts[name] for name in ("device", "dtype", "layout", "steps") if name in facts},
-        "profile": grouped(profile, job["vocabulary"]) if profile else None,
+        "profile": grouped(profiler, job["vocabulary"]) if profiler else None,
     }
 
 
@@ -90,16 +93,16 @@ def _message(role: str, ids: list[int]) -> Message:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float]) -> Iterator[None]:
-    """Adds up the time inside the two calls that compute. They are found by name: the stages import them late."""
-    targets = (("train", potstill.training.loop, "train"), ("reference", potstill.stages.dpo, "answer_logps"))
-    before = [getattr(module, name) for _, module, name in targets]
+def _timed(seconds: dict[str, float], profiler: Any) -> Iterator[None]:
+    """Adds up the time inside the two parts of a session that compute; the profiler sees the training alone."""
+    before = {"reference": Session.refer, "training": Session.train}
 
-    def measured(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*arguments: Any, **named: Any) -> Any:
+    def measured(phase: str) -> Callable[..., Any]:
+        def wrapper(*arguments: Any) -> Any:
             settle()
             begun = time.perf_counter()
-            done = call(*arguments, **named)
+            with profiler if profiler and phase == "training" else nullcontext():
+                done = before[phase](*arguments)
             settle()
             # Held-out rows are no part of this, and there are none: their reference pass is an empty call.
             seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - begun
@@ -107,25 +110,11 @@ def _timed(seconds: dict[str, float]) -> Iterator[None]:
 
         return wrapper
 
-    for (phase, module, name), call in zip(targets, before, strict=True):
-        setattr(module, name, measured(phase, call))
+    Session.refer, Session.train = measured("reference"), measured("training")  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for (_, module, name), call in zip(targets, before, strict=True):
-            setattr(module, name, call)
-
-
-@contextmanager
-def _profiled(wanted: bool) -> Iterator[Any]:
-    if not wanted:
-        with nullcontext():
-            yield None
-        return
-    from torch.profiler import profile
-
-    with profile(record_shapes=True) as profiler:
-        yield profiler
+        Session.refer, Session.train = before["reference"], before["training"]  # type: ignore[method-assign]
 
 
 def _versions(job: Job) -> Measured:

@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
-PEER = Path(os.environ.get("BENCH_PEER_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))
+PEER = Path(os.environ.get("BENCH_PEER_PYTHON", ROOT / ".venv-peers" / "bin" / "python")).absolute()
 
 
 class Side:

@@ -8,8 +8,9 @@ import json
 import shutil
 import time
 from pathlib import Path
+from statistics import fmean
 
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, disable_progress_bars, load_from_disk
 from rows import read
 from serve import Job, Measured, serve, settle, versions
 from transformers import AutoTokenizer, TrainerCallback
@@ -76,33 +77,36 @@ def train(job: Job) -> Measured:
     clock = Clock()
     trainer = make(job, {**named, **options}, clock)
     trainer.train()
-    first = trainer.state.log_history[0]
+    steps = [row for row in trainer.state.log_history if "loss" in row]
     reference = getattr(trainer, "reference_seconds", 0.0)
-    steps = trainer.state.global_step
     shutil.rmtree(out, ignore_errors=True)
     return {
         "seconds": clock.seconds + reference,
         "reference_seconds": reference,
-        "loss": first["loss"],
-        "chosen_logp": first.get("logps/chosen"),
-        "facts": {"steps": steps, "resolved": _resolved(trainer)},
+        "loss": fmean(row["loss"] for row in steps),
+        "chosen_logp": fmean(row["logps/chosen"] for row in steps) if job["kind"] == "dpo" else None,
+        "facts": {"steps": trainer.state.global_step, "resolved": _resolved(trainer)},
     }
 
 
 def _dpo(job: Job, config: dict, clock: Clock) -> DPOTrainer:
-    rows = [
-        {"id": row["id"], **{f"{part}_ids": row[part] for part in ("prompt", "chosen", "rejected")}}
-        for row in read(job["rows"])
-    ]
+    rows = [{f"{part}_ids": row[part] for part in ("prompt", "chosen", "rejected")} for row in read(job["rows"])]
     longest = max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows)
     assert longest <= job["max_length"], "TRL would cut rows that our side trains on whole"
     return PairTrainer(
         job["model"],
         args=DPOConfig(beta=job["beta"], **config),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=_on_disk(rows, Path(job["workspace"])),
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
         callbacks=[clock],
     )
+
+
+def _on_disk(rows: list[dict], folder: Path) -> Dataset:
+    """TRL caches a precomputed reference beside the rows, if they are on disk: a sweep then computes it once."""
+    if not folder.exists():
+        Dataset.from_list(rows).save_to_disk(folder)
+    return load_from_disk(folder)
 
 
 def _sft(job: Job, config: dict, clock: Clock) -> SFTTrainer:

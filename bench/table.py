@@ -1,0 +1,120 @@
+"""Writes docs/benchmarks.md from the recorded rows: python bench/table.py
+
+Of each question and machine the last row stands there; one of a quick run only where there is no other.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import OURS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+Row = Mapping[str, Any]
+
+INTRODUCTION = """\
+# Benchmarks
+
+<!-- Written by bench/table.py from bench/results; change those. -->
+
+Ours and TRL in the same run, on the same tokens, from the same random weights, in turns; each side in a process of its
+own with all cores. `python bench/dpo.py --record` and `python bench/sft.py --record` measure and keep a row, `--quick`
+does so within eight minutes, and `python bench/dpo.py --sweep` trains three epochs for each of three betas. Both sides
+use AdamW, the same learning rate and the same global batch.
+
+Timed is training with its optimizer steps, and the reference's pass wherever a side makes one. Not timed, on either
+side: starting, loading the model, tokenization, saving, and a first small run for what a process does only once. Peak
+memory is the most that was resident in the side's process (on a GPU: allocated there), libraries and loading included.
+A run ends with an error where the sides' losses or log-probabilities differ by more than 2%: then they did not train on
+the same thing. Padding never counts as a token.
+"""
+NOTHING = "\nNothing is recorded yet.\n"
+
+TITLES = {
+    "dpo": "DPO: pairs a second, the reference's pass included",
+    "sft": "SFT: tokens a second",
+    "dpo_sweep": "DPO: three epochs for each of three betas, pairs a second",
+}
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The page."""
+    return INTRODUCTION + ("".join(f"\n{part}\n" for part in _parts(_latest(rows))) if rows else NOTHING)
+
+
+def recorded() -> list[Row]:
+    """All rows, oldest first within a question."""
+    files = sorted(RESULTS.glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _latest(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each question and machine; a quick one never takes the place of one that is not."""
+    last: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row["question"], _machine(row))
+        if not (key in last and row["config"]["quick"] and not last[key]["config"]["quick"]):
+            last[key] = row
+    return list(last.values())
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[str]:
+    told = ""
+    for row in sorted(rows, key=lambda row: (list(TITLES).index(row["question"]), _machine(row))):
+        if row["question"] != told:
+            told = row["question"]
+            yield f"## {TITLES[told]}"
+        yield f"### {_machine(row)}, {row['config']['model']} model"
+        yield _facts(row)
+        for name, figures in row.get("sets", {"": row}).items():
+            if name:
+                yield f"Rows `{name}`: {figures['rows']}."
+            yield _table(figures)
+        if "profile" in row:
+            groups = ", ".join(f"{name} {share:.0%}" for name, share in row["profile"]["groups"].items())
+            yield f"Where our time goes, by torch's profiler: {groups}."
+
+
+def _facts(row: Row) -> str:
+    versions = row["versions"]
+    named = [f"potstill at {row['commit'][:10]}{' with changes' if row['uncommitted_changes'] else ''}"]
+    named += [f"torch {versions[OURS]['torch']}"]
+    named += (
+        [f"TRL {versions['trl']['trl']}, transformers {versions['trl']['transformers']}"] if "trl" in versions else []
+    )
+    peak = row["hardware"]["matrix_peak"]
+    shape = " x ".join(map(str, peak["shape"]))
+    speeds = ", ".join(f"{value / 1e12:.3g} in {name}" for name, value in peak["flops_per_second"].items())
+    quick = "A quick run. " if row["config"]["quick"] else ""
+    best = row["config"]["peers"].get("trl_best", {})
+    settings = ", ".join(f"{name} {value}" for name, value in best.items())
+    weights = f"{row['config']['weights'] / 1e6:.0f} million weights"
+    return (
+        f"{quick}{row['hardware']['cores']} cores; {', '.join(named)}; {weights}. "
+        f"Measured matrix peak ({shape}), TFLOP/s: {speeds}." + (f" `trl_best`: {settings}." if best else "")
+    )
+
+
+def _table(figures: Row) -> str:
+    lines = ["| | a second | ours is | least to most of the rounds | peak memory, GB |", "|---|---|---|---|---|"]
+    for name, spread in figures["spread"].items():
+        rate = figures[OURS] if name == OURS else figures["peers"][name]
+        ratio = "" if name == OURS else f"{figures['ratios'][name]:.3g} times as fast"
+        rounds = f"{spread['min']:.3g} to {spread['max']:.3g} ({spread['rounds']})"
+        lines.append(f"| `{name}` | {rate:.3g} | {ratio} | {rounds} | {figures['peak_bytes'][name] / 1e9:.2f} |")
+    if "utilisation" in figures:
+        share = figures["utilisation"]["share_of_peak"]
+        lines += ["", f"Necessary FLOPs are {share:.0%} of the measured peak in {figures['utilisation']['precision']}."]
+    return "\n".join(lines)
+
+
+def _machine(row: Row) -> str:
+    return str(row["hardware"].get("gpu") or row["hardware"]["cpu"])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(recorded()), encoding="utf-8")
