@@ -110,8 +110,6 @@ def _inject(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
                 measure: Any = lengths.update_layer
                 measure(base_layer=layer.get_base_layer(), scaling=layer.scaling[name], **factors)
     model.train(model.training)  # new layers come in training mode, and their dropout with them
-    # Else a reentrant checkpoint sees no input with a gradient, and gives none.
-    model.enable_input_require_grads()  # type: ignore[no-untyped-call]
     return model
 
 
@@ -252,7 +250,6 @@ def merge(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrai
             plain = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer.original_module
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, plain)
-    model.disable_input_require_grads()  # type: ignore[no-untyped-call]
     for parameter in model.parameters():  # no buffers: rounded rotary frequencies would move every position
         parameter.data = parameter.data.to(dtype)
     del model.peft_config
