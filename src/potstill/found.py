@@ -1,13 +1,14 @@
-"""What a row was found to hold, and how that becomes a Text, Prompt, Chat, Answers or Pair.
+"""What a row was found to hold, and how that becomes a Text, Prompt, Chat, Answers, Pair or Feedback.
 
 Whatever cannot be that record is a ShapeError in words.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from potstill.records import Answers, Candidate, Chat, Message, Pair, Prompt, Record, Role, Text
+from potstill.records import Answers, Candidate, Chat, Feedback, Message, Pair, Prompt, Record, Role, Text
 
 R = TypeVar("R", bound=Record)
 
@@ -30,8 +31,10 @@ class Found:
     follow_ups: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     text: str = ""
-    undesirable: bool = False
-    """A row that says of itself that its answer is to be avoided."""
+    tools: tuple[str, ...] = ()
+    """JSON Schemas of what the assistant may call."""
+    desirable: bool | None = None
+    """What a row says of its own answer, if anything."""
 
 
 def make_record(found: Found, row_type: type[R], name: str, category: str) -> R:
@@ -40,7 +43,7 @@ def make_record(found: Found, row_type: type[R], name: str, category: str) -> R:
 
 
 def _text(found: Found, name: str, category: str) -> Text:
-    text = found.text or "\n\n".join(m.content for m in found.prompt + found.chosen)
+    text = found.text or "\n\n".join(m.content for m in _in_words(found.prompt + found.chosen, found.tools))
     if not text.strip():
         raise ShapeError("the text is empty; expected words")
     return Text(id=name, text=text)
@@ -49,20 +52,20 @@ def _text(found: Found, name: str, category: str) -> Text:
 def _prompt(found: Found, name: str, category: str) -> Prompt:
     first = next((i for i, m in enumerate(found.prompt) if m.role == "assistant"), len(found.prompt))
     later = tuple(m.content for m in found.prompt[first:] if m.role == "user")
-    messages = found.prompt[:first]
+    messages = _in_words(found.prompt[:first], found.tools)
     check_dialogue(messages, "user", "the prompt")
     follow_ups = found.follow_ups or later
     return Prompt(id=name, messages=messages, follow_ups=follow_ups, references=found.references, category=category)
 
 
 def _chat(found: Found, name: str, category: str) -> Chat:
-    if found.undesirable:
+    if found.desirable is False:
         raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from")
     messages = found.prompt + found.chosen
     if not messages and found.text:
         raise ShapeError("the row is a plain text; expected a conversation")
     check_dialogue(messages, "assistant", "the conversation")
-    return Chat(id=name, messages=messages, category=category)
+    return Chat(id=name, messages=messages, tools=found.tools, category=category)
 
 
 def _pair(found: Found, name: str, category: str) -> Pair:
@@ -78,6 +81,7 @@ def _pair(found: Found, name: str, category: str) -> Pair:
         prompt=found.prompt,
         chosen=found.chosen,
         rejected=found.rejected,
+        tools=found.tools,
         chosen_score=found.chosen_score,
         rejected_score=found.rejected_score,
         category=category,
@@ -90,12 +94,43 @@ def _answers(found: Found, name: str, category: str) -> Answers:
     return Answers(id=name, prompt=_prompt(found, name, category), candidates=found.candidates)
 
 
+def _feedback(found: Found, name: str, category: str) -> Feedback:
+    if found.desirable is None:
+        raise ShapeError("nothing says whether the answer is desirable; expected a 'label' that is true or false")
+    asked = max((i + 1 for i, m in enumerate(found.prompt) if m.role == "user"), default=0)
+    prompt, answer = found.prompt[:asked], found.prompt[asked:]
+    check_dialogue(prompt, "user", "the prompt")
+    check_dialogue(found.prompt, "assistant", "the conversation")
+    return Feedback(
+        id=name, prompt=prompt, answer=answer, desirable=found.desirable, tools=found.tools, category=category
+    )
+
+
+def _in_words(messages: tuple[Message, ...], tools: Sequence[str]) -> tuple[Message, ...]:
+    """The turns where there is no column for tools: what is offered stands in the system turn, a call is said."""
+    said = [_said(message) for message in messages]
+    if tools:
+        offer = f"[{', '.join(tools)}]"
+        system = "\n\n".join([*(m.content for m in said[:1] if m.role == "system"), offer])
+        said = [Message(role="system", content=system), *(m for m in said if m.role != "system")]
+    return tuple(said)
+
+
+def _said(message: Message) -> Message:
+    if not message.tool_calls:
+        return message
+    calls = [json.dumps({"name": c.name, "arguments": json.loads(c.arguments)}) for c in message.tool_calls]
+    words = "\n".join([*([message.content] if message.content else []), *calls])
+    return Message(role=message.role, content=words, train=message.train)
+
+
 _MAKERS: dict[type[Record], Callable[[Found, str, str], Record]] = {
     Text: _text,
     Prompt: _prompt,
     Chat: _chat,
     Answers: _answers,
     Pair: _pair,
+    Feedback: _feedback,
 }
 
 
@@ -120,7 +155,7 @@ def check_dialogue(messages: Sequence[Message], last: Role, what: str) -> None:
         if role not in expected[before]:
             where = f"turn {number} of {what} is {_named(role)}"
             raise ShapeError(f"{where}; expected {' or '.join(map(_named, expected[before]))} there")
-        if not message.content.strip():
+        if not (message.content.strip() or message.tool_calls or role == "tool"):
             raise ShapeError(f"turn {number} of {what}, {_named(role)}, is empty; expected words")
         before = role
     if messages[-1].role != last:

@@ -3,12 +3,13 @@
 From there the way to a record is the same for all; see `found`. A row that cannot be read is a ShapeError in words.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from potstill.found import Found, ShapeError, make_record
-from potstill.records import Candidate, Message, Prompt, Rating, Record, Role
+from potstill.records import Candidate, Message, Prompt, Rating, Record, Role, ToolCall
 
 R = TypeVar("R", bound=Record)
 Columns = Mapping[str, Any]
@@ -79,9 +80,86 @@ def _message(value: Any, what: str) -> Message:
     role, content = value.get(role_column), value.get(content_column)
     if not isinstance(role, str) or role not in ROLES:
         raise ShapeError(f"the role of {what} is {role!r}; expected system, user, assistant or tool")
+    calls = tuple(_tool_calls(value, what))
+    if role == "function_call" and isinstance(content, str) and not calls:
+        calls = _written_call(content)
+        content = None if calls else content
+    if calls and content is None:
+        content = ""
     if not isinstance(content, str):
         raise ShapeError(f"the content of {what} is {_kind(content)}; expected text")
-    return Message(role=ROLES[role], content=content, train=value.get("train", True) is not False)
+    if calls and ROLES[role] != "assistant":
+        raise ShapeError(f"{what} is {role!r} and calls a tool; expected that of an assistant only")
+    return Message(
+        role=ROLES[role],
+        content=content,
+        tool_calls=calls,
+        tool_call_id=_word(value, "tool_call_id"),
+        name=_word(value, "name") if ROLES[role] == "tool" else "",
+        train=value.get("train", True) is not False,
+    )
+
+
+def _word(value: Columns, column: str) -> str:
+    word = value.get(column)
+    return word if isinstance(word, str) else ""
+
+
+def _tool_calls(message: Columns, what: str) -> Iterator[ToolCall]:
+    """OpenAI's columns: `tool_calls`, or the older `function_call`."""
+    listed = message.get("tool_calls") or []
+    if not isinstance(listed, list | tuple):
+        raise ShapeError(f"the tool_calls of {what} are {_kind(listed)}; expected a list")
+    for call in [*listed, *filter(None, [message.get("function_call")])]:
+        found = _call(call)
+        if found is None:
+            raise ShapeError(f"a tool call of {what} cannot be read; expected a name and arguments, a JSON object")
+        yield found
+
+
+def _call(value: Any) -> ToolCall | None:
+    function = value.get("function", value) if isinstance(value, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        return None
+    try:
+        return ToolCall(name=function["name"], arguments=function.get("arguments") or {}, id=_word(value, "id"))
+    except ValueError:
+        return None
+
+
+def _written_call(content: str) -> tuple[ToolCall, ...]:
+    """ShareGPT's turn that is a call, or a list of them, in JSON; nothing where it is plain words."""
+    value = _json(content)
+    calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
+    return tuple(call for call in calls if call) if all(calls) else ()
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _tools(row: Columns) -> tuple[str, ...]:
+    """What a row offers its assistant: schemas, or JSON of them; bare functions are wrapped as templates expect."""
+    value = row.get("tools") or []
+    if isinstance(value, str):
+        value = _json(value) if value.strip() else []
+    if not isinstance(value, list | tuple):
+        raise ShapeError("'tools' cannot be read; expected a list of JSON Schemas")
+    tools = []
+    for item in value:
+        tool = _json(item) if isinstance(item, str) else item
+        if not isinstance(tool, Mapping) or not ("name" in tool or isinstance(tool.get("function"), Mapping)):
+            raise ShapeError("one of the 'tools' cannot be read; expected the JSON Schema of a function with a name")
+        whole = tool if "function" in tool else {"type": "function", "function": tool}
+        tools.append(json.dumps(whole, ensure_ascii=False))
+    return tuple(tools)
+
+
+def _label(row: Columns) -> bool | None:
+    return row["label"] if isinstance(row.get("label"), bool) else None
 
 
 def _messages(value: Any, what: str) -> tuple[Message, ...]:
@@ -123,17 +201,13 @@ def _find_messages(row: Columns) -> Found:
         prompt=messages,
         follow_ups=_strings(row.get("follow_ups") or (), "'follow_ups'"),
         references=_strings(row.get("references") or (), "'references'"),
-        undesirable=row.get("label") is False,
+        tools=_tools(row),
+        desirable=_label(row),
     )
 
 
 def _find_sharegpt(row: Columns) -> Found:
-    messages = _messages(row["conversations"], "'conversations'")
-    tools = row.get("tools")
-    if isinstance(tools, str) and tools.strip() not in ("", "[]") and messages[:1] and messages[0].role != "system":
-        # Records have no column for tools: what the row declares is told as it would be to a model.
-        messages = (Message(role="system", content=tools), *messages)
-    return Found(prompt=messages)
+    return Found(prompt=_messages(row["conversations"], "'conversations'"), tools=_tools(row), desirable=_label(row))
 
 
 def _find_pair(row: Columns) -> Found:
@@ -155,6 +229,7 @@ def _find_pair(row: Columns) -> Found:
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
+        tools=_tools(row),
         chosen_score=_score(row, "chosen_score", "score_chosen"),
         rejected_score=_score(row, "rejected_score", "score_rejected"),
     )
@@ -271,9 +346,18 @@ def _find_prompt(row: Columns) -> Found:
     prompt = _user(row["prompt"]) if isinstance(row["prompt"], str) else _messages(row["prompt"], "'prompt'")
     column = next((name for name in ("completion", "response") if name in row), "")
     if not column:
-        return Found(prompt=prompt)
+        return Found(prompt=prompt, tools=_tools(row))
     answer = row[column]
-    return Found(prompt=prompt + (_assistant(answer) if isinstance(answer, str) else _messages(answer, f"{column!r}")))
+    said = _assistant(answer) if isinstance(answer, str) else _messages(answer, f"{column!r}")
+    return Found(prompt=prompt + said, tools=_tools(row), desirable=_label(row))
+
+
+def _find_feedback(row: Columns) -> Found:
+    """potstill's own feedback."""
+    if not isinstance(row["desirable"], bool):
+        raise ShapeError(f"'desirable' is {_kind(row['desirable'])}; expected true or false")
+    said = _messages(row["prompt"], "'prompt'") + _messages(row["answer"], "'answer'")
+    return Found(prompt=said, tools=_tools(row), desirable=row["desirable"])
 
 
 def _has(*columns: str) -> Callable[[Columns], bool]:
@@ -293,6 +377,7 @@ SHAPES: dict[str, Shape] = {
         Shape("alpaca", _has("instruction"), _find_alpaca),
         Shape("mt_bench", _has("question_id", "turns"), _find_question),
         Shape("problems", _has("question", "answer"), _find_problem),
+        Shape("feedback", _has("prompt", "answer", "desirable"), _find_feedback),
         Shape("prompts", _has("prompt"), _find_prompt),
         Shape("ultrachat", _has("data"), _find_ultrachat),
         Shape("texts", _has("text"), lambda row: Found(text=_string(row, "text"))),

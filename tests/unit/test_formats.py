@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from potstill.errors import DataError
 from potstill.formats import examine, read_file, sniff
 from potstill.found import ShapeError, check_dialogue
-from potstill.records import Answers, Chat, Message, Pair, Prompt, Record, Text
+from potstill.records import Answers, Chat, Feedback, Message, Pair, Prompt, Record, Text, ToolCall
 from potstill.shapes import SHAPES, recognise
 
 SHARED = Path("../shared/data")
@@ -139,12 +140,123 @@ def test_answers_of_several_models_with_their_ratings(tmp_path: Path) -> None:
     assert answers.candidates[1].ratings == ()
 
 
-def test_tools_that_a_row_declares_stand_in_a_system_turn(tmp_path: Path) -> None:
+SCHEMA = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLING = {"name": "weather", "arguments": {"city": "Paris"}}
+CALLED = (ToolCall(name="weather", arguments='{"city": "Paris"}'),)
+
+
+def openai(**call: Any) -> dict[str, Any]:
+    """A conversation with one call, as OpenAI's columns have it."""
+    return {
+        "messages": [
+            {"role": U, "content": "q"},
+            {"role": A, "content": None, **call},
+            {"role": "tool", "content": "", "tool_call_id": "1", "name": "weather"},
+            {"role": A, "content": "a", "tool_calls": None},
+        ],
+        "tools": [SCHEMA],
+    }
+
+
+TOOL_ROWS = [
+    openai(tool_calls=[{"id": "1", "type": "function", "function": {**CALLING, "arguments": '{"city": "Paris"}'}}]),
+    openai(tool_calls=[{"id": "1", "type": "function", "function": CALLING}]),
+    openai(tool_calls=[{"id": "1", **CALLING}]),
+    openai(function_call=CALLING),
+    openai(tool_calls=[{"id": "1", **CALLING}]) | {"tools": json.dumps([SCHEMA["function"]])},
+    openai(tool_calls=[{"id": "1", **CALLING}]) | {"tools": [json.dumps(SCHEMA)]},
+    {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": json.dumps(CALLING)},
+            {"from": "observation", "value": ""},
+            {"from": "gpt", "value": "a"},
+        ],
+        "tools": json.dumps([SCHEMA["function"]]),
+    },
+]
+
+
+@pytest.mark.parametrize("row", TOOL_ROWS)
+def test_tools_and_their_calls_from_every_way_of_writing_them(tmp_path: Path, row: dict[str, Any]) -> None:
+    chat = one(tmp_path, row, Chat)
+    assert [json.loads(tool) for tool in chat.tools] == [SCHEMA]
+    calls = [call.model_copy(update={"id": ""}) for message in chat.messages for call in message.tool_calls]
+    assert tuple(calls) == CALLED
+    assert said(chat.messages) == [(U, "q"), (A, ""), ("tool", ""), (A, "a")]
+    assert one(tmp_path, json.loads(chat.to_line()), Chat).messages == chat.messages, "our own rows are read as well"
+    assert hash(chat) == hash(Chat.model_validate_json(chat.to_line()))
+
+
+def test_what_has_no_column_for_tools_is_told_of_them_in_words(tmp_path: Path) -> None:
+    row = TOOL_ROWS[0]
+    offer = json.dumps([SCHEMA])
+    assert said(one(tmp_path, row, Prompt).messages) == [(S, offer), (U, "q")]
+    assert one(tmp_path, row, Text).text == f"{offer}\n\nq\n\n{json.dumps(CALLING)}\n\n\n\na"
+    with_system = {**row, "messages": [{"role": S, "content": "be kind"}, *row["messages"]]}
+    assert said(one(tmp_path, with_system, Prompt).messages) == [(S, f"be kind\n\n{offer}"), (U, "q")]
+
+
+def test_a_pair_offers_its_tools_to_both_answers(tmp_path: Path) -> None:
+    chosen = [{"role": A, "content": "", "tool_calls": [CALLING]}]
+    pair = one(tmp_path, {"prompt": "q", "chosen": chosen, "rejected": "b", "tools": [SCHEMA]}, Pair)
+    assert pair.chosen[0].tool_calls == CALLED
+    assert [json.loads(tool) for tool in pair.tools] == [SCHEMA]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tools": "hammer"}, "'tools' cannot be read; expected a list of JSON Schemas"),
+        ({"tools": [7]}, "one of the 'tools' cannot be read"),
+        ({"tools": ["{}"]}, "one of the 'tools' cannot be read"),
+        ({"messages": [{"role": U, "content": "q", "tool_calls": [CALLING]}]}, "is 'user' and calls a tool"),
+        (
+            {"messages": [{"role": A, "content": "", "tool_calls": [{"name": 7}]}]},
+            "a tool call of turn 1 of 'messages'",
+        ),
+        ({"messages": [{"role": A, "content": "", "tool_calls": [{"name": "f", "arguments": "7"}]}]}, "a tool call of"),
+        ({"messages": [{"role": A, "content": "", "tool_calls": "f"}]}, "are text; expected a list"),
+    ],
+)
+def test_tools_that_cannot_be_read_are_refused_in_words(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=re.escape(says)):
+        one(tmp_path, TOOL_ROWS[0] | change, Chat)
+
+
+def test_a_call_in_words_stays_words(tmp_path: Path) -> None:
     values = [("human", "q"), ("function_call", "{}"), ("observation", "42"), ("gpt", "a")]
-    row = {"conversations": [{"from": f, "value": v} for f, v in values], "tools": '[{"name": "f"}]'}
-    assert said(one(tmp_path, row, Chat).messages) == [
-        (S, '[{"name": "f"}]'), (U, "q"), (A, "{}"), ("tool", "42"), (A, "a"),
-    ]  # fmt: skip
+    row = {"conversations": [{"from": f, "value": v} for f, v in values]}
+    assert said(one(tmp_path, row, Chat).messages) == [(U, "q"), (A, "{}"), ("tool", "42"), (A, "a")]
+
+
+LABELLED = [
+    {"prompt": "q", "completion": "a", "label": False},
+    {"prompt": [{"role": U, "content": "q"}], "completion": [{"role": A, "content": "a"}], "label": False},
+    {"messages": [{"role": U, "content": "q"}, {"role": A, "content": "a"}], "label": False},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": False},
+]
+
+
+@pytest.mark.parametrize("row", LABELLED)
+def test_each_shape_of_a_labelled_answer(tmp_path: Path, row: dict[str, Any]) -> None:
+    found = one(tmp_path, row, Feedback)
+    assert (said(found.prompt), said(found.answer), found.desirable) == ([(U, "q")], [(A, "a")], False)
+    assert one(tmp_path, row | {"label": True}, Feedback).desirable
+    assert one(tmp_path, json.loads(found.to_line()), Feedback) == found, "our own rows are read as well"
+    assert sniff(write(tmp_path / "own.jsonl", json.loads(found.to_line()))) == "feedback"
+    with pytest.raises(DataError, match="labelled as an answer to avoid"):
+        one(tmp_path, row, Chat)
+    for label in (None, 1, "yes"):
+        with pytest.raises(DataError, match="nothing says whether the answer is desirable"):
+            one(tmp_path, row | {"label": label}, Feedback)
+
+
+def test_a_labelled_answer_is_what_follows_on_the_last_user(tmp_path: Path) -> None:
+    values = [(U, "q"), (A, "a"), (U, "r"), (A, "b")]
+    row = {"messages": [{"role": role, "content": text} for role, text in values], "label": True}
+    found = one(tmp_path, row, Feedback)
+    assert (said(found.prompt), said(found.answer)) == (values[:3], values[3:])
 
 
 @given(st.sampled_from([Text, Prompt, Chat, Pair]), st.data())
@@ -346,18 +458,22 @@ COLUMNS = [
     "instances",
     "input",
     "label",
+    "answer",
+    "desirable",
     "tools",
     "id",
     "category",
 ]
 LEAVES = st.none() | st.booleans() | st.integers() | st.sampled_from(["", U, A, S, "human", "gpt", "\n\nHuman: q"])
-MESSAGES = st.dictionaries(st.sampled_from(["role", "content", "from", "value", "model", "response"]), LEAVES)
+MESSAGES = st.dictionaries(
+    st.sampled_from(["role", "content", "from", "value", "model", "response", "tool_calls", "name"]), LEAVES
+)
 ROWS = st.dictionaries(
     st.sampled_from(COLUMNS), LEAVES | MESSAGES | st.lists(LEAVES | MESSAGES, max_size=3), min_size=2
 )
 
 
-@given(ROWS, st.sampled_from([Text, Prompt, Chat, Answers, Pair]))
+@given(ROWS, st.sampled_from([Text, Prompt, Chat, Answers, Pair, Feedback]))
 def test_whatever_a_row_holds_it_is_read_or_refused_in_words(row: Any, row_type: type[Record]) -> None:
     for shape in SHAPES.values():
         try:
@@ -377,6 +493,7 @@ FILES = [
     ("format_demos/glaive_toolcall_en_demo.json", "sharegpt", Chat, 300, 0),
     ("format_demos/kto_en_demo.json", "messages", Chat, 150, 150),  # half of them are answers to avoid
     ("format_demos/kto_en_demo.json", "messages", Prompt, 300, 0),
+    ("format_demos/kto_en_demo.json", "messages", Feedback, 300, 0),
     ("gpteacher/codegen_instruct.json", "alpaca", Chat, 4535, 0),
     ("gpteacher/roleplay_instruct.json", "alpaca", Chat, 1923, 0),
     ("gsm8k/train.jsonl", "problems", Chat, 7473, 0),

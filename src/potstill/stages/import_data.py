@@ -12,7 +12,7 @@ from potstill.artifact import ROWS_FILE
 from potstill.curation.decontaminate import keeping_out
 from potstill.errors import DataError
 from potstill.formats import Line, Row, examine, interpret
-from potstill.records import ROWS, Answers, Chat, Dropped, Message, Pair, Prompt, Record, Text
+from potstill.records import ROWS, Answers, Chat, Dropped, Feedback, Message, Pair, Prompt, Record, Text
 from potstill.shapes import SHAPES
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
@@ -28,6 +28,7 @@ Shape = Literal[
     "alpaca",
     "mt_bench",
     "problems",
+    "feedback",
     "prompts",
     "ultrachat",
     "texts",
@@ -38,7 +39,7 @@ class Import(StageConfig):
     """Read rows that others made."""
 
     kind: Literal["import"]
-    path: Annotated[str | None, Reference(("texts", "prompts", "chats", "answers", "ratings", "pairs"))] = None
+    path: Annotated[str | None, Reference(tuple(ROWS))] = None
     """A file (.jsonl, .json, .txt, .parquet; all but the last also as .gz), or a stage whose rows become others."""
     hub: str | None = None
     """A dataset on the Hugging Face Hub, instead of a path. Needs potstill[hub]."""
@@ -48,7 +49,7 @@ class Import(StageConfig):
     """The Hub dataset's configuration, where it has several."""
     split: str = "train"
     """The Hub dataset's split."""
-    rows: Literal["texts", "prompts", "chats", "answers", "ratings", "pairs"]
+    rows: Literal["texts", "prompts", "chats", "answers", "ratings", "pairs", "feedback"]
     """What to make of them. A chat also makes a prompt (its first turn) or a text."""
     format: Shape = "auto"
     """The shape of the rows; auto tells it from the first row's columns."""
@@ -113,13 +114,13 @@ def _good(config: Import, inputs: Inputs, dropped: list[Dropped]) -> Iterator[Re
             yield row.record
 
 
-def _messages(row: Text | Prompt | Chat | Answers | Pair) -> tuple[Message, ...]:
+def _messages(row: Text | Prompt | Chat | Answers | Pair | Feedback) -> tuple[Message, ...]:
     """Where its user speaks."""
     if isinstance(row, Text):
         return ()
     if isinstance(row, Answers):
         return row.prompt.messages
-    return row.prompt if isinstance(row, Pair) else row.messages
+    return row.prompt if isinstance(row, Pair | Feedback) else row.messages
 
 
 def _read(config: Import, inputs: Inputs) -> Iterator[Row[Any]]:
