@@ -17,7 +17,7 @@ from rich.text import Text
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
 from potstill.console import clean, number, score_table
 from potstill.errors import StorageError
-from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Message, Pair, Prompt, Record
+from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Record
 from potstill.records import Text as TextRecord
 from potstill.validation import nearest
 from potstill.workspace import Workspace
@@ -125,6 +125,10 @@ def _body(row: Record) -> Iterator[RenderableType]:
         case Pair():
             yield from _turns(row.prompt)
             yield _side_by_side(row)
+        case Feedback():
+            yield from _turns(row.prompt)
+            yield Text("desirable", "green") if row.desirable else Text("not desirable", "red")
+            yield from _turns(row.answer)
         case Dropped():
             yield Text.assemble((row.reason, "yellow"), f"  {clean(row.detail)}")
 
@@ -134,6 +138,7 @@ def _turns(messages: Sequence[Message]) -> Iterator[RenderableType]:
         label = message.role if message.train else f"{message.role} (not learnt)"
         yield Text(label, STYLES[message.role])
         yield _text(message.content)
+        yield from _labelled("calls", [f"{call.name}({call.arguments})" for call in message.tool_calls], "yellow")
 
 
 def _labelled(label: str, texts: Sequence[str], style: str) -> Iterator[RenderableType]:
