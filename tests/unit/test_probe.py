@@ -47,7 +47,7 @@ def test_a_window_that_only_the_mask_knows_is_not_missed(caplog: pytest.LogCaptu
 
 
 def test_a_model_that_nothing_here_computes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scorer, "_shape_logits", lambda self, logits_CV: logits_CV * 1.1)
+    monkeypatch.setattr(Scorer, "_scale", 1.1)
     with pytest.raises(ModelError, match=r"cannot be computed apart from its own forward.*Use a model of another"):
         build_scorer(tiny_model())
 

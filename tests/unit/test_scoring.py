@@ -19,7 +19,7 @@ from engine import (
     tiny_model,
 )
 
-from potstill.training import attention
+from potstill.training import attention, head
 from potstill.training.batch import Item, collate, micro_batches
 from potstill.training.scoring import Layout, Scorer, build_scorer
 
@@ -154,11 +154,12 @@ def test_sums_and_softmax_stay_in_float32_where_products_are_bfloat16() -> None:
 
 @pytest.mark.parametrize("chunk", [1 << 25, 7 * VOCABULARY])
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
-def test_weights_in_bfloat16_are_summed_in_float32(family: str, chunk: int) -> None:
+def test_weights_in_bfloat16_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch, family: str, chunk: int) -> None:
     """Trap: "Sequence log-probabilities summed or rounded in bf16 (steps of 1.0 at -186)"; "bf16 logits before the
     float32 softmax: 4-23% gradient error". From the same hidden states, the head is as exact as float64 would be."""
     scorer = build_scorer(tiny_model(family, torch.bfloat16))
     scorer.chunk_logits = chunk
+    monkeypatch.setattr(head, "CHUNK_LOGITS", chunk)
     exact = build_scorer(tiny_model(family, torch.bfloat16).double())
     torch.manual_seed(0)
     hidden_ND = torch.randn(50, 16).bfloat16().requires_grad_()
@@ -172,7 +173,8 @@ def test_weights_in_bfloat16_are_summed_in_float32(family: str, chunk: int) -> N
     assert hidden_ND.grad is not None
     assert wide_ND.grad is not None
     rounding = (wide_ND.grad.bfloat16().double() - wide_ND.grad).norm()
-    assert (hidden_ND.grad.double() - wide_ND.grad).norm() <= 1.01 * rounding  # of the gradient itself, and no more
+    # Of the gradient itself, and in the fused head once more of softmax - onehot, which both of its products take.
+    assert (hidden_ND.grad.double() - wide_ND.grad).norm() <= (1.01 if family == "gemma2" else 1.5) * rounding
 
 
 def test_what_was_chosen_is_recorded() -> None:

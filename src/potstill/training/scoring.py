@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from potstill.errors import ModelError
 from potstill.training import attention, experts
 from potstill.training.batch import Batch
+from potstill.training.head import linear_logps
 from potstill.training.neftune import Noise
 from potstill.training.paths import Kernel, Plan, copied, unshared
 from potstill.training.probe import Probe, bare
@@ -82,6 +83,11 @@ class Scorer(nn.Module):
     def device(self) -> torch.device:
         """Where its weights are."""
         return bare(self.model).device
+
+    def checkpoint(self, on: bool) -> None:
+        """Compute each decoder layer again in the backward, or remember its activations. ModelError where it cannot."""
+        _checkpoint_layers(self.model, on)
+        self.checkpoint_activations = on
 
     @property
     def balance_coefficient(self) -> float:
@@ -164,35 +170,42 @@ class Scorer(nn.Module):
         return Noise(self.neftune_alpha, plan) if self.model.training and self.neftune_alpha else None
 
     def _logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Through the head in chunks, so that N x V is never there at once."""
+        """Through the head as a module (it may be tied, sharded, quantised or adapted), in chunks, so that N x V is
+        never there at once in full precision."""
+        head = cast(nn.Module, bare(self.model).get_output_embeddings())  # type: ignore[no-untyped-call]
+        if type(head) is nn.Linear and head.bias is None and not self._caps:
+            product = self.precision if self.precision == torch.bfloat16 else head.weight.dtype
+            with torch.autocast(self.device.type, enabled=False), _Fused(targets_N, self._scale, product) as fused:
+                out = head(hidden_ND)
+            if fused.done:
+                return cast(Tensor, out)
         rows = max(1, self.chunk_logits // bare(self.model).config.get_text_config().vocab_size)
         if len(hidden_ND) <= rows:
-            return self._head(hidden_ND, targets_N)
+            return self._head(head, hidden_ND, targets_N)
         chunks = zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
-        return torch.cat([cast(Tensor, checkpoint(self._head, h, t, use_reentrant=False)) for h, t in chunks])
+        return torch.cat([cast(Tensor, checkpoint(self._head, head, h, t, use_reentrant=False)) for h, t in chunks])
 
-    def _head(self, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-        """The head as a module (it may be tied, sharded, quantised or adapted), and a softmax in full precision.
-
-        Half-precision logits would cost 4 to 23% of the gradient (Liger-Kernel issue 1432).
-        """
-        head = cast(nn.Module, bare(self.model).get_output_embeddings())  # type: ignore[no-untyped-call]
+    def _head(self, head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+        """Logits and a softmax in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel 1432)."""
         weights = next(head.parameters()).dtype
         wide = torch.promote_types(weights if weights.is_floating_point else hidden_CD.dtype, torch.float32)
         with torch.autocast(self.device.type, enabled=False), _WideSums():
-            logits_CV = self._shape_logits(head(hidden_CD.to(wide)).to(wide))
+            logits_CV = head(hidden_CD.to(wide)).to(wide) * self._scale
+            if self._caps:
+                logits_CV = torch.tanh(logits_CV / self._caps) * self._caps
             return -F.cross_entropy(logits_CV, targets_C, reduction="none")
 
-    def _shape_logits(self, logits_CV: Tensor) -> Tensor:
-        """What some families do to their logits: Cohere scales, Granite divides, Gemma 2 caps."""
+    @property
+    def _scale(self) -> float:
+        """What some families multiply their logits by: Cohere scales, Granite divides."""
         config = bare(self.model).config.get_text_config()
-        if (scale := getattr(config, "logit_scale", None)) is not None:
-            logits_CV = logits_CV * scale
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            logits_CV = logits_CV / divisor
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-            logits_CV = torch.tanh(logits_CV / cap) * cap
-        return logits_CV
+        scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+        return float(1.0 if scale is None else scale) / float(1.0 if divisor is None else divisor)
+
+    @property
+    def _caps(self) -> float | None:
+        """Where logits level off; Gemma Team 2024, section 2."""
+        return getattr(bare(self.model).config.get_text_config(), "final_logit_softcapping", None)
 
     def facts(self) -> dict[str, str]:
         """What "auto" became, for the manifest."""
@@ -210,6 +223,25 @@ class Scorer(nn.Module):
         attention.remove(bare(self.model))
         _checkpoint_layers(self.model, False)
         return self.model
+
+
+class _Fused(TorchFunctionMode):
+    """Within this, a plain linear layer answers with the targets' log-probabilities instead of logits.
+
+    It is done inside the layer's own call, where a wrapper (ZeRO-3, FSDP2) has gathered its weights.
+    """
+
+    def __init__(self, targets_N: Tensor, scale: float, product: torch.dtype) -> None:
+        super().__init__()
+        self._with = targets_N, scale, product
+        self.done = False
+        """False where a wrapper computes the layer in its own way: then it answered with logits."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and not self.done:
+            self.done = True
+            return linear_logps(args[0], args[1], *self._with)
+        return func(*args, **(kwargs or {}))
 
 
 class _WideSums(TorchFunctionMode):

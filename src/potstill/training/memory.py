@@ -1,0 +1,117 @@
+"""What "auto" becomes: how many tokens at once, and whether activations are remembered: a memory model and a probe.
+
+Weights, gradients and the optimizer's state are known from the parameters (`models.footprint`). What the activations of
+a token take is measured on the user's own rows, by counting what autograd keeps for the backward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from potstill.training.batch import Item, collate
+from potstill.training.models import footprint
+from potstill.training.scoring import Scorer
+
+PREFERRED_TOKENS = {"cpu": 4096, "cuda": 16384, "mps": 8192}
+"""More at once makes nothing faster."""
+PROBE_TOKENS = 1024
+CGROUP = Path("/sys/fs/cgroup")
+HEADROOM = 0.8
+"""The share of free memory that is planned for: kernels need some, and rows differ."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How training will use memory."""
+
+    micro_tokens: int
+    checkpoint_activations: bool
+    bytes_per_token: int
+    free_bytes: int
+
+    def facts(self) -> dict[str, int | str]:
+        """What was decided, for the manifest; what was measured differs from day to day and is left out."""
+        return {
+            "micro_batch_tokens": self.micro_tokens,
+            "activation_checkpointing": "every layer" if self.checkpoint_activations else "none",
+        }
+
+
+def plan(
+    scorer: Scorer, items: Sequence[Item], optimizer_states: int, micro_tokens: int | None, checkpoint: bool | None
+) -> Plan:
+    """What is None is decided: as many tokens at once as are worth while and fit, activations remembered where the
+    longest row then fits. Leaves the scorer as decided."""
+    longest = max(item.tokens for item in items)
+    free = free_bytes(scorer.device) - _to_come(scorer, optimizer_states)
+    preferred = max(micro_tokens or PREFERRED_TOKENS[scorer.device.type], longest)
+    for remembered in [True, False] if checkpoint is None else [not checkpoint]:
+        scorer.checkpoint(not remembered)
+        each = bytes_per_token(scorer, items)
+        fitting = int(HEADROOM * free / each)
+        if fitting >= longest:
+            break
+    tokens = micro_tokens or (preferred if fitting >= preferred else max(longest, _power_of_two(fitting)))
+    return Plan(tokens, not remembered, each, free)
+
+
+def _to_come(scorer: Scorer, optimizer_states: int) -> int:
+    """What the first step will take for good."""
+    sizes = footprint(scorer.model, optimizer_states)
+    return sizes.gradients + sizes.optimizer
+
+
+def _power_of_two(value: int) -> int:
+    """The largest that is not above it, so that a little more free memory changes nothing."""
+    return 1 << max(0, value.bit_length() - 1)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on a device, in bytes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return min(int(psutil.virtual_memory().available), _cgroup_bytes())
+
+
+def _cgroup_bytes() -> int:
+    """What a container's limit leaves, where there is one (Linux, cgroups of version 2)."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return max(0, int(limit) - int(used))
+    except (OSError, ValueError):  # no such files, or "max"
+        return 1 << 62
+
+
+def bytes_per_token(scorer: Scorer, items: Sequence[Item]) -> int:
+    """What autograd keeps of one token until the backward, averaged over rows of middling length."""
+    by_length = sorted(items, key=lambda item: item.tokens)
+    probe, size = [], 0
+    for item in by_length[len(by_length) // 2 :]:
+        if probe and size + item.tokens > PROBE_TOKENS:
+            break
+        probe.append(item)
+        size += item.tokens
+    own = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = scorer.training
+    scorer.train()
+    state = torch.get_rng_state()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), scorer.products():
+        scorer(collate(probe).to(scorer.device))
+    torch.set_rng_state(state)
+    scorer.train(training)
+    return max(1, sum(kept.values()) // size)
