@@ -1,6 +1,7 @@
 """Templates, learnt tokens, shared prompts. A docstring that begins with "Trap" quotes the bug it would catch."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from potstill.errors import ModelError
-from potstill.records import Message
+from potstill.records import Message, ToolCall
 from potstill.tokenization import (
+    CHUNK_TEXTS,
     LONG_RUN,
+    add_tokens,
+    control_tokens,
     encode_chat,
+    encode_chats,
     encode_pair,
     encode_prompt,
     encode_texts,
@@ -170,6 +175,179 @@ def test_a_template_that_rewrites_the_past_is_refused() -> None:
     tokenizer.chat_template = template
     with pytest.raises(ModelError, match="writes the beginning of a conversation differently"):
         encode_chat(tokenizer, CHAT)
+
+
+def test_what_is_learnt_may_follow_on_a_rewritten_past() -> None:
+    """Qwen3's way: the thoughts of earlier turns are gone when the next is asked for. So only the last is learnt."""
+    tokenizer = fresh()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ':' }}"
+        "{{ m['content'] if loop.last else m['content'].split('>')[-1] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    chat = say("user: hi", "assistant: it>the cat", "user: and", "assistant: is>a mat")
+    with pytest.raises(ModelError, match="Mark all but the last assistant turn train: false"):
+        encode_chat(tokenizer, chat)
+    encoded = encode_chat(tokenizer, [chat[0], chat[1].model_copy(update={"train": False}), *chat[2:]])
+    assert tokenizer.decode(encoded.ids_L[encoded.learn_L]) == "is>a mat</s>"
+    prompt = encode_prompt(tokenizer, chat[:3])
+    assert encoded.ids_L[: len(prompt)].tolist() == prompt.tolist(), "learnt behind what will be asked"
+    pair = encode_pair(tokenizer, chat[:3], chat[3:], say("assistant: is>a cat"))
+    assert pair.prompt_ids.tolist() == prompt.tolist()
+
+
+TOOLS = (
+    "{% if tools %}{{ '<|system|>' + tools|tojson + eos_token }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}{{ '[' + call.function.name + call.function.arguments|tojson + ']' }}"
+    "{% endfor %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+OFFER = ('{"type": "function", "function": {"name": "sit"}}',)
+CALLING = (
+    *say("user: sit", "assistant: a"),
+    Message(role="tool", content="is", name="sit"),
+    *say("assistant: it is"),
+)
+CALLING = (
+    CALLING[0],
+    CALLING[1].model_copy(update={"tool_calls": (ToolCall(name="sit", arguments={"on": "mat"}),)}),
+    *CALLING[2:],
+)
+
+GOLDEN_TOOLS = """\
+<|user|>      | -
+s             | -
+i             | -
+t             | -
+</s>          | -
+<|assistant|> | -
+a             | learnt
+[             | learnt
+s             | learnt
+i             | learnt
+t             | learnt
+{             | learnt
+"             | learnt
+on            | learnt
+"             | learnt
+:             | learnt
+Ġ             | learnt
+"             | learnt
+mat           | learnt
+"             | learnt
+}             | learnt
+]             | learnt
+</s>          | learnt
+<             | -
+|             | -
+t             | -
+o             | -
+o             | -
+l             | -
+|             | -
+>             | -
+i             | -
+s             | -
+</s>          | -
+<|assistant|> | -
+i             | learnt
+t             | learnt
+Ġis           | learnt
+</s>          | learnt"""
+
+
+def test_golden_table_of_a_conversation_with_a_call() -> None:
+    """What an assistant calls is learnt as it is written; what the tool answers is read."""
+    tokenizer = fresh()
+    tokenizer.chat_template = TOOLS
+    table = explain(tokenizer, encode_chat(tokenizer, CALLING, tools=OFFER))
+    offer, rest = table.split("</s>", 1)
+    assert "{" in offer
+    assert "learnt" not in offer
+    assert rest.split("\n", 1)[1] == GOLDEN_TOOLS
+
+
+def test_what_offers_tools_in_training_offers_them_when_asked() -> None:
+    tokenizer = fresh()
+    tokenizer.chat_template = TOOLS
+    prompt = encode_prompt(tokenizer, CALLING[:1], OFFER)
+    whole = encode_chat(tokenizer, CALLING, tools=OFFER)
+    assert whole.ids_L[: len(prompt)].tolist() == prompt.tolist()
+    assert np.flatnonzero(whole.learn_L)[0] == len(prompt)
+    assert '"name": "sit"' in tokenizer.decode(prompt)
+
+
+SAYS = "m['content'] }}"
+DEAF = TOOLS.replace(SAYS, "(m['content'] if m['role'] != 'tool' else '') }}")
+MUTE = TOOLS.replace(SAYS, "(m['content'] if not m['tool_calls'] else '') }}")
+ONE_CALL = TOOLS.replace("m['tool_calls'] or []", "(m['tool_calls'] or [])[:1]")
+TWICE = (CALLING[0], CALLING[1].model_copy(update={"tool_calls": CALLING[1].tool_calls * 2}))
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "says"),
+    [
+        (None, CALLING[:1], OFFER, "leaves out the tools that it offers"),
+        (None, CALLING[:2], (), "leaves out a tool's call in turn 2"),
+        (MUTE, CALLING, (), "leaves out what is said in turn 2"),
+        (DEAF, CALLING, (), "leaves out what is said in turn 3"),
+        (ONE_CALL, TWICE, (), "leaves out a tool's call in turn 2"),
+    ],
+)
+def test_a_template_that_leaves_tools_out_is_refused(
+    template: str | None, messages: tuple[Message, ...], tools: tuple[str, ...], says: str
+) -> None:
+    tokenizer = fresh()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    with pytest.raises(ModelError, match=says):
+        render(tokenizer, messages, tools)
+
+
+def test_the_default_template_writes_what_tools_answer() -> None:
+    assert "<|tool|>\n42</s>" in render(
+        fresh(), [*CALLING[:1], *say("assistant: a"), Message(role="tool", content="42")]
+    )
+
+
+def test_added_tokens_are_atoms_that_texts_may_spell(tmp_path: Path) -> None:
+    tokenizer = fresh()
+    before = len(tokenizer)
+    assert add_tokens(tokenizer, ["<think>", "</think>", "<think>"]) == 2
+    assert add_tokens(tokenizer, ["</think>"]) == 0
+    ids = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert ids == [before, before + 1]
+    text = "the<think> cat</think>\nsat"
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        encoded = encode_chat(one, [*say("user: hi"), Message(role="assistant", content=text)])
+        learnt = encoded.ids_L[encoded.learn_L]
+        assert [learnt.tolist().count(token) for token in ids] == [1, 1]
+        assert one.decode(learnt, skip_special_tokens=True) == text, "an answer shows them"
+        (document,) = encode_texts(one, [text])
+        assert [document.tolist().count(token) for token in ids] == [1, 1], "and so do documents"
+        assert not control_tokens(one).keys() & {"<think>", "</think>"}
+    with pytest.raises(ModelError, match="is blank"):
+        add_tokens(tokenizer, [" "])
+
+
+def test_a_tokenizer_that_came_with_truncation_cuts_nothing(tmp_path: Path) -> None:
+    """A tokenizer.json may hold both, and its own `encode_batch` obeys them."""
+    tokenizer = fresh()
+    expected = [ids.tolist() for ids in encode_texts(tokenizer, ["the cat sat on the mat", "it"])]
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert [ids.tolist() for ids in encode_texts(tokenizer, ["the cat sat on the mat", "it"])] == expected
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    assert explain(tokenizer, encode_chat(tokenizer, CHAT)) == explain(fresh(), encode_chat(fresh(), CHAT))
+
+
+def test_many_texts_are_tokenized_as_each_alone() -> None:
+    chats = [say(f"user: {number}", "assistant: " + "the cat " * (number % 7)) for number in range(2 * CHUNK_TEXTS + 3)]
+    together = encode_chats(tiny_tokenizer(), chats)
+    for number in (0, CHUNK_TEXTS - 1, CHUNK_TEXTS, 2 * CHUNK_TEXTS + 2):
+        assert explain(tiny_tokenizer(), together[number]) == explain(
+            tiny_tokenizer(), encode_chat(tiny_tokenizer(), chats[number])
+        )
 
 
 def test_a_template_that_raises_is_one_clear_line() -> None:
