@@ -284,7 +284,7 @@ def test_a_pair_is_two_labelled_answers() -> None:
     assert both == {
         f"p/{n}/{s}": f"{w} {n}</s>" for n in range(4) for s, w in (("chosen", "good"), ("rejected", "bad"))
     }
-    assert {row: label for row, label in split.desirable.items()} == {row: row.endswith("chosen") for row in both}
+    assert split.desirable == {row: row.endswith("chosen") for row in both}
     assert {item.row.split("/")[1] for item in split.train}.isdisjoint(
         item.row.split("/")[1] for item in split.held_out
     )
