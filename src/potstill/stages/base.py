@@ -77,6 +77,8 @@ class Work:
     progress: Progress = field(default=no_progress)
     name: str = "stage"
     """Of what this makes: the stage's name and key."""
+    launched: bool = False
+    """Whether a launcher started this process, perhaps as one of several: they share the stage's work."""
     stoppable: Callable[[], AbstractContextManager[Callable[[], bool]]] = field(default=never_asked)
     """Within this, a request to end is answered by whoever asks for it often; elsewhere the process just ends."""
 

@@ -87,11 +87,11 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
         tied=config.tied,
     )
     session = Session(config, inputs, work, tokenizer)
-    session.take(make_mistral(shape, tokenizer, work.seed, session.device))
+    model = make_mistral(shape, tokenizer, work.seed, session.device)
+    size = {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
+    session.take(model)
     steps = session.steps(split.train, config.batch_tokens, by_tokens=True)
-    facts = session.finish(split, session.train(likelihood(steps, split.held_out)))
-    size = {"parameters": sum(p.numel() for p in session.model.parameters()), "vocabulary": len(tokenizer)}
-    return {**facts, **size}
+    return {**session.finish(split, session.train(likelihood(steps, split.held_out))), **size}
 
 
 STAGE = Stage(config=PretrainConfig, produces="model", run=run, trains=True)

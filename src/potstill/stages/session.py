@@ -29,9 +29,8 @@ class Session:
 
     def __init__(self, config: TrainingConfig, inputs: Inputs, work: Work, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config, self.inputs, self.work, self.tokenizer = config, inputs, work, tokenizer
-        self.device = choose_device(config.device)
+        self.team, self.device = _team(config, work)
         self.precision = choose_precision(config.dtype, self.device)
-        self.team = Team()
         self.settings = _settings(config, self.device)
         self._reference = ""
 
@@ -53,10 +52,11 @@ class Session:
     def take(self, model: PreTrainedModel) -> None:
         """Train this model."""
         config = self.config
-        torch.manual_seed(self.work.seed)  # dropout and noise draw from here
+        torch.manual_seed(self.work.seed + self.team.rank)  # dropout and noise draw from here
         scorer = build_scorer(model, self.precision, neftune_alpha=getattr(config, "neftune_alpha", 0.0))
         optimizers = make_optimizers(scorer, config.optimizer, config.learning_rate, config.weight_decay, config.beta2)
         self.model = model
+        self._adapter = {"adapter": adapter_facts(model)} if is_adapted(model) else {}
         self.team.prepare(scorer, optimizers)
 
     def steps(self, items: Sequence[Item], capacity: int, *, by_tokens: bool = False) -> list[list[Item]]:
@@ -101,19 +101,31 @@ class Session:
 
     def finish(self, split: Split, happened: dict[str, Any]) -> Facts:
         """Save what was trained and the rows left out; returns everything that belongs into the manifest."""
-        facts = {**split.facts(), **self.team.scorer.facts(), **happened}
-        model = self.team.scorer.release()
+        facts = {**split.facts(), **self.team.scorer.facts(), **self.team.facts(), **happened, **self._adapter}
+        model, path, store = self.team.scorer.release(), self.work.path, self.config.store
+        weights = self.team.whole(trained_only=is_adapted(model))
+        if self.team.rank > 0:
+            return facts
         if is_adapted(model):
-            facts["adapter"] = adapter_facts(model)
-            save_trained(model, self.inputs.model("model"), self.tokenizer, self.work.path, self.config.store)
+            save_trained(model, self.inputs.model("model"), self.tokenizer, path, store, weights)
         else:
-            save_model(model, self.tokenizer, self.work.path, self.config.store)
+            save_model(model, self.tokenizer, path, store, weights)
         self.work.drop(split.dropped)
         return facts
 
 
 SHOWN = ("loss", "accuracy", "margin", "tokens_per_second")
 """What of a row stands in the terminal's line."""
+
+
+def _team(config: TrainingConfig, work: Work) -> tuple[Team, torch.device]:
+    """Who trains, and where this process of it computes."""
+    device = choose_device(config.device)
+    if not work.launched:
+        return Team(), device
+    from potstill.training.distributed import join
+
+    return join(config.sharding, device)
 
 
 def _settings(config: TrainingConfig, device: torch.device) -> Settings:

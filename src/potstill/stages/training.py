@@ -1,9 +1,9 @@
 """What the training stages have in common: the fields of their configs, and their rows."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill.errors import DataError
 from potstill.records import Record
@@ -57,7 +57,19 @@ class TrainingConfig(StageConfig):
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """The same, in steps; both may be given."""
 
-    HOW = frozenset({"device", "micro_batch_tokens", "checkpoint_minutes", "checkpoint_steps"})
+    sharding: Literal["none", "fsdp2", "zero3"] = "none"
+    """How the workers that `potstill run --launch` starts share the model: by PyTorch's FSDP2, or DeepSpeed's ZeRO-3.
+    none: one worker trains, even then; and without --launch one trains whatever stands here."""
+
+    HOW = frozenset({"device", "micro_batch_tokens", "checkpoint_minutes", "checkpoint_steps", "sharding"})
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Self:
+        if self.sharding != "none" and self.optimizer == "muon":
+            raise ValueError(f"muon needs whole matrices; sharding: {self.sharding} cuts them; set optimizer: adamw")
+        if self.sharding != "none" and self.adapter is not None and self.adapter.kind == "qlora":
+            raise ValueError(f"4-bit weights cannot be cut, as sharding: {self.sharding} would; set adapter.kind: lora")
+        return self
 
     def forecast(self, rows: Mapping[str, int], tokens_per_row: int) -> Expected:
         """What training on that many rows reads."""

@@ -257,17 +257,23 @@ def merge(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrai
 
 
 def save_trained(
-    model: PreTrainedModel, base: Model, tokenizer: PreTrainedTokenizerBase, path: Path, dtype: DtypeName = "auto"
+    model: PreTrainedModel,
+    base: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    dtype: DtypeName = "auto",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write what training made: a plain model, and where an adapter was trained that adapter beside it, in `adapter/`.
 
-    `base` is what training started from: a base that was held in 4 bits is read once more, whole, to be merged into.
+    `weights` is the gathered state of a model whose own is sharded, of an adapted one the adapter's alone. `base` is
+    what training started from: one that was sharded, or held in 4 bits, is read once more, whole, to be merged into.
     """
     if is_adapted(model):
-        save_adapter(model, path / FOLDER)
-        if getattr(model, "is_quantized", False):
+        save_adapter(model, path / FOLDER, weights)
+        if weights is not None or getattr(model, "is_quantized", False):
             model = load_model(base, load_tokenizer(base), torch.device("cpu"))
             resize(model, tokenizer, ())
             load_adapter(model, path / FOLDER)
-        model = merge(model)
-    save_model(model, tokenizer, path, dtype)
+        model, weights = merge(model), None
+    save_model(model, tokenizer, path, dtype, weights)

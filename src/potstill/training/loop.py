@@ -106,7 +106,7 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
 
 def _take_up(team: Team, checkpoints: Checkpoints, curve: Curve, keeper: "_Keeper") -> int:
     """Go on from the latest checkpoint, or from the start; returns the step behind which that is."""
-    found = checkpoints.latest()
+    found = team.first(checkpoints.latest)
     if found is None:
         return 0
     team.load(found.path)

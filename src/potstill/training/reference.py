@@ -32,7 +32,7 @@ def with_reference(
     What the cache holds is taken from it; what is missing is computed without gradients, dropout off, and added.
     `tell` hears (tokens done, tokens to do).
     """
-    known = cache.read()
+    known = team.first(cache.read)
     hashes = [content_hash(item) for item in items]
     missing = {key: item for key, item in zip(hashes, items, strict=True) if key not in known}
     total, done = sum(item.tokens for item in missing.values()), 0

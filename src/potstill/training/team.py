@@ -3,18 +3,23 @@
 A team hides how parameters and gradients are laid out. Everything it says is the same on all of its members.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from potstill.artifact import storage_errors
+from potstill.artifact import read_json, storage_errors, write_json
+from potstill.errors import StorageError
 from potstill.training.batch import Batch, Item, collate, cut
 from potstill.training.scoring import Scorer
 
 STATE_FILE = "state.pt"
 WEIGHTS_FILE = "weights.pt"
+SIGNATURE_FILE = "team.json"
+
+T = TypeVar("T")
 
 
 class Team:
@@ -22,6 +27,8 @@ class Team:
 
     rank = 0
     size = 1
+    sharding = "none"
+    """How the model is shared; a config's `sharding`."""
 
     def prepare(self, scorer: Scorer, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Take over what is to be trained. Called once, before anything below."""
@@ -68,6 +75,19 @@ class Team:
     def wait(self) -> None:
         """Until all members are here."""
 
+    def first(self, look: Callable[[], T]) -> T:
+        """What the first member sees: two that look at one folder may see it differently."""
+        return look()
+
+    def facts(self) -> dict[str, Any]:
+        """Who trained, for the manifest."""
+        return {}
+
+    def whole(self, *, trained_only: bool) -> dict[str, Tensor] | None:
+        """The model's weights by their names in its `state_dict`, on the CPU, gathered for the first member alone (the
+        others hold nothing); None where nobody has to gather: the model holds them itself."""
+        return None
+
     def save(self, folder: Path) -> None:
         """All that the next step depends on: weights, optimizers' states, random numbers' state."""
         state = {
@@ -77,9 +97,11 @@ class Team:
         }
         with storage_errors(folder):
             torch.save(state, folder / STATE_FILE)
+        self._sign(folder)
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, to the last bit."""
+        """Go on from what `save` wrote, to the last bit. StorageError where another kind of team did."""
+        self._check(folder)
         state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
         self._put(state["weights"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -95,11 +117,31 @@ class Team:
         """What `save_weights` wrote."""
         self._put(torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True))
 
+    def _sign(self, folder: Path) -> None:
+        """Say in a checkpoint who wrote it."""
+        if self.rank == 0:
+            write_json(folder / SIGNATURE_FILE, {"workers": self.size, "sharding": self.sharding})
+
+    def _check(self, folder: Path, *, any_size: bool = False) -> None:
+        """StorageError where a checkpoint is one of a team that this one cannot take over from."""
+        wrote = read_json(folder / SIGNATURE_FILE)
+        here = {"workers": self.size, "sharding": self.sharding}
+        if wrote["sharding"] != self.sharding or not (any_size or wrote == here):
+            raise StorageError(
+                str(folder),
+                f"this checkpoint is of {_described(wrote)}, and this run has {_described(here)}",
+                "Run as before, or remove this folder to start the stage anew",
+            )
+
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         assert weights.keys() == self.trained.keys(), "a checkpoint of another model"
         for name, parameter in self.trained.items():
             parameter.copy_(weights[name])
+
+
+def _described(team: Mapping[str, Any]) -> str:
+    return f"{team['workers']} worker{'s' if team['workers'] > 1 else ''} with sharding: {team['sharding']}"
 
 
 def random_state() -> dict[str, Tensor]:
