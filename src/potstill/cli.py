@@ -128,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("overrides", nargs="*", metavar="key=value", help="written over the recipe: dpo.beta=0.05")
         verb.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
         verb.add_argument("--until", metavar="STAGE", help="only what this stage needs, and itself")
+    run.add_argument(
+        "--launch",
+        type=shlex.split,
+        default=[],
+        metavar="COMMAND",
+        help="start workers with it, such as 'torchrun ...'",
+    )
 
     status = verbs.add_parser("status", help="say what of a run is sealed, and who works in its folder")
     status.set_defaults(verb=_status)
@@ -196,7 +203,7 @@ def _run(args: argparse.Namespace) -> int:
     recipe, folder = _load(args)
     signal.signal(signal.SIGTERM, terminate)
     try:
-        pipeline.run(recipe, folder, console.listener(_console()), args.until)
+        pipeline.run(recipe, folder, console.listener(_console()), args.until, args.launch)
     except KeyboardInterrupt:
         sys.stderr.write(f"Stopped. What is sealed stays. Go on with:\n  {resume_command(args)}\n")
         raise
@@ -208,6 +215,7 @@ def resume_command(args: argparse.Namespace) -> str:
     words = ["potstill", "run", args.recipe, *args.overrides]
     words += ["--out", str(args.out)] if args.out else []
     words += ["--until", args.until] if args.until else []
+    words += ["--launch", shlex.join(args.launch)] if args.launch else []
     return shlex.join(words)
 
 

@@ -5,28 +5,22 @@ the recipe declares start when the first stage that has to run reads them, and e
 """
 
 import contextlib
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from potstill import errors, stages
-from potstill.artifact import Artifact, read_json, seal, storage_errors, write_json
-from potstill.errors import PotstillError, RecipeError
+from potstill import stages
+from potstill.artifact import Artifact, read_json, seal, storage_errors
+from potstill.errors import RecipeError
+from potstill.launch import check_launcher, run_job
 from potstill.plan import Plan, Step, make_plan, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
 from potstill.stages.base import Facts, Progress, Work
 from potstill.workspace import Asked, Description, Hashes, Workspace
-
-GRACE_SECONDS = 300.0
-"""How long a training process may take to write its checkpoint when it is asked to end."""
 
 
 class Listener(Protocol):
@@ -73,10 +67,15 @@ class Silent:
 
 
 def run(
-    recipe: Recipe, folder: Path, listener: Listener | None = None, until: str | None = None
+    recipe: Recipe,
+    folder: Path,
+    listener: Listener | None = None,
+    until: str | None = None,
+    launcher: Sequence[str] = (),
 ) -> dict[str, Artifact]:
     """Run a recipe, or what one stage of it needs, in a folder; returns each stage's artifact.
 
+    `launcher` is a command that starts the workers of stages whose `sharding` is not none; see `launch`.
     What is sealed is found again. RecipeError, BusyError, StorageError or what a stage raises: one line each.
     """
     workspace, hashes = Workspace(folder), Hashes(folder / "hashes.json")
@@ -85,16 +84,18 @@ def run(
         whole = make_plan(recipe, workspace, hashes)
         plan = whole.until(until)
         check_keys(plan)
+        _check_launch(plan, launcher)
         hashes.save()
         workspace.note_run(_description(whole))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
+        means = _Means(workspace, servers, listener, launcher)
         for step in plan.steps.values():
             if step.artifact is not None:
                 sealed[step.name] = step.artifact
                 listener.found(step, step.artifact)
             else:
-                sealed[step.name] = _run_step(plan, step, sealed, workspace, servers, listener)
+                sealed[step.name] = _run_step(plan, step, sealed, means)
             workspace.link(step.name, sealed[step.name].path)
         listener.finished(plan, workspace, _report(plan, sealed, workspace))
     return sealed
@@ -126,19 +127,39 @@ def _description(plan: Plan) -> Description:
     )
 
 
-def _run_step(
-    plan: Plan, step: Step, sealed: Mapping[str, Artifact], workspace: Workspace, servers: "Servers", listener: Listener
-) -> Artifact:
+def _check_launch(plan: Plan, launcher: Sequence[str]) -> None:
+    """Refuse a launcher that is not there, or that no stage would be started by."""
+    if not launcher:
+        return
+    check_launcher(launcher)
+    trained = [step for step in plan.steps.values() if step.entry.stage.trains]
+    if not any(_shared(step) for step in trained):
+        name = trained[-1].name if trained else "STAGE"
+        what = "no stage shares its model between workers; expected sharding: fsdp2 or zero3 in one that trains"
+        raise RecipeError("--launch", what, f"Add {name}.sharding=fsdp2, or leave --launch out")
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What every stage of a run works with."""
+
+    workspace: Workspace
+    servers: "Servers"
+    listener: Listener
+    launcher: Sequence[str]
+
+
+def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Means) -> Artifact:
+    workspace, listener = means.workspace, means.listener
     listener.started(step)
     began = time.monotonic()
     desk = workspace.work / step.name
     draft = desk / "draft"
     try:
         draft.mkdir(parents=True)
-        inputs = stage_inputs(plan, step, sealed, servers.needed_by(step))
+        inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
         work = Work(draft, workspace.path, step.seed, _relay(step, listener), step.folder)
-        run_stage = _in_child if step.entry.stage.trains else _in_process
-        facts = run_stage(step, inputs, work, workspace)
+        facts = _in_child(step, inputs, work, means) if step.entry.stage.trains else _in_process(step, inputs, work)
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
     except BaseException:
         listener.failed(step)
@@ -159,103 +180,30 @@ def _relay(step: Step, listener: Listener) -> Progress:
     return progress
 
 
-def _in_process(step: Step, inputs: Inputs, work: Work, workspace: Workspace) -> Facts:
+def _in_process(step: Step, inputs: Inputs, work: Work) -> Facts:
     with storage_errors(work.path):
         return step.entry.stage.run(step.entry.config, inputs, work)
 
 
-def _in_child(step: Step, inputs: Inputs, work: Work, workspace: Workspace) -> Facts:
-    """Run a stage in a process of its own, whose memory goes when it ends.
-
-    The child's standard input is its lifeline: it ends when this process does, however that ends. It inherits the
-    lock, so nobody else takes the folder before it is gone.
-    """
-    job = work.path.with_name("job.json")
-    write_json(
-        job,
-        {
-            "module": stages.MODULES[step.head["kind"]],
-            "config": step.entry.config.model_dump(mode="json"),
-            "inputs": inputs.to_json(),
-            "path": str(work.path.resolve()),
-            "workspace": str(work.workspace.resolve()),
-            "seed": work.seed,
-            "name": work.name,
-        },
-    )
-    log = workspace.logs / f"{step.name}.log"
-    with log.open("wb") as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "potstill.worker", str(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=child_environment(),
-            pass_fds=[workspace.lock_descriptor],
-        )
-    try:
-        workspace.lend(child.pid)
-        facts = _listen(child, work.progress)
-        code = child.wait()
-    finally:
-        _end(child)
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                stream.close()
-    if facts is None or code:
-        raise _crash(code, log)
-    return facts
+def _in_child(step: Step, inputs: Inputs, work: Work, means: _Means) -> Facts:
+    """Run a stage in a process of its own, or in those that the launcher starts where its model is to be shared."""
+    job = {
+        "module": stages.MODULES[step.head["kind"]],
+        "config": step.entry.config.model_dump(mode="json"),
+        "inputs": inputs.to_json(),
+        "path": str(work.path.resolve()),
+        "workspace": str(work.workspace.resolve()),
+        "seed": work.seed,
+        "name": work.name,
+    }
+    log = means.workspace.logs / f"{step.name}.log"
+    launcher = means.launcher if _shared(step) else ()
+    return run_job(job, work.path.with_name("job.json"), log, means.workspace, work.progress, launcher)
 
 
-def _end(child: "subprocess.Popen[str]") -> None:
-    """See a child to its end. Where it still works, it is asked first, so that it writes down where it stands; who
-    presses Ctrl-C a second time does not wait for that."""
-    try:
-        if child.poll() is None:
-            child.terminate()
-            child.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        child.kill()
-        child.wait()
-
-
-def child_environment() -> dict[str, str]:
-    """This environment, with every core for the numerics unless the user says otherwise."""
-    cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return {"OMP_NUM_THREADS": cores, **os.environ}
-
-
-def _listen(child: "subprocess.Popen[str]", progress: Progress) -> Facts | None:
-    """Pass on what a child says; the facts that it ends with, or None. Its PotstillError is raised as itself."""
-    assert child.stdout is not None
-    facts: Facts | None = None
-    for line in child.stdout:
-        said = json.loads(line)
-        if "progress" in said:
-            done, total, unit, figures = said["progress"]
-            progress(done, total, unit, **figures)
-        elif "error" in said:
-            kind = getattr(errors, said["error"][0])
-            raise kind(*said["error"][1:])
-        else:
-            facts = said["facts"]
-    return facts
-
-
-def _crash(code: int, log: Path) -> PotstillError:
-    """What to say of a child that ended without a word."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4000))
-        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    how = f"with exit code {code}"
-    if code < 0:
-        how = f"by {signal.Signals(-code).name}"
-        how += ", perhaps because memory ran out" if -code == signal.SIGKILL else ""
-    last = f"; its last line: {lines[-1][:300]}" if lines else ""
-    return PotstillError(str(log), f"the training process was ended {how}{last}", "Read this log; then run again")
+def _shared(step: Step) -> bool:
+    """Whether several workers can train this."""
+    return getattr(step.entry.config, "sharding", "none") != "none"
 
 
 class Servers:

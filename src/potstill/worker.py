@@ -1,26 +1,29 @@
-"""The process that one training stage runs in: `python -m potstill.worker JOB.json`, started by the pipeline.
+"""The process that one training stage runs in: `python -m potstill.worker JOB.json`; or one of those that share it.
 
 It says on standard output, as lines of JSON, how far it is, and last {"facts": ...} or {"error": [class, where, what,
-remedy]}. Whatever else is printed goes to standard error, which is the stage's log.
+remedy]}. Of several workers only the first says how far they are, and writes what is sealed; whichever fails says so,
+be it {"crash": what}. Whatever else is printed goes to standard error, which is the stage's log.
 """
 
 import importlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from potstill.artifact import read_json, storage_errors
 from potstill.errors import PotstillError, Stopped
 from potstill.sources import Inputs
-from potstill.stages.base import Stage, Work
+from potstill.stages.base import Progress, Stage, Work, no_progress
 
 SECONDS_BETWEEN_REPORTS = 0.1
 
@@ -30,26 +33,81 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pipeline decides what follows
     stop = _Stop()
     signal.signal(signal.SIGTERM, stop.ask)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, args=[stop], daemon=True).start()
     speaker = _Speaker()
     job = read_json(Path(sys.argv[1]))
+    if job["launched"]:
+        _work_together(job, speaker, stop)
     try:
         with storage_errors(Path(job["path"])):
-            speaker.say({"facts": _run(job, speaker, stop)})
+            speaker.say({"facts": _run(job, speaker.progress, stop)})
     except PotstillError as error:
-        speaker.say({"error": [type(error).__name__, error.where, error.what, error.remedy]})
+        speaker.fail(error)
 
 
-def _run(job: dict[str, Any], speaker: "_Speaker", stop: "_Stop") -> dict[str, Any]:
+def _work_together(job: dict[str, Any], speaker: "_Speaker", stop: "_Stop") -> NoReturn:
+    """As one of several. It ends at once when its work is done: who waits for the others' libraries may wait long."""
+    try:
+        rank = take_place(os.environ)
+        if rank > 0:  # what would be sealed is written by the first; these write the same beside it, to be removed
+            job["path"] = f"{job['path']}-{rank}"
+            Path(job["path"]).mkdir(exist_ok=True)
+        with storage_errors(Path(job["path"])):
+            facts = _run(job, no_progress if rank else speaker.progress, stop)
+        if rank == 0:
+            speaker.say({"facts": facts})
+    except PotstillError as error:
+        speaker.fail(error)
+        code = 1
+    except BaseException as error:
+        traceback.print_exc()
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        speaker.say({"crash": f"worker {os.environ.get('RANK', '?')} ended with {line[:400]}"})
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def take_place(environment: MutableMapping[str, str]) -> int:
+    """Which of the workers this is. What Slurm says is said once more as torch expects it; PotstillError where nobody
+    says anything."""
+    if "RANK" in environment:
+        return int(environment["RANK"])
+    if "SLURM_PROCID" not in environment:
+        what = "it started a process that cannot know which of the workers it is: RANK is not in its environment"
+        raise PotstillError("--launch", what, "Give torchrun, or srun in front of python")
+    step = int(environment["SLURM_JOB_ID"]) * 32 + int(environment.get("SLURM_STEP_ID", "0"))
+    told = {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]),
+        "MASTER_PORT": str(20000 + step % 20000),
+    }
+    environment.update({name: environment.get(name, value) for name, value in told.items()})
+    return int(environment["RANK"])
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's list of nodes: gpu[003-007,12],login1 is gpu003."""
+    found = re.match(r"([^,\[]+)(?:\[([^],-]+)[^]]*\]([^,]*))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else nodes
+
+
+def _run(job: dict[str, Any], progress: Progress, stop: "_Stop") -> dict[str, Any]:
     stage = importlib.import_module(job["module"]).STAGE
     assert isinstance(stage, Stage)
     config = stage.config.model_validate(job["config"])
-    work = Work(Path(job["path"]), Path(job["workspace"]), job["seed"], speaker.progress, job["name"], stop.awaited)
+    path, workspace = Path(job["path"]), Path(job["workspace"])
+    work = Work(path, workspace, job["seed"], progress, job["name"], job["launched"], stop.awaited)
     return stage.run(config, Inputs.from_json(job["inputs"]), work)
 
 
 class _Stop:
-    """SIGTERM: a request while somebody awaits it, the end at once otherwise."""
+    """SIGTERM, or the pipeline's word: a request while somebody awaits it, the end at once otherwise."""
 
     def __init__(self) -> None:
         self._asked = self._awaited = False
@@ -81,8 +139,11 @@ class _Speaker:
         self._last = 0.0
 
     def say(self, value: dict[str, Any]) -> None:
-        self._out.write(json.dumps(value) + "\n")
+        self._out.write(json.dumps(value) + "\n")  # in one piece, where several workers share the pipe
         self._out.flush()
+
+    def fail(self, error: PotstillError) -> None:
+        self.say({"error": [type(error).__name__, error.where, error.what, error.remedy]})
 
     def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
         now = time.monotonic()
@@ -91,10 +152,10 @@ class _Speaker:
             self.say({"progress": [done, total, unit, {name: float(value) for name, value in figures.items()}]})
 
 
-def _end_with_parent() -> None:
+def _follow_parent(stop: _Stop) -> None:
     """Standard input ends when the pipeline does, even where that was killed; then nothing here goes on writing."""
     while os.read(0, 1024):
-        pass
+        stop.ask()
     os._exit(1)
 
 
