@@ -99,7 +99,7 @@ class Contest:
             stack.callback(self.sides[name].close)
         self.options: dict[str, Options] = {OURS: {}, **{name: dict(o) for name, o in question.peers.items()}}
         self.versions = {name: side.ask({"do": "versions"}) for name, side in self.sides.items()}
-        self.peak = self.sides[OURS].ask({"do": "peak", "device": chosen.device, "tiny": chosen.tiny})
+        self.peak = self._matrix_peak()
 
     def job(self, side: str, row_set: RowSet, rows: Path, **changes: Any) -> dict[str, Any]:
         """What a side is asked. What it caches goes to a workspace of this job alone, unless `changes` name another."""
@@ -122,6 +122,15 @@ class Contest:
             "max_length": row_set.max_length,
             **changes,
         }
+
+    def _matrix_peak(self) -> dict[str, Any]:
+        return self.sides[OURS].ask({"do": "peak", "device": self.chosen.device, "tiny": self.chosen.tiny})
+
+    def measure_peak_again(self) -> None:
+        """A machine that was busy at first would make the peak too low; the higher of both stands."""
+        again = self._matrix_peak()["flops_per_second"]
+        first = self.peak["flops_per_second"]
+        self.peak["flops_per_second"] = {name: max(first[name], again[name]) for name in first}
 
     def rounds(self, row_set: RowSet, count: int, seed: int = 1) -> list[Round]:
         """Written to files. One draw of lengths for all of them together, so that their means are as declared."""
@@ -224,10 +233,13 @@ def run(question: Question, chosen: argparse.Namespace) -> dict[str, Any]:
         deadline = contest.begun + QUICK_SECONDS if chosen.quick else None
         contest.warm_up()
         probed = {} if chosen.no_peers else contest.find_best()
-        sets: dict[str, Any] = {}
+        raced: list[tuple[RowSet, int, Results]] = []
         for row_set in contest.question.sets:
             count = chosen.rounds or (row_set.quick_rounds if chosen.quick else row_set.full_rounds)
-            results = contest.run_set(row_set, count, deadline)
+            raced.append((row_set, count, contest.run_set(row_set, count, deadline)))
+        contest.measure_peak_again()
+        sets: dict[str, Any] = {}
+        for row_set, count, results in raced:
             use = contest.utilisation(results)
             sets[row_set.name] = {"rows": row_set.told, "planned_rounds": count, **summary(results), "utilisation": use}
         row = contest.header()
@@ -280,6 +292,9 @@ def finish(row: Mapping[str, Any], chosen: argparse.Namespace) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         say(f"appended to {path.relative_to(ROOT)}")
+    say(", ".join([f"{row['ours']:.4g} a second", *(f"{r:.3g} times {name}" for name, r in row["ratios"].items())]))
+    if "utilisation" in row:
+        say(f"{row['utilisation']['share_of_peak']:.1%} of the measured peak")
     sys.stdout.write(line + "\n")
 
 
