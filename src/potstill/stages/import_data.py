@@ -50,7 +50,8 @@ class Import(StageConfig):
     split: str = "train"
     """The Hub dataset's split."""
     rows: Literal["texts", "prompts", "chats", "answers", "ratings", "pairs", "feedback"]
-    """What to make of them. A chat also makes a prompt (its first turn) or a text."""
+    """What to make of them. A chat also makes a prompt (its first turn) or a text; feedback is one
+    answer with a label that is true or false (KTO)."""
     format: Shape = "auto"
     """The shape of the rows; auto tells it from the first row's columns."""
     shuffle: int | None = None
