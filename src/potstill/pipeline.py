@@ -189,7 +189,7 @@ def _in_child(step: Step, inputs: Inputs, work: Work, means: _Means) -> Facts:
     """Run a stage in a process of its own, or in those that the launcher starts where its model is to be shared."""
     job = {
         "module": stages.MODULES[step.head["kind"]],
-        "config": step.entry.config.model_dump(mode="json"),
+        "config": step.entry.config.model_dump(mode="json", exclude_unset=True),  # as it was written, to be read again
         "inputs": inputs.to_json(),
         "path": str(work.path.resolve()),
         "workspace": str(work.workspace.resolve()),
