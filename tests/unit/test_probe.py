@@ -22,8 +22,8 @@ def test_a_wrong_attention_is_noticed_and_avoided(
 ) -> None:
     """What the load-time probe is for: here our attention forgets to scale."""
     truth_model, model = tiny_model(), tiny_model()
-    right = attention._causal
-    monkeypatch.setattr(attention, "_causal", lambda q, k, v, scale, *rest: right(q, k, v, 1.05 * scale, *rest))
+    right = attention.causal
+    monkeypatch.setattr(attention, "causal", lambda q, k, v, scale, *rest: right(q, k, v, 1.05 * scale, *rest))
     scorer = build_scorer(model)
     assert scorer.layout == "padded"
     (record,) = caplog.records

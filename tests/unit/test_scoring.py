@@ -19,7 +19,7 @@ from engine import (
     tiny_model,
 )
 
-from potstill.training import attention, head
+from potstill.training import head
 from potstill.training.batch import Item, collate, micro_batches
 from potstill.training.scoring import Layout, Scorer, build_scorer
 
@@ -112,33 +112,6 @@ def test_every_token_is_read_from_a_slot_that_holds_it() -> None:
     assert collate(random_items([(0, 9), (0, 9)])).tree.plain
 
 
-@pytest.mark.parametrize("window", [None, 1, 3, 40])
-@pytest.mark.parametrize("softcap", [None, 1.5])
-def test_attention_written_out_equals_its_definition(window: int | None, softcap: float | None) -> None:
-    torch.manual_seed(1)
-    length = attention.EXPLICIT_STEP + 37
-    q = torch.randn(2, 4, length, 8, dtype=torch.float64)
-    k, v = (torch.randn(2, 2, length, 8, dtype=torch.float64) for _ in range(2))
-    ours = attention._explicit(q, k, v, 0.3, window, softcap, 0.0)
-    scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.3
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    behind = torch.arange(length)[:, None] - torch.arange(length)
-    seen = (behind >= 0) & (behind < (window or length))
-    truth = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
-    assert torch.allclose(ours, truth, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("length", [60, attention.EXPLICIT_LENGTH + 1])
-def test_bfloat16_attention_on_a_cpu_keeps_its_softmax_in_full(length: int) -> None:
-    torch.manual_seed(1)
-    q, k, v = (torch.randn(1, 2, length, 16).bfloat16() for _ in range(3))
-    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)
-    ours = attention._causal(q, k, v, 0.25, None, None, 0.0)
-    assert ours.dtype == torch.bfloat16
-    assert (ours.double() - exact).norm() / exact.norm() < 3e-3  # a rounding of the result alone costs 1.7e-3
-
-
 def test_sums_and_softmax_stay_in_float32_where_products_are_bfloat16() -> None:
     """Trap: "Sequence log-probabilities summed or rounded in bf16"; "bf16 logits before the float32 softmax"."""
     model = tiny_model(dtype=torch.float32)
@@ -189,14 +162,3 @@ def test_what_was_chosen_is_recorded() -> None:
     }
     facts = build_scorer(tiny_model("bloom")).facts()
     assert (facts["layout"], facts["attention"]) == ("padded", "the model's own")
-
-
-def test_under_bfloat16_a_cpu_writes_its_attention_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rotated queries come in float32 and values in bfloat16 there; the fused kernel would be half as fast."""
-    calls = []
-    right = attention._explicit
-    monkeypatch.setattr(attention, "_explicit", lambda *args: calls.append(args[0].shape) or right(*args))
-    scorer = build_scorer(tiny_model(dtype=torch.float32), torch.bfloat16)
-    assert not calls
-    scorer(collate(PAIRS_AND_CHATS))
-    assert calls

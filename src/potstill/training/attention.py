@@ -18,7 +18,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.attention.varlen import varlen_attn
@@ -26,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from potstill.training.batch import Tree
 from potstill.training.paths import Kernel, Plan
+from potstill.training.rows import causal
 
 NAME = "potstill_tree"
 CHECKED = "potstill_tree_checked"
@@ -35,11 +35,6 @@ CHECKED = "potstill_tree_checked"
 UNKNOWN = ("s_aux", "position_bias", "cache")
 
 HALF = (torch.bfloat16, torch.float16)
-
-EXPLICIT_STEP = 128
-"""Queries of a block where attention is written out."""
-EXPLICIT_LENGTH = 512
-"""On a CPU in bfloat16, paths up to this length are written out: twice as fast there as the fused kernel."""
 
 
 def choose_kernel(
@@ -187,7 +182,7 @@ def _rows(
         tree.buckets, *(torch.split(_slots(x, tree), sizes) for x in (query, key, value)), strict=True
     ):
         q, k, v = (x.view(rows, length, *x.shape[1:]).transpose(1, 2) for x in (q_SHD, k_SKD, v_SKD))
-        out_BHLD = _causal(q, k, v, *how)
+        out_BHLD = causal(q, k, v, *how)
         parts.append(out_BHLD.transpose(1, 2).reshape(rows * length, -1))
     out_SX = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out_SX if tree.plain else _Collect.apply(out_SX, tree)  # type: ignore[no-untyped-call]
@@ -198,54 +193,6 @@ def _slots(x_1HTD: Tensor, tree: Tree) -> Tensor:
     x_TX = x_1HTD.transpose(1, 2).reshape(tokens, heads * width)
     x_SX = x_TX if tree.plain else _Spread.apply(x_TX, tree)  # type: ignore[no-untyped-call]
     return x_SX.view(-1, heads, width)
-
-
-def _causal(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None, dropout: float
-) -> Tensor:
-    """Causal attention of (B, H, L, D) over (B, K, L, D); a query sees `window` keys at most, itself among them.
-
-    A path begins at position 0, so a row's index is its position and windows go by either.
-    """
-    length = q.shape[2]
-    window = None if window is None or window >= length else window
-    if window is None and softcap is None:
-        if q.device.type != "cpu" or v.dtype != torch.bfloat16:  # of the three, only values are sure to show autocast
-            return F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-            )
-        if length > EXPLICIT_LENGTH:  # the CPU's fused kernel is slower in bfloat16 than in float32
-            with torch.autocast("cpu", enabled=False):
-                return _causal(q.float(), k.float(), v.float(), scale, window, softcap, dropout).to(v.dtype)
-    return _explicit(q, k, v, scale, window, softcap, dropout)
-
-
-def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None, dropout: float
-) -> Tensor:
-    """The same, written out in blocks of queries that see only the keys they may: scores and softmax in float32."""
-    rows, heads, length, _ = q.shape
-    full = torch.promote_types(q.dtype, torch.float32)
-    if heads != k.shape[1]:
-        k, v = (x.repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
-    q_, k_, v_ = (x.reshape(rows * heads, length, x.shape[-1]).to(full) for x in (q, k, v))
-    outs = []
-    with torch.autocast(q.device.type, enabled=False):
-        for start in range(0, length, EXPLICIT_STEP):
-            end = min(start + EXPLICIT_STEP, length)
-            low = 0 if window is None else max(0, start - window + 1)
-            unseen = torch.full((end - start, end - low), float("-inf"), dtype=full, device=q.device)
-            unseen = unseen.triu(start - low + 1)
-            if window is not None:
-                unseen = unseen + torch.full_like(unseen, float("-inf")).tril(start - low - window)
-            block, keys = q_[:, start:end], k_[:, low:end].transpose(1, 2)
-            if softcap is None:
-                scores = torch.baddbmm(unseen, block, keys, alpha=scale)
-            else:  # Gemma Team 2024, section 2
-                scores = torch.tanh(torch.bmm(block, keys) * (scale / softcap)) * softcap + unseen
-            outs.append(torch.bmm(F.dropout(scores.softmax(-1), dropout), v_[:, low:end]))
-    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-    return out.view(rows, heads, length, -1).to(v.dtype)
 
 
 @dataclass(frozen=True)

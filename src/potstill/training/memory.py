@@ -92,7 +92,8 @@ def _cgroup_bytes() -> int:
 def bytes_per_token(scorer: Scorer, items: Sequence[Item]) -> int:
     """What autograd keeps of one token until the backward, averaged over rows of middling length."""
     by_length = sorted(items, key=lambda item: item.tokens)
-    probe, size = [], 0
+    probe: list[Item] = []
+    size = 0
     for item in by_length[len(by_length) // 2 :]:
         if probe and size + item.tokens > PROBE_TOKENS:
             break

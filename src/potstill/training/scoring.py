@@ -173,7 +173,7 @@ class Scorer(nn.Module):
         """Through the head as a module (it may be tied, sharded, quantised or adapted), in chunks, so that N x V is
         never there at once in full precision."""
         head = cast(nn.Module, bare(self.model).get_output_embeddings())  # type: ignore[no-untyped-call]
-        if type(head) is nn.Linear and head.bias is None and not self._caps:
+        if type(head) is nn.Linear and getattr(head, "bias", None) is None and not self._caps:
             product = self.precision if self.precision == torch.bfloat16 else head.weight.dtype
             with torch.autocast(self.device.type, enabled=False), _Fused(targets_N, self._scale, product) as fused:
                 out = head(hidden_ND)
