@@ -45,6 +45,7 @@ QUESTION = Question(
         {"per_device_train_batch_size": 8},
         {"per_device_train_batch_size": 4, **PACKED},
     ],
+    quick_probe=2,
 )
 
 
