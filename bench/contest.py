@@ -57,7 +57,7 @@ class Question:
     """Settings of which `trl_best` takes the fastest."""
     gpu_candidates: Sequence[Options]
     quick_probe: int = 0
-    """Rows that each candidate is timed on with --quick on a CPU. None: the first stands, the fastest in full runs."""
+    """Rows that each candidate is timed on with --quick on a CPU. None: the first stands, untimed."""
 
 
 def arguments(question: Question, *, sweep: bool = False) -> argparse.Namespace:
