@@ -5,7 +5,7 @@ from pathlib import Path
 
 from potstill import stages
 
-MODULES = {kind: f"fakes.{kind}" for kind in ("words", "shout", "smith", "asks")}
+MODULES = {kind: f"fakes.{kind}" for kind in ("words", "shout", "smith", "asks", "crew")}
 
 RECIPE = """\
 name: tiny
