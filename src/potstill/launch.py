@@ -25,6 +25,10 @@ from potstill.errors import PotstillError
 from potstill.stages.base import Facts, Progress
 from potstill.workspace import Workspace
 
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""glibc gives large blocks back to the system at once and gets them anew, page by page: a third of the time of training
+on a CPU. Told so, it keeps them."""
+
 GRACE_SECONDS = 300.0
 """How long a training process may take to write its checkpoint when it is asked to end."""
 
@@ -73,8 +77,9 @@ def _environment(launcher: Sequence[str]) -> dict[str, str]:
     cores a worker has is the launcher's to say."""
     if not launcher:
         cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        return {"OMP_NUM_THREADS": cores, **os.environ}
+        return {"OMP_NUM_THREADS": cores, **ALLOCATOR, **os.environ}
     return {
+        **ALLOCATOR,
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(GRACE_SECONDS)),  # torchrun, where it gets a SIGTERM itself
         "SLURM_KILL_BAD_EXIT": "1",  # srun: where one worker ends, all do
         **os.environ,

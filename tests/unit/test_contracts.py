@@ -35,6 +35,7 @@ LAYERS = [
     ["references", "validation", "schema", "recipe"],
     ["workspace"],
     ["plan"],
+    ["launch"],
     ["pipeline", "worker"],
     ["console"],
     ["views", "show", "chat"],

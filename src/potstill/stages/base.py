@@ -87,6 +87,16 @@ class Work:
         """What this stage keeps between runs until it is sealed, such as checkpoints. Made by whoever writes to it."""
         return self.workspace / "unfinished" / self.name
 
+    @property
+    def logs(self) -> Path:
+        """Where what people follow while it runs is written."""
+        return self.workspace / "logs"
+
+    @property
+    def live_curves(self) -> Path:
+        """The curves as they grow, with their times."""
+        return self.logs / f"{self.name}.curves.jsonl"
+
     def keep(self, rows: Iterable[Record]) -> int:
         """Write the artifact's rows; returns how many."""
         return write_rows(self.path / ROWS_FILE, rows)

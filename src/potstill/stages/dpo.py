@@ -97,17 +97,20 @@ def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
     """Tokenize, score every row once with the reference, train, keep, and judge the held-out pairs."""
     from potstill.stages.session import Session
     from potstill.training.models import load_tokenizer
+    from potstill.training.watch import Guard
 
     tokenizer = load_tokenizer(inputs.model("model"))
     session = Session(config, inputs, work, tokenizer)
     split = _rows(config, session)
     referred = config.loss not in REFERENCE_FREE
-    session.load(referred=referred)
+    session.load(split.train, referred=referred)
     train, held_out = split.train, split.held_out
     if referred:
         # The held-out rows on their own, so that before the first step their margins are 0 to the last bit.
         train, held_out = session.refer(train), session.refer(held_out)
-    happened = session.train(_task(config, session, split, train, held_out))
+    watched, name = (held_out, "held_out") if held_out else (train, "train")
+    guard = None if config.loss == "kto" else Guard(watched, name)
+    happened = session.train(_task(config, session, split, train, held_out), guard)
     judged = _held_out_facts(session, held_out) if referred and config.loss != "kto" else {}
     return session.finish(split, {**happened, **judged})
 

@@ -89,7 +89,7 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
     session = Session(config, inputs, work, tokenizer)
     model = make_mistral(shape, tokenizer, work.seed, session.device)
     size = {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
-    session.take(model)
+    session.take(model, split.train)
     steps = session.steps(split.train, config.batch_tokens, by_tokens=True)
     return {**session.finish(split, session.train(likelihood(steps, split.held_out))), **size}
 

@@ -1,27 +1,32 @@
 """One training stage from its model to its sealed files: what pretrain, sft and dpo do alike."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from potstill.artifact import read_json, storage_errors, write_json
 from potstill.errors import Stopped
 from potstill.sources import Inputs
 from potstill.stages.base import Facts, Work
 from potstill.stages.training import TrainingConfig
-from potstill.training.adapters import adapter_facts, attach, is_adapted, load_base, save_trained
+from potstill.training.adapters import adapter_facts, attach, hold_base, is_adapted, load_base, save_trained
 from potstill.training.batch import Item, Signal
-from potstill.training.curves import Row
+from potstill.training.curves import Follower, Pace, Row
 from potstill.training.data import Split
 from potstill.training.loop import Desk, Settings, train
-from potstill.training.models import choose_device, choose_precision, resize, save_model
+from potstill.training.memory import Plan, memory_errors, plan
+from potstill.training.models import choose_device, choose_precision, resize, save_model, stored_dtype
 from potstill.training.optimizers import make_optimizers
 from potstill.training.reference import Cache, by_answer, column, weights_hash, with_reference
 from potstill.training.schedule import Part, global_batches
-from potstill.training.scoring import build_scorer
+from potstill.training.scoring import Scorer, build_scorer
+from potstill.training.speed import matrix_peak, operations
 from potstill.training.tasks import Task
 from potstill.training.team import Team
+from potstill.training.watch import Guard, everyone, live_file, trackers
 
 
 class Session:
@@ -31,10 +36,9 @@ class Session:
         self.config, self.inputs, self.work, self.tokenizer = config, inputs, work, tokenizer
         self.team, self.device = _team(config, work)
         self.precision = choose_precision(config.dtype, self.device)
-        self.settings = _settings(config, self.device)
         self._reference = ""
 
-    def load(self, new_tokens: Sequence[int] = (), *, referred: bool = False) -> None:
+    def load(self, items: Sequence[Item], new_tokens: Sequence[int] = (), *, referred: bool = False) -> None:
         """The stage's `model`, with room for new tokens and with an adapter, where the config asks for them.
 
         `referred`: it is the reference too, which is what it is before an adapter is attached.
@@ -47,17 +51,38 @@ class Session:
             self._reference = weights_hash(model, self.precision)
         if adapter is not None:
             attach(model, adapter, self.work.seed, new_tokens)
-        self.take(model)
+        self.take(model, items)
 
-    def take(self, model: PreTrainedModel) -> None:
-        """Train this model."""
+    def take(self, model: PreTrainedModel, items: Sequence[Item]) -> None:
+        """Train this model on such items; whatever is "auto" is decided here."""
         config = self.config
         torch.manual_seed(self.work.seed + self.team.rank)  # dropout and noise draw from here
         scorer = build_scorer(model, self.precision, neftune_alpha=getattr(config, "neftune_alpha", 0.0))
         optimizers = make_optimizers(scorer, config.optimizer, config.learning_rate, config.weight_decay, config.beta2)
         self.model = model
+        self.pace = Pace(operations(model), matrix_peak(self.device, self.precision))
+        chosen = self.team.first(lambda: self._memory(scorer, items))
+        scorer.checkpoint(chosen.checkpoint_activations)
+        if config.adapter is not None and self.precision == torch.bfloat16:
+            hold_base(model, stored_dtype(model))
+        self.settings = _settings(config, chosen.micro_tokens)
         self._adapter = {"adapter": adapter_facts(model)} if is_adapted(model) else {}
         self.team.prepare(scorer, optimizers)
+
+    def _memory(self, scorer: Scorer, items: Sequence[Item]) -> Plan:
+        """How memory is used. What was decided when the stage began holds until it is sealed, so that a run that was
+        stopped goes on as it would have gone."""
+        config, note = self.config, self.work.state / "memory.json"
+        before = read_json(note) if note.is_file() else {}
+        micro_tokens = config.micro_batch_tokens or before.get("micro_batch_tokens")
+        checkpoint = config.activation_checkpointing
+        checkpoint = before.get("activation_checkpointing") if checkpoint is None else checkpoint
+        states = 1 if config.optimizer == "muon" else 2
+        chosen = plan(scorer, items, states, self.team.size, micro_tokens, checkpoint)
+        with storage_errors(note):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_json(note, chosen.notes())
+        return chosen
 
     def steps(self, items: Sequence[Item], capacity: int, *, by_tokens: bool = False) -> list[list[Item]]:
         """The global batches of all epochs, of `capacity` rows or tokens each, sources mixed by their weights."""
@@ -87,21 +112,31 @@ class Session:
         values = column(self.team, items, self.settings.micro_tokens) if items else []
         return {item.row: by_answer(found_N, item) for item, found_N in zip(items, values, strict=True)}
 
-    def train(self, task: Task) -> dict[str, Any]:
+    def train(self, task: Task, guard: Guard | None = None) -> dict[str, Any]:
         """Train; returns what happened."""
 
-        def follow(row: Row) -> None:
+        def tell(row: Row) -> None:
             if row["split"] == "train":
                 shown = {name: row[name] for name in SHOWN if name in row}
                 self.work.progress(row["step"], len(task.steps), "steps", **shown)
 
-        with self.work.stoppable() as stopping:
-            desk = Desk(self.work.path, self.work.state, follow, stopping)
-            return train(self.team, task, self.settings, desk)
+        with ExitStack() as stack:
+            followers: list[Follower] = [tell, *([guard] if guard else ())]
+            if self.team.rank == 0:
+                followers.append(stack.enter_context(live_file(self.work.live_curves)))
+                if self.config.track:
+                    config = self.config.model_dump(mode="json")
+                    followers.append(stack.enter_context(trackers(self.config.track, self.work, config)))
+            stopping = stack.enter_context(self.work.stoppable())
+            stack.enter_context(memory_errors(self.settings.micro_tokens))
+            desk = Desk(self.work.path, self.work.state, everyone(followers), stopping, self.pace)
+            happened = train(self.team, task, self.settings, desk)
+        return {**happened, "warnings": guard.warnings} if guard and guard.warnings else happened
 
     def finish(self, split: Split, happened: dict[str, Any]) -> Facts:
         """Save what was trained and the rows left out; returns everything that belongs into the manifest."""
-        facts = {**split.facts(), **self.team.scorer.facts(), **self.team.facts(), **happened, **self._adapter}
+        decided = {**self.team.scorer.facts(), "micro_batch_tokens": self.settings.micro_tokens}
+        facts = {**split.facts(), **decided, **self.team.facts(), **happened, **self._adapter}
         model, path, store = self.team.scorer.release(), self.work.path, self.config.store
         weights = self.team.whole(trained_only=is_adapted(model))
         if self.team.rank > 0:
@@ -114,7 +149,7 @@ class Session:
         return facts
 
 
-SHOWN = ("loss", "accuracy", "margin", "tokens_per_second")
+SHOWN = ("loss", "accuracy", "margin", "tokens_per_second", "utilisation")
 """What of a row stands in the terminal's line."""
 
 
@@ -128,7 +163,7 @@ def _team(config: TrainingConfig, work: Work) -> tuple[Team, torch.device]:
     return join(config.sharding, device)
 
 
-def _settings(config: TrainingConfig, device: torch.device) -> Settings:
+def _settings(config: TrainingConfig, micro_tokens: int) -> Settings:
     return Settings(
         optimizer=config.optimizer,
         learning_rate=config.learning_rate,
@@ -140,7 +175,7 @@ def _settings(config: TrainingConfig, device: torch.device) -> Settings:
         evaluations=config.evaluations,
         keep=config.keep,
         patience=config.patience,
-        micro_tokens=config.micro_batch_tokens or (4096 if device.type == "cpu" else 16384),
+        micro_tokens=micro_tokens,
         checkpoint_seconds=60 * config.checkpoint_minutes,
         checkpoint_steps=config.checkpoint_steps,
     )

@@ -60,7 +60,7 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
         where=sources(inputs),
     )
     session = Session(config, inputs, work, tokenizer)
-    session.load(range(len(tokenizer) - added, len(tokenizer)))
+    session.load(split.train, range(len(tokenizer) - added, len(tokenizer)))
     happened = session.train(likelihood(session.steps(split.train, config.global_batch), split.held_out))
     return session.finish(split, happened)
 

@@ -51,22 +51,39 @@ class TrainingConfig(StageConfig):
     store: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the sealed weights are stored in; auto: as the model's were that training started from."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens computed at once. It changes speed and memory, never the result; unset: 4096 on a CPU, 16384 elsewhere."""
+    """Tokens computed at once. It changes speed and memory, never the result; unset: as many as are worth while and
+    memory allows, 4096 on a CPU and 16384 on a GPU at most."""
+    activation_checkpointing: bool | None = None
+    """Compute each layer's activations again in the backward instead of remembering them; a third slower, and much
+    less memory. Unset: where the longest row would not fit otherwise."""
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Trackers to send the curves to, each an installed package of that name. TensorBoard's files go into logs/."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """How often to write down where training stands, to go on there after a crash. It changes no result."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """The same, in steps; both may be given."""
-
     sharding: Literal["none", "fsdp2", "zero3"] = "none"
     """How the workers that `potstill run --launch` starts share the model: by PyTorch's FSDP2, or DeepSpeed's ZeRO-3.
     none: one worker trains, even then; and without --launch one trains whatever stands here."""
 
-    HOW = frozenset({"device", "micro_batch_tokens", "checkpoint_minutes", "checkpoint_steps", "sharding"})
+    HOW = frozenset(
+        {
+            "device",
+            "micro_batch_tokens",
+            "activation_checkpointing",
+            "track",
+            "checkpoint_minutes",
+            "checkpoint_steps",
+            "sharding",
+        }
+    )
 
     @model_validator(mode="after")
-    def _can_be_sharded(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.sharding != "none" and self.optimizer == "muon":
             raise ValueError(f"muon needs whole matrices; sharding: {self.sharding} cuts them; set optimizer: adamw")
+        if self.adapter is not None and self.optimizer == "muon":
+            raise ValueError("muon is for whole matrices, not for an adapter's factors; set optimizer: adamw")
         if self.sharding != "none" and self.adapter is not None and self.adapter.kind == "qlora":
             raise ValueError(f"4-bit weights cannot be cut, as sharding: {self.sharding} would; set adapter.kind: lora")
         return self

@@ -7,7 +7,8 @@ no times; those stand in the live file beside it, and in trackers.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
+from potstill.training.batch import Item
 from potstill.training.team import Team
 
 CURVES_FILE = "curves.jsonl"
@@ -26,21 +28,42 @@ Follower = Callable[[Row], None]
 """Told every row as it becomes known, times included."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one member of a team measured of a step."""
+
+    step: int
+    rows: Sequence[Item]
+    """Of all members."""
+    sums: Mapping[str, Tensor]
+    """Over its own rows."""
+    norm: Tensor
+    """Of the whole gradient."""
+    denominator: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What speed is measured against; see `speed`."""
+
+    operations: Callable[[Item], float] = field(default=lambda item: 0.0)
+    peak: float = 0.0
+    """Operations a second of one worker; 0: utilisation is not told."""
+
+
 class Curve:
     """The rows of a run so far, and what has been measured but not read yet."""
 
-    def __init__(self, steps: int, team: Team, follow: Follower, flops_per_token: float = 0.0) -> None:
+    def __init__(self, steps: int, team: Team, follow: Follower, pace: Pace) -> None:
         self.rows: list[Row] = []
-        self._steps, self._team, self._follow = steps, team, follow
-        self._flops = flops_per_token
-        self._pending: list[tuple[int, Mapping[str, Tensor], Tensor, float, float, int]] = []
+        self._steps, self._team, self._follow, self._pace = steps, team, follow, pace
+        self._pending: list[Measured] = []
         self._since = time.perf_counter()
 
-    def add(
-        self, step: int, sums: Mapping[str, Tensor], norm: Tensor, denominator: float, rate: float, tokens: int
-    ) -> None:
-        """What this member measured of a step: sums over its own rows, the norm of the gradient, tokens of all."""
-        self._pending.append((step, sums, norm, denominator, rate, tokens))
+    def add(self, measured: Measured) -> None:
+        """One more step."""
+        self._pending.append(measured)
         if len(self._pending) == FLUSH_STEPS:
             self.flush()
 
@@ -48,24 +71,32 @@ class Curve:
         """Read what is pending. Raises ModelError where a loss is no number any more."""
         if not self._pending:
             return
-        names = list(self._pending[0][1])
-        sums_SF = torch.stack([torch.stack([sums[name].float() for name in names]) for _, sums, *_ in self._pending])
-        norms_S = torch.stack([norm.float() for _, _, norm, *_ in self._pending])
+        names = list(self._pending[0].sums)
+        sums_SF = torch.stack([torch.stack([m.sums[name].float() for name in names]) for m in self._pending])
+        norms_S = torch.stack([m.norm.float() for m in self._pending])
         values_SF, norms = self._team.total(sums_SF).tolist(), norms_S.tolist()
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        speed = sum(tokens for *_, tokens in self._pending) / seconds
-        for (step, _, _, denominator, rate, _), values, norm in zip(self._pending, values_SF, norms, strict=True):
-            means = {name: value / denominator for name, value in zip(names, values, strict=True)}
+        speed = self._speed(max(time.perf_counter() - self._since, 1e-9))
+        for measured, values, norm in zip(self._pending, values_SF, norms, strict=True):
+            means = {name: value / measured.denominator for name, value in zip(names, values, strict=True)}
             if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
                 raise ModelError(
-                    f"step {step} of {self._steps}",
+                    f"step {measured.step} of {self._steps}",
                     f"training has diverged: the loss is {means['loss']}, the gradient's norm {norm}",
                     "Lower learning_rate, lengthen warmup, or set dtype: float32",
                 )
-            row = {"step": step, "split": "train", **means, "grad_norm": norm, "learning_rate": rate}
-            self._keep(row, {"tokens_per_second": speed})
+            row = {"step": measured.step, "split": "train", **means, "grad_norm": norm}
+            self._keep({**row, "learning_rate": measured.learning_rate}, speed)
         self._pending.clear()
         self._since = time.perf_counter()
+
+    def _speed(self, seconds: float) -> Row:
+        """Of the steps that are pending."""
+        rows = [item for measured in self._pending for item in measured.rows]
+        speed = {"tokens_per_second": sum(item.tokens for item in rows) / seconds}
+        if self._pace.peak:
+            share = sum(self._pace.operations(item) for item in rows) / seconds / (self._pace.peak * self._team.size)
+            speed["utilisation"] = share
+        return speed
 
     def evaluated(self, step: int, means: Mapping[str, float]) -> None:
         """Means over the held-out rows."""

@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.training.batch import Batch
-from potstill.training.scoring import Scorer
+from potstill.training.scoring import Routing, Scorer
 from potstill.training.team import Team, random_state, set_random_state
 
 T = TypeVar("T")
@@ -152,10 +152,15 @@ class FullyShard(Workers):
         super().prepare(scorer, optimizers)
 
     def score(self, batch: Batch) -> Tensor:
-        logp_N = super().score(batch)
+        return self._resharded(super().score(batch))
+
+    def route(self, batch: Batch) -> Routing:
+        return self._resharded(super().route(batch))
+
+    def _resharded(self, found: T) -> T:
         if not torch.is_grad_enabled():
             cast(FSDPModule, self.scorer).reshard()  # the root waits for a backward to do it
-        return logp_N
+        return found
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Each micro-batch's gradients are summed over workers at once: kept until the last, they would be whole."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from potstill.errors import Stopped
+from potstill.training.balance import Balance
 from potstill.training.batch import Item
 from potstill.training.checkpoint import Checkpoints
-from potstill.training.curves import CURVES_FILE, Curve, Follower, rounded
+from potstill.training.curves import CURVES_FILE, Curve, Follower, Measured, Pace, rounded
 from potstill.training.optimizers import OptimizerName
 from potstill.training.schedule import ScheduleName, rate
 from potstill.training.tasks import Objective, Task
@@ -58,6 +59,7 @@ class Desk:
     follow: Follower = field(default=_nobody)
     stopping: Callable[[], bool] = field(default=lambda: False)
     """Whether somebody asked this process to end: asked once a step."""
+    pace: Pace = field(default_factory=Pace)
 
 
 def train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, A
 
 def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, Any]:
     checkpoints = Checkpoints(desk.checkpoints, team, settings.checkpoint_seconds, settings.checkpoint_steps)
-    curve = Curve(len(task.steps), team, desk.follow)
+    curve = Curve(len(task.steps), team, desk.follow, desk.pace)
     keeper = _Keeper(settings, checkpoints)
     marks = _marks(len(task.steps), settings.evaluations if task.held_out else 0)
     step = _take_up(team, checkpoints, curve, keeper)
@@ -81,14 +83,16 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
         learning_rate = settings.learning_rate * rate(step - 1, len(task.steps), settings.schedule, settings.warmup)
         rows, objective = _coupled(team, task, rows, settings.micro_tokens)
         denominator = math.fsum(task.denominator(item) for item in rows)
+        balance = Balance(team, rows, settings.micro_tokens)
         sums: dict[str, Tensor] = {}
         for batch, share, last in team.rounds(rows, settings.micro_tokens):
-            loss = objective(team.score(batch), batch)
-            team.backward(loss.sum * (share / denominator), last)
-            for name, value in {"loss": loss.sum, **loss.figures}.items():
+            logp_N, unbalanced = balance.score(batch)
+            loss = objective(logp_N, batch)
+            team.backward((loss.sum / denominator + unbalanced) * share, last)
+            for name, value in {"loss": loss.sum, **loss.figures, **balance.figures(unbalanced, denominator)}.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         norm = team.step(settings.clip, learning_rate)
-        curve.add(step, sums, norm, denominator, learning_rate, sum(item.tokens for item in rows))
+        curve.add(Measured(step, rows, sums, norm, denominator, learning_rate))
         if step in marks:
             keeper.offer(step, _evaluate(team, task, settings, curve, step))
         stopping = team.any(desk.stopping())
@@ -137,11 +141,12 @@ def _coupled(team: Team, task: Task, rows: Sequence[Item], budget: int) -> tuple
 def score_all(team: Team, items: Sequence[Item], objective: Objective, budget: int) -> dict[str, float]:
     """The objective's means over rows, without gradients, dropout off."""
     team.scorer.eval()
+    wide = torch.float32 if team.scorer.device.type == "mps" else torch.float64  # Apple's chips have no wider
     sums: dict[str, Tensor] = {}
     for batch, share, _ in team.rounds(items, budget):
         loss = objective(team.score(batch), batch)
         for name, value in {"count": torch.as_tensor(loss.count), "loss": loss.sum, **loss.figures}.items():
-            sums[name] = sums.get(name, 0.0) + value.double().to(team.scorer.device) * share
+            sums[name] = sums.get(name, 0.0) + value.to(team.scorer.device, wide) * share
     names = list(sums)
     values = dict(zip(names, team.total(torch.stack([sums[name] for name in names])).tolist(), strict=True))
     count = values.pop("count")

@@ -4,7 +4,8 @@ Weights, gradients and the optimizer's state are known from the parameters (`mod
 a token take is measured on the user's own rows, by counting what autograd keeps for the backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from potstill.errors import ModelError
 from potstill.training.batch import Item, collate
 from potstill.training.models import footprint
 from potstill.training.scoring import Scorer
@@ -33,21 +35,23 @@ class Plan:
     bytes_per_token: int
     free_bytes: int
 
-    def facts(self) -> dict[str, int | str]:
-        """What was decided, for the manifest; what was measured differs from day to day and is left out."""
-        return {
-            "micro_batch_tokens": self.micro_tokens,
-            "activation_checkpointing": "every layer" if self.checkpoint_activations else "none",
-        }
+    def notes(self) -> dict[str, int | bool]:
+        """What was decided, by the names of the config's fields."""
+        return {"micro_batch_tokens": self.micro_tokens, "activation_checkpointing": self.checkpoint_activations}
 
 
 def plan(
-    scorer: Scorer, items: Sequence[Item], optimizer_states: int, micro_tokens: int | None, checkpoint: bool | None
+    scorer: Scorer,
+    items: Sequence[Item],
+    optimizer_states: int,
+    workers: int,
+    micro_tokens: int | None,
+    checkpoint: bool | None,
 ) -> Plan:
     """What is None is decided: as many tokens at once as are worth while and fit, activations remembered where the
     longest row then fits. Leaves the scorer as decided."""
     longest = max(item.tokens for item in items)
-    free = free_bytes(scorer.device) - _to_come(scorer, optimizer_states)
+    free = free_bytes(scorer.device) - _to_come(scorer, optimizer_states) // workers
     preferred = max(micro_tokens or PREFERRED_TOKENS[scorer.device.type], longest)
     for remembered in [True, False] if checkpoint is None else [not checkpoint]:
         scorer.checkpoint(not remembered)
@@ -57,6 +61,22 @@ def plan(
             break
     tokens = micro_tokens or (preferred if fitting >= preferred else max(longest, _power_of_two(fitting)))
     return Plan(tokens, not remembered, each, free)
+
+
+@contextmanager
+def memory_errors(micro_tokens: int) -> Iterator[None]:
+    """Turn a device that ran out of memory into one clear line: ModelError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        raise ModelError(
+            f"micro-batches of {micro_tokens} tokens",
+            "the device's memory ran out",
+            f"Set micro_batch_tokens: {max(1, micro_tokens // 2)} or activation_checkpointing: true and run again, "
+            "which goes on from the last checkpoint",
+        ) from error
 
 
 def _to_come(scorer: Scorer, optimizer_states: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from potstill.artifact import read_json, storage_errors, write_json
 from potstill.errors import StorageError
 from potstill.training.batch import Batch, Item, collate, cut
-from potstill.training.scoring import Scorer
+from potstill.training.scoring import Routing, Scorer
 
 STATE_FILE = "state.pt"
 WEIGHTS_FILE = "weights.pt"
@@ -49,6 +49,11 @@ class Team:
         """Log-probabilities of a batch, through whatever wraps the scorer."""
         logp_N: Tensor = self.scorer(batch)
         return logp_N
+
+    def route(self, batch: Batch) -> Routing:
+        """The same, and how its tokens were routed to a mixture's experts."""
+        routing: Routing = self.scorer(batch, "routing")
+        return routing
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a micro-batch's gradients; they are shared with the others when it is the step's last."""

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
+from potstill.stages.base import Work
 from potstill.training.batch import Item
 from potstill.training.curves import Follower, Row
 
@@ -23,10 +24,23 @@ RECENT_STEPS = 32
 """Training steps that stand for one evaluation where no pairs are held out."""
 
 
+def everyone(followers: Sequence[Follower]) -> Follower:
+    """One follower that tells them all."""
+
+    def tell(row: Row) -> None:
+        for follower in followers:
+            follower(row)
+
+    return tell
+
+
 @contextmanager
 def live_file(path: Path) -> Iterator[Follower]:
     """Every row as a line of JSON, at once; times included, which is why it is no part of what is sealed."""
-    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    with file:
         yield _line_writer(file)
 
 
@@ -39,7 +53,7 @@ def _line_writer(file: TextIO) -> Follower:
 
 
 @contextmanager
-def trackers(names: Sequence[str], run: str, folder: Path, config: dict[str, Any]) -> Iterator[Follower]:
+def trackers(names: Sequence[str], work: Work, config: dict[str, Any]) -> Iterator[Follower]:
     """Accelerate's trackers of these names: tensorboard, trackio, wandb. ModelError where one is not installed.
 
     A row's split leads its figures' names: train/loss, held_out/accuracy.
@@ -55,7 +69,7 @@ def trackers(names: Sequence[str], run: str, folder: Path, config: dict[str, Any
             if name not in there:
                 raise ModelError(f"track: {name}", "it is not installed", f"Run pip install {name}, or leave it out")
             kind: Any = LOGGER_TYPE_TO_CLASS[name]
-            tracker = kind(run, folder) if kind.requires_logging_directory else kind(run)
+            tracker = kind(work.name, str(work.logs)) if kind.requires_logging_directory else kind(work.name)
             tracker.start()
             stack.callback(tracker.finish)
             tracker.store_init_configuration({key: _plain(value) for key, value in config.items()})
