@@ -102,9 +102,12 @@ def render(
 ) -> str:
     """The text that the model reads; `answer_next` opens an assistant turn at its end.
 
-    ModelError where the template refuses the conversation, or leaves out what it knows of tools.
+    ModelError where the template refuses the conversation, or leaves out what is said last (those for images read no
+    plain text) or what it knows of tools.
     """
     text = _apply(tokenizer, messages, tools, answer_next)
+    if messages and not all(word in text for word in messages[-1].content.split()[-1:]):
+        raise _unseen(tokenizer, f"what is said in turn {len(messages)}")
     if tools and _apply(tokenizer, messages, (), answer_next) == text:
         raise _unseen(tokenizer, "the tools that it offers")
     for index, message in enumerate(messages):
@@ -131,7 +134,7 @@ def _unseen(tokenizer: PreTrainedTokenizerBase, what: str) -> ModelError:
     return ModelError(
         str(tokenizer.name_or_path),
         f"its chat template leaves out {what}; expected one that writes it",
-        "Give the tokenizer a chat template that knows tools, or take the rows that use them out of the data",
+        "Give the tokenizer another chat template, or take the rows that need one out of the data",
     )
 
 
@@ -210,11 +213,18 @@ def encode_chats(
     offered = tools or [()] * len(chats)
     texts = [render(tokenizer, chat, its) for chat, its in zip(chats, offered, strict=True)]
     specials = set(control_tokens(tokenizer).values())
+    atoms = specials.union(tokenizer.added_tokens_decoder)
     encoded = []
     for chat, its, text, (ids_L, starts_L) in zip(chats, offered, texts, _tokenized(tokenizer, texts), strict=True):
         learn_L, ends = np.full(len(ids_L), learn == "all"), []
         for start, end in _learnt_spans(tokenizer, chat, its, text, learn):
             first, last = _tokens_within(ids_L, starts_L, start, end, specials)
+            if learn == "assistant" and atoms.isdisjoint(ids_L[first:last].tolist()):
+                raise ModelError(
+                    str(tokenizer.name_or_path),
+                    "its chat template ends an assistant's turn with no control token, so nobody would learn to stop",
+                    "Give the tokenizer a chat template that writes eos_token behind what assistants say",
+                )
             learn_L[first:last] = True
             ends.append(last)
         learn_L[:1] = False

@@ -303,6 +303,29 @@ def test_a_template_that_leaves_tools_out_is_refused(
         render(tokenizer, messages, tools)
 
 
+def test_a_template_for_images_that_reads_no_plain_text_is_refused() -> None:
+    tokenizer = fresh()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}{% for part in m['content'] %}{% if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
+    )
+    with pytest.raises(ModelError, match="leaves out what is said in turn 3"):
+        encode_chat(tokenizer, CHAT[:3])
+
+
+def test_a_template_without_an_end_of_turn_is_refused() -> None:
+    """Trap: "the model never learns to stop". GLM's way: the next turn's opening is what ends a turn."""
+    tokenizer = fresh()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    with pytest.raises(ModelError, match="nobody would learn to stop"):
+        encode_chat(tokenizer, CHAT)
+    assert encode_chat(tokenizer, [m.model_copy(update={"train": False}) for m in CHAT]).learn_L.sum() == 0
+    assert encode_chat(tokenizer, CHAT, learn="all").learn_L[1:].all()
+
+
 def test_the_default_template_writes_what_tools_answer() -> None:
     assert "<|tool|>\n42</s>" in render(
         fresh(), [*CALLING[:1], *say("assistant: a"), Message(role="tool", content="42")]
