@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Annotated, Literal
 
+from potstill.artifact import write_json
 from potstill.errors import ModelError, Stopped
 from potstill.stages.base import Reference, Stage, StageConfig
 from potstill.stages.training import TrainingConfig
@@ -33,13 +34,13 @@ def run(config, inputs, work):
     """Note who is there, wait, and write something with a model's files."""
     rank = int(os.environ.get("RANK", 0)) if work.launched else 0
     told = {name: os.environ.get(name) for name in TOLD}
-    (work.workspace / f"told-{rank}").write_text(json.dumps({**told, "pid": os.getpid()}))
+    write_json(work.workspace / f"told-{rank}", {**told, "pid": os.getpid()})
     print(f"worker {rank} was here")  # noqa: T201
     asked = work.workspace / "asked"
     with work.stoppable() as stopping:
         end = time.monotonic() + config.seconds
         while time.monotonic() < end:
-            if rank == 1 and config.fail:
+            if rank == 1 and config.fail and (work.workspace / "told-0").exists():
                 fail(config.fail)
             work.progress(1, 10, "steps")
             if stopping():
