@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from potstill.launch import ALLOCATOR
+
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
 PEER = Path(os.environ.get("BENCH_PEER_PYTHON", ROOT / ".venv-peers" / "bin" / "python")).absolute()
@@ -65,7 +67,7 @@ def environment(folder: Path, ours: bool) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
     }
     if ours:
-        named["GOMP_SPINCOUNT"] = "20000"  # as the command `potstill` sets it
+        named |= {"GOMP_SPINCOUNT": "20000", **ALLOCATOR}  # as `potstill run` sets them for a training process
     return {**os.environ, **named}
 
 

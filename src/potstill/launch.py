@@ -25,9 +25,9 @@ from potstill.errors import PotstillError
 from potstill.stages.base import Facts, Progress
 from potstill.workspace import Workspace
 
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""glibc gives large blocks back to the system at once and gets them anew, page by page: a third of the time of training
-on a CPU. Told so, it keeps them."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+"""glibc gives blocks of this size back to the system at once and gets them anew, page by page, which takes some percent
+of training on a CPU. Told so, it keeps all but the largest."""
 
 GRACE_SECONDS = 300.0
 """How long a training process may take to write its checkpoint when it is asked to end."""

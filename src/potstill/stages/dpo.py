@@ -1,7 +1,7 @@
 """dpo: teach a model which of two answers is preferred, against itself as it was (Rafailov et al. 2023)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -96,12 +96,11 @@ class DpoConfig(TrainingConfig):
 def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
     """Tokenize, score every row once with the reference, train, keep, and judge the held-out pairs."""
     from potstill.stages.session import Session
-    from potstill.training.models import load_tokenizer
     from potstill.training.watch import Guard
 
-    tokenizer = load_tokenizer(inputs.model("model"))
-    session = Session(config, inputs, work, tokenizer)
-    split = _rows(config, session)
+    session = Session(config, inputs, work)
+    with session.encoding():
+        split = _rows(config, session)
     referred = config.loss not in REFERENCE_FREE
     session.load(split.train, referred=referred)
     train, held_out = split.train, split.held_out
@@ -116,28 +115,27 @@ def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
 
 
 def _rows(config: DpoConfig, session: "Session") -> "Split":
-    from potstill.training.data import pair_items
+    from potstill.training.data import feedback_items, pair_items
 
-    where, seed = sources(session.inputs), session.work.seed
-    shared: dict[str, Any] = {"max_length": config.max_length, "held_out": config.held_out, "seed": seed}
+    shared: dict[str, Any] = {"max_length": config.max_length, "held_out": config.held_out, "seed": session.work.seed}
+    shared |= {"where": sources(session.inputs), "store": session.store}
     if config.loss == "kto":
-        from potstill.training.data import feedback_items
-
-        return feedback_items(session.tokenizer, _labelled(session.inputs), where=where, **shared)
+        return feedback_items(session.tokenizer, _labelled(session.inputs), **shared)
     for data in session.inputs.data["data"]:
         if data.kind == "feedback":
             what = f"it holds single answers, and loss: {config.loss} needs pairs"
             raise DataError(data.name, what, "Set loss: kto, or give pairs")
-    return pair_items(session.tokenizer, named_rows(session.inputs, Pair), where=where, **shared)
+    return pair_items(session.tokenizer, named_rows(session.inputs, Pair), **shared)
 
 
-def _labelled(inputs: Inputs) -> list[tuple[str, Pair | Feedback]]:
+def _labelled(inputs: Inputs) -> "Iterator[tuple[str, Pair | Feedback]]":
     """The rows for KTO, whatever their kind."""
-    rows: list[tuple[str, Pair | Feedback]] = []
     for data in inputs.data["data"]:
         one = Inputs({"data": (data,)}, {}, {})
-        rows += named_rows(one, Pair) if data.kind == "pairs" else named_rows(one, Feedback)
-    return rows
+        if data.kind == "pairs":
+            yield from named_rows(one, Pair)
+        else:
+            yield from named_rows(one, Feedback)
 
 
 def _task(

@@ -67,16 +67,18 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
     from potstill.training.models import Shape, make_mistral
     from potstill.training.tasks import likelihood
 
-    texts = named_rows(inputs, Text)
-    tokenizer = train_tokenizer((text.text for _, text in texts), config.vocabulary)
-    split = text_items(
-        tokenizer,
-        texts,
-        block_length=config.block_length or config.context,
-        held_out=config.held_out,
-        seed=work.seed,
-        where=sources(inputs),
-    )
+    tokenizer = train_tokenizer((text.text for _, text in named_rows(inputs, Text)), config.vocabulary)
+    session = Session(config, inputs, work, tokenizer)
+    with session.encoding():
+        split = text_items(
+            tokenizer,
+            named_rows(inputs, Text),
+            block_length=config.block_length or config.context,
+            held_out=config.held_out,
+            seed=work.seed,
+            where=sources(inputs),
+            store=session.store,
+        )
     shape = Shape(
         layers=config.layers,
         width=config.width,
@@ -86,7 +88,6 @@ def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
         context=config.context,
         tied=config.tied,
     )
-    session = Session(config, inputs, work, tokenizer)
     model = make_mistral(shape, tokenizer, work.seed, session.device)
     size = {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
     session.take(model, split.train)

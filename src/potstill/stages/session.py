@@ -1,7 +1,7 @@
 """One training stage from its model to its sealed files: what pretrain, sft and dpo do alike."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,25 +15,31 @@ from potstill.stages.training import TrainingConfig
 from potstill.training.adapters import adapter_facts, attach, hold_base, is_adapted, load_base, save_trained
 from potstill.training.batch import Item, Signal
 from potstill.training.curves import Follower, Pace, Row
-from potstill.training.data import Split
+from potstill.training.data import Split, mixture, mixture_facts
 from potstill.training.loop import Desk, Settings, train
 from potstill.training.memory import Plan, memory_errors, plan
-from potstill.training.models import choose_device, choose_precision, resize, save_model, stored_dtype
+from potstill.training.models import choose_device, choose_precision, load_tokenizer, resize, save_model, stored_dtype
 from potstill.training.optimizers import make_optimizers
 from potstill.training.reference import Cache, by_answer, column, weights_hash, with_reference
-from potstill.training.schedule import Part, global_batches
+from potstill.training.schedule import global_batches
 from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.speed import matrix_peak, operations
 from potstill.training.tasks import Task
 from potstill.training.team import Team
+from potstill.training.tokens import Store
 from potstill.training.watch import Guard, everyone, live_file, trackers
 
 
 class Session:
     """Holds the model while a stage trains it."""
 
-    def __init__(self, config: TrainingConfig, inputs: Inputs, work: Work, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.config, self.inputs, self.work, self.tokenizer = config, inputs, work, tokenizer
+    def __init__(
+        self, config: TrainingConfig, inputs: Inputs, work: Work, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        """`tokenizer`: None takes that of the stage's model."""
+        self.config, self.inputs, self.work = config, inputs, work
+        self.tokenizer = tokenizer or load_tokenizer(inputs.model("model"))
+        self.store = Store(work.workspace)
         self.team, self.device = _team(config, work)
         self.precision = choose_precision(config.dtype, self.device)
         self._reference = ""
@@ -84,13 +90,21 @@ class Session:
             write_json(note, chosen.notes())
         return chosen
 
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Within this, rows are encoded: by the team's first member, then by the others, who find it in the store."""
+        if self.team.rank > 0:
+            self.team.wait()
+        yield
+        if self.team.rank == 0:
+            self.team.wait()
+
     def steps(self, items: Sequence[Item], capacity: int, *, by_tokens: bool = False) -> list[list[Item]]:
         """The global batches of all epochs, of `capacity` rows or tokens each, sources mixed by their weights."""
         sizes = [item.tokens for item in items] if by_tokens else [1] * len(items)
-        data = self.inputs.data["data"]
-        counts = [sum(item.row.startswith(f"{source.name}/") for item in items) for source in data]
-        parts = [Part(source.name, count, source.weight) for source, count in zip(data, counts, strict=True)]
+        parts = mixture(items, self.inputs.data["data"])
         order = global_batches(sizes, capacity, self.config.epochs, self.work.seed, parts)
+        self._mixture = mixture_facts(parts)
         return [[items[index] for index in batch] for batch in order]
 
     def refer(self, items: Sequence[Item]) -> list[Item]:
@@ -136,7 +150,7 @@ class Session:
     def finish(self, split: Split, happened: dict[str, Any]) -> Facts:
         """Save what was trained and the rows left out; returns everything that belongs into the manifest."""
         decided = {**self.team.scorer.facts(), "micro_batch_tokens": self.settings.micro_tokens}
-        facts = {**split.facts(), **decided, **self.team.facts(), **happened, **self._adapter}
+        facts = {**split.facts(), **decided, **self.team.facts(), **happened, **self._adapter, **self._mixture}
         model, path, store = self.team.scorer.release(), self.work.path, self.config.store
         weights = self.team.whole(trained_only=is_adapted(model))
         if self.team.rank > 0:

@@ -44,23 +44,27 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
     from potstill.stages.session import Session
     from potstill.tokenization import add_tokens
     from potstill.training.data import chat_items
-    from potstill.training.models import load_tokenizer
     from potstill.training.tasks import likelihood
 
-    tokenizer = load_tokenizer(inputs.model("model"))
-    added = add_tokens(tokenizer, config.new_tokens)
-    split = chat_items(
-        tokenizer,
-        named_rows(inputs, Chat),
-        max_length=config.max_length,
-        on_long=config.on_long,
-        learn=config.learn,
-        held_out=config.held_out,
-        seed=work.seed,
-        where=sources(inputs),
-    )
-    session = Session(config, inputs, work, tokenizer)
-    session.load(split.train, range(len(tokenizer) - added, len(tokenizer)))
+    session = Session(config, inputs, work)
+    known = set(session.tokenizer.get_vocab())
+    add_tokens(session.tokenizer, config.new_tokens)
+    vocabulary = session.tokenizer.get_vocab()
+    new_tokens = [vocabulary[token] for token in config.new_tokens if token not in known]
+    with session.encoding():
+        split = chat_items(
+            session.tokenizer,
+            named_rows(inputs, Chat),
+            max_length=config.max_length,
+            on_long=config.on_long,
+            learn=config.learn,
+            held_out=config.held_out,
+            seed=work.seed,
+            where=sources(inputs),
+            new_tokens=config.new_tokens,
+            store=session.store,
+        )
+    session.load(split.train, new_tokens)
     happened = session.train(likelihood(session.steps(split.train, config.global_batch), split.held_out))
     return session.finish(split, happened)
 

@@ -1,6 +1,6 @@
 """What the training stages have in common: the fields of their configs, and their rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -99,9 +99,8 @@ def sources(inputs: Inputs) -> str:
     return ", ".join(data.name for data in inputs.data["data"])
 
 
-def named_rows(inputs: Inputs, row_type: type[R]) -> list[tuple[str, R]]:
+def named_rows(inputs: Inputs, row_type: type[R]) -> Iterator[tuple[str, R]]:
     """All rows of the `data` field, each under a name that no other row has. Raises DataError."""
-    rows: list[tuple[str, R]] = []
     seen: set[str] = set()
     for data in inputs.data["data"]:
         for row in data.rows(row_type):
@@ -109,5 +108,4 @@ def named_rows(inputs: Inputs, row_type: type[R]) -> list[tuple[str, R]]:
             if name in seen:
                 raise DataError(data.name, f"two rows have the id {name}", "Give every row an id of its own")
             seen.add(name)
-            rows.append((name, row))
-    return rows
+            yield name, row

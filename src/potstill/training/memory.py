@@ -18,7 +18,7 @@ from potstill.training.batch import Item, collate
 from potstill.training.models import footprint
 from potstill.training.scoring import Scorer
 
-PREFERRED_TOKENS = {"cpu": 4096, "cuda": 16384, "mps": 8192}
+PREFERRED_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 8192}
 """More at once makes nothing faster."""
 PROBE_TOKENS = 1024
 CGROUP = Path("/sys/fs/cgroup")
