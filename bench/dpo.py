@@ -38,8 +38,8 @@ QUESTION = Question(
     flops=dpo_flops,
     learning_rate=5e-7,
     sets=(
-        RowSet("short", _short, 16, 8, 1024, 2, 8, "prompt of 20 tokens, answers of 60, all alike"),
-        RowSet("ultrafeedback", _like_ultrafeedback, 8, 8, 1024, 4, 8, "log-normal, means 175 + 289 / 259 tokens"),
+        RowSet("short", _short, 32, 8, 1024, 1, 4, "prompt of 20 tokens, answers of 60, all alike"),
+        RowSet("ultrafeedback", _like_ultrafeedback, 16, 8, 1024, 2, 4, "log-normal, means 175 + 289 / 259 tokens"),
     ),
     peers={"trl": {}, "trl_precomputed": {"precompute_ref_log_probs": True}, "trl_best": BEST},
     candidates=[{"per_device_train_batch_size": size} for size in (1, 2, 4)],

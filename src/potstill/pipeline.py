@@ -93,6 +93,7 @@ def run(
         for step in plan.steps.values():
             if step.artifact is not None:
                 sealed[step.name] = step.artifact
+                workspace.forget_unfinished(step.name)
                 listener.found(step, step.artifact)
             else:
                 sealed[step.name] = _run_step(plan, step, sealed, means)
@@ -155,6 +156,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
     began = time.monotonic()
     desk = workspace.work / step.name
     draft = desk / "draft"
+    workspace.forget_unfinished(step.name, but=step.folder)
     try:
         draft.mkdir(parents=True)
         inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
@@ -168,7 +170,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
         shutil.rmtree(desk, ignore_errors=True)
     seconds = time.monotonic() - began
     workspace.note_time(step.key, step.name, seconds)
-    shutil.rmtree(work.state, ignore_errors=True)
+    workspace.forget_unfinished(step.name)
     listener.sealed(step, artifact, seconds)
     return artifact
 

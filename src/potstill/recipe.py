@@ -20,7 +20,7 @@ from potstill.stages.base import Stage, StageConfig
 from potstill.validation import LONGEST_NAME, PLAIN, check_utf8, complain, nearest, true_as_number
 
 TOP_LEVEL = ("name", "seed", "variables", "servers", "models", "stages")
-RESERVED = {*TOP_LEVEL, "artifacts", "cache", "work", "logs", "lock"}
+RESERVED = {*TOP_LEVEL, "artifacts", "cache", "unfinished", "work", "logs", "lock"}
 """Top-level keys, and what else lies in a run's folder: no part of a recipe may be called so."""
 
 S = TypeVar("S", bound=Spec)

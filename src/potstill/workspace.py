@@ -4,6 +4,8 @@ artifacts/<stage>-<key>/  sealed           work/     unsealed, removed at the ne
 <stage>                   link to the latest logs/     what training processes said
 journal.sqlite            paid replies      lock      the process that runs
 run.json                  the last recipe   times.json, hashes.json
+unfinished/<stage>-<key>/ checkpoints, until it is sealed
+cache/                    tokens, references' log-probabilities
 """
 
 import fcntl
@@ -22,6 +24,7 @@ from potstill.artifact import Artifact, digest, find, hash_file, read_json, stor
 from potstill.document import read_document
 from potstill.errors import BusyError, DataError, RecipeError, StorageError, reason
 from potstill.recipe import locate
+from potstill.stages.base import UNFINISHED
 from potstill.validation import PLAIN
 
 T = TypeVar("T")
@@ -190,6 +193,12 @@ class Workspace:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
+
+    def forget_unfinished(self, stage: str, but: str = "") -> None:
+        """Remove what earlier runs of a stage kept and nobody will finish; `but` names what is still wanted."""
+        for folder in (self.path / UNFINISHED).glob(f"{stage}-*"):
+            if folder.name != but and folder.name[len(stage) + 1 :].isalnum():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def link(self, stage: str, target: Path) -> None:
         """Make `<stage>` lead to its latest artifact."""

@@ -11,6 +11,9 @@ from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
 from potstill.records import Dropped, Record
 from potstill.sources import Inputs, Spec
 
+UNFINISHED = "unfinished"
+"""The folder of a run for what stages keep until they are sealed."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -85,7 +88,7 @@ class Work:
     @property
     def state(self) -> Path:
         """What this stage keeps between runs until it is sealed, such as checkpoints. Made by whoever writes to it."""
-        return self.workspace / "unfinished" / self.name
+        return self.workspace / UNFINISHED / self.name
 
     @property
     def logs(self) -> Path:
