@@ -143,8 +143,8 @@ class Batch:
         )
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Lay items end to end."""
+def collate(items: Sequence[Item], *, one_bucket: bool = False) -> Batch:
+    """Lay items end to end. `one_bucket`: however unlike their lengths are, so that one call reads them all."""
     tokens, positions, scored, targets, owners, paths = [], [], [], [], [], []
     start, answer = 0, 0
     for item in items:
@@ -166,7 +166,7 @@ def collate(items: Sequence[Item]) -> Batch:
     return Batch(
         tokens_T=_long(tokens),
         positions_T=_long(positions),
-        tree=_grow(paths, start),
+        tree=_grow(paths, start, 0.0 if one_bucket else BUCKET_RATIO),
         scored_N=_long(scored),
         targets_N=_long(targets),
         weights_N=torch.ones(sum(len(part) for part in scored)),
@@ -192,12 +192,12 @@ def _long(parts: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def _grow(paths: Sequence[tuple[np.ndarray, int]], tokens: int) -> Tree:
+def _grow(paths: Sequence[tuple[np.ndarray, int]], tokens: int, ratio: float) -> Tree:
     """The tree of these paths. Each comes with how many of its first tokens have their home in an earlier path."""
     order = sorted(range(len(paths)), key=lambda index: -len(paths[index][0]))
     buckets: list[list[int]] = []
     for index in order:
-        if not buckets or len(paths[index][0]) < BUCKET_RATIO * len(paths[buckets[-1][0]][0]):
+        if not buckets or len(paths[index][0]) < ratio * len(paths[buckets[-1][0]][0]):
             buckets.append([])
         buckets[-1].append(index)
     home_T = np.zeros(tokens, dtype=np.int64)

@@ -74,9 +74,13 @@ class Workers(Team):
         return shared
 
     def any(self, flag: bool) -> bool:
-        shared = torch.tensor(int(flag))
+        return bool(self._most(int(flag)))
+
+    def _most(self, count: int) -> int:
+        """The largest of all members'."""
+        shared = torch.tensor(count)
         dist.all_reduce(shared, dist.ReduceOp.MAX)
-        return bool(shared)
+        return int(shared)
 
     def wait(self) -> None:
         self.any(False)

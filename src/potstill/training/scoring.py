@@ -72,6 +72,8 @@ class Scorer(nn.Module):
         self.kernel: Kernel | None = None
         """Takes the place of the attention kernel that would be chosen, to compare them."""
         self.chunk_logits = CHUNK_LOGITS
+        self.least_chunks = 1
+        """The head is called so often at least: where it is gathered for every call, all workers have to call alike."""
         self._kernels: set[str] = set()  # of the last batch
         if layout == "padded":
             attention.remove(bare(model))
@@ -179,11 +181,16 @@ class Scorer(nn.Module):
                 out = head(hidden_ND)
             if fused.done:
                 return cast(Tensor, out)
-        rows = max(1, self.chunk_logits // bare(self.model).config.get_text_config().vocab_size)
-        if len(hidden_ND) <= rows:
+        count = max(self.least_chunks, self.chunks(len(hidden_ND)))
+        if count == 1:
             return self._head(head, hidden_ND, targets_N)
-        chunks = zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
+        chunks = zip(hidden_ND.tensor_split(count), targets_N.tensor_split(count), strict=True)
         return torch.cat([cast(Tensor, checkpoint(self._head, head, h, t, use_reentrant=False)) for h, t in chunks])
+
+    def chunks(self, scored: int) -> int:
+        """How often the head has to be called for so many scored positions, where it is no plain linear one."""
+        rows = max(1, self.chunk_logits // bare(self.model).config.get_text_config().vocab_size)
+        return max(1, -(-scored // rows))
 
     def _head(self, head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
         """Logits and a softmax in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel 1432)."""

@@ -35,14 +35,19 @@ class Team:
         self.scorer = scorer
         self.optimizers = list(optimizers)
         self.trained = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
+        for parameter in self.trained.values():
+            if parameter.device.type == "cpu":  # a file's pages, mapped, would be copied one by one at the first step
+                parameter.data = parameter.data.clone()
 
     def rounds(self, items: Sequence[Item], budget: int) -> Iterator[tuple[Batch, float, bool]]:
         """This member's micro-batches of a global batch, each with 1.0 (or 0.0, where it has none left and only keeps
         step with the others), and whether it is the last."""
         groups = cut(items, budget, self.size)[self.rank :: self.size]
+        # Padded rows are read a call a bucket, and members have to call what they share equally often.
+        alike = self.size > 1 and self.scorer.layout == "padded"
         for number, group in enumerate(groups, start=1):
             share = 1.0 if group else 0.0
-            batch = collate(group or [min(items, key=lambda item: item.tokens)])
+            batch = collate(group or [min(items, key=lambda item: item.tokens)], one_bucket=alike)
             yield batch.to(self.scorer.device), share, number == len(groups)
 
     def score(self, batch: Batch) -> Tensor:
@@ -100,8 +105,7 @@ class Team:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "random": random_state(),
         }
-        with storage_errors(folder):
-            torch.save(state, folder / STATE_FILE)
+        write_tensors(state, folder / STATE_FILE)
         self._sign(folder)
 
     def load(self, folder: Path) -> None:
@@ -115,8 +119,7 @@ class Team:
 
     def save_weights(self, folder: Path) -> None:
         """The trained weights alone."""
-        with storage_errors(folder):
-            torch.save({name: p.detach() for name, p in self.trained.items()}, folder / WEIGHTS_FILE)
+        write_tensors({name: p.detach() for name, p in self.trained.items()}, folder / WEIGHTS_FILE)
 
     def load_weights(self, folder: Path) -> None:
         """What `save_weights` wrote."""
@@ -147,6 +150,12 @@ class Team:
 
 def _described(team: Mapping[str, Any]) -> str:
     return f"{team['workers']} worker{'s' if team['workers'] > 1 else ''} with sharding: {team['sharding']}"
+
+
+def write_tensors(value: Mapping[str, Any], path: Path) -> None:
+    """As torch.save, into a file of Python's: where the disk is full that says so, and torch only that it failed."""
+    with storage_errors(path), path.open("wb") as file:
+        torch.save(value, file)
 
 
 def random_state() -> dict[str, Tensor]:
