@@ -16,6 +16,7 @@ import pytest
 import torch
 import workers
 
+from potstill.errors import StorageError
 from potstill.training.team import Team
 
 HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ def run_team(sharding: str, out: Path, size: int, *cases: str) -> None:
     assert codes == [0] * size, (out / "log-0").read_text()[-3000:]
 
 
-@pytest.fixture(scope="module", params=["fsdp2"])
+@pytest.fixture(scope="module", params=["fsdp2", "zero3"])
 def team(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two workers left what they made."""
     out = tmp_path_factory.mktemp(request.param)
@@ -75,7 +76,7 @@ def rows(folder: Path, name: str) -> list[Result]:
     return [json.loads(line) for line in (folder / name / "curves.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["sft", "tied", "dpo", "kto", "lora"])
+@pytest.mark.parametrize("name", ["sft", "tied", "padded", "dpo", "kto", "lora"])
 def test_two_workers_make_the_weights_of_one(team: Path, alone: Path, name: str) -> None:
     """Trap: "Per-rank token counts not shared, so two workers do not equal one"."""
     ours, theirs = result(team, name), result(alone, name)
@@ -83,7 +84,7 @@ def test_two_workers_make_the_weights_of_one(team: Path, alone: Path, name: str)
     assert_same_weights(ours["weights"], theirs["weights"])
 
 
-@pytest.mark.parametrize("name", ["sft", "tied", "dpo", "kto", "lora"])
+@pytest.mark.parametrize("name", ["sft", "tied", "padded", "dpo", "kto", "lora"])
 def test_curves_count_the_rows_of_all_workers(team: Path, alone: Path, name: str) -> None:
     """Trap: "DPO metrics from rank 0 only (TRL 2468)". Every figure and the gradient's norm, step by step."""
     ours, theirs = rows(team, name), rows(alone, name)
@@ -106,7 +107,7 @@ def test_the_reference_is_the_same_column(team: Path, alone: Path) -> None:
 def test_only_the_adapter_is_gathered_where_one_is_trained(team: Path, alone: Path) -> None:
     ours, theirs = result(team, "lora")["adapter"], result(alone, "lora")["adapter"]
     assert ours
-    assert all("lora_" in name for name in ours)
+    assert all("lora_" in name or "trainable_tokens_delta" in name for name in ours)
     assert_same_weights(ours, theirs)
 
 
@@ -119,3 +120,21 @@ def test_resumed_is_straight_to_the_last_bit(team: Path) -> None:
     assert all(torch.equal(again["weights"][name], weight) for name, weight in straight["weights"].items())
     curves = [(team / "resumed" / part / "curves.jsonl").read_bytes() for part in ("straight", ".")]
     assert curves[0] == curves[1]
+
+
+def test_another_number_of_workers_goes_on_or_is_refused(team: Path, alone: Path) -> None:
+    """FSDP2's shards fit any number of workers; ZeRO-3's one only, and it is said."""
+    assert result(team, "left") == {"stopped": "step 2 of 4"}
+    sharding = json.loads(next((team / "left" / "unfinished").glob("step-*/team.json")).read_text())["sharding"]
+    run_team(sharding, team, 1, "taken")
+    made = result(team, "taken")
+    if sharding == "zero3":
+        assert "checkpoint is of 2 workers with sharding: zero3, and this run has 1 worker with" in made["refused"]
+    else:
+        assert_same_weights(made["weights"], result(alone, "sft")["weights"])
+
+
+def test_one_process_alone_takes_no_teams_checkpoint(team: Path, tmp_path: Path) -> None:
+    checkpoint = next((team / "left" / "unfinished").glob("step-*"))
+    with pytest.raises(StorageError, match="this run has 1 worker with sharding: none"):
+        workers.prepared(Team(), "mistral").load(checkpoint)

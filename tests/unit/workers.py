@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine import random_items, tiny_model
+from engine import VOCABULARY, random_items, tiny_model
 from torch import Tensor
 
-from potstill.errors import Stopped
+from potstill.errors import Stopped, StorageError
 from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach
 from potstill.training.loop import Desk, Settings, train
 from potstill.training.optimizers import make_optimizers
 from potstill.training.reference import Cache, column, with_reference
-from potstill.training.scoring import build_scorer
+from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tasks import Task, feedback, likelihood, preference
 from potstill.training.team import Team
 
@@ -46,8 +46,11 @@ SFT = likelihood([CHATS[:6], CHATS[6:11], CHATS[11:12], CHATS[12:15]], CHATS[15:
 def prepared(team: Team, family: str, adapter: Adapter | None = None, **scorer: Any) -> Team:
     model = tiny_model(family, torch.float32)
     if adapter is not None:
-        attach(model, adapter, seed=3, new_tokens=())
-    ready = build_scorer(model, **scorer)
+        attach(model, adapter, seed=3, new_tokens=[59, 60])
+    return take(team, build_scorer(model, **scorer))
+
+
+def take(team: Team, ready: Scorer) -> Team:
     s = SETTINGS
     team.prepare(ready, make_optimizers(ready, s.optimizer, s.learning_rate, s.weight_decay, s.beta2))
     return team
@@ -78,8 +81,15 @@ def tied(team: Team, out: Path) -> dict[str, Any]:
     return trained(team, SFT, replace(SETTINGS, keep="best", learning_rate=0.02, evaluations=4), out)
 
 
+def padded(team: Team, out: Path) -> dict[str, Any]:
+    """Rows of unlike lengths are read in several calls, of which one worker alone would have more than another."""
+    take(team, Scorer(tiny_model("mistral", torch.float32), "padded"))
+    return trained(team, SFT, SETTINGS, out)
+
+
 def dpo(team: Team, out: Path) -> dict[str, Any]:
-    prepared(team, "gemma2")
+    """A head that caps its logits, and so is called in chunks, of which one worker alone would have more as well."""
+    prepared(team, "gemma2").scorer.chunk_logits = 4 * VOCABULARY
     items = with_reference(PAIRS, team, Cache(out / "cache"), 26, lambda done, total: None)
     task = preference([items[:5], items[5:6], items[6:11]], items[11:], "sigmoid", {"beta": 0.1})
     result = trained(team, task, SETTINGS, out)
@@ -95,28 +105,46 @@ def kto(team: Team, out: Path) -> dict[str, Any]:
 
 
 def lora(team: Team, out: Path) -> dict[str, Any]:
+    """With two rows of the embeddings that are trained as well."""
     prepared(team, "mistral", Adapter(kind="lora", rank=3, dropout=0.0))
     return {**trained(team, SFT, SETTINGS, out), "adapter": weights(team, trained_only=True)}
 
 
 def resumed(team: Team, out: Path) -> dict[str, Any]:
-    """Stopped behind the second step, and gone on by a team and a model that were made anew. Dropout draws."""
-    settings, asked = replace(SETTINGS, checkpoint_steps=2, keep="best"), iter([False, True, False, False])
-    noisy = {"neftune_alpha": 5.0}
+    """Stopped behind the second step, and gone on by a team and a model that were made anew. Noise is drawn."""
+    settings, noisy = replace(SETTINGS, checkpoint_steps=2, keep="best"), {"neftune_alpha": 5.0}
     straight = trained(prepared(team, "mistral", **noisy), SFT, settings, out / "straight")
-    stopped = ""
-    try:
-        trained(prepared(team, "mistral", **noisy), SFT, settings, out, stopping=lambda: next(asked))
-    except Stopped as error:
-        stopped = error.where
+    stopped = _stopped(prepared(team, "mistral", **noisy), settings, out)
     torch.manual_seed(99)
     again = trained(prepared(team, "mistral", **noisy), SFT, settings, out)
     return {"straight": straight, "again": again, "stopped": stopped}
 
 
-CASES: dict[str, Callable[[Team, Path], dict[str, Any]]] = {
-    case.__name__: case for case in (sft, tied, dpo, kto, lora, resumed)
-}
+def _stopped(team: Team, settings: Settings, out: Path) -> str:
+    asked = iter([False, True])
+    try:
+        trained(team, SFT, settings, out, stopping=lambda: next(asked))
+    except Stopped as error:
+        return error.where
+    return ""
+
+
+def left(team: Team, out: Path) -> dict[str, Any]:
+    """Stopped behind the second step, for `taken` to go on."""
+    return {"stopped": _stopped(prepared(team, "mistral"), SETTINGS, out)}
+
+
+def taken(team: Team, out: Path) -> dict[str, Any]:
+    """Gone on from where `left`, of more workers perhaps, was stopped."""
+    try:
+        return trained(prepared(team, "mistral"), SFT, SETTINGS, out.with_name("left"))
+    except StorageError as error:
+        return {"refused": str(error)}
+
+
+Case = Callable[[Team, Path], dict[str, Any]]
+CASES: dict[str, Case] = {case.__name__: case for case in (sft, tied, padded, dpo, kto, lora, resumed, left)}
+LATER: dict[str, Case] = {"taken": taken}
 
 
 def main() -> None:
@@ -128,7 +156,7 @@ def main() -> None:
     team, _ = join(sharding, torch.device("cpu"))
     for name in only:
         torch.manual_seed(team.rank)
-        result = CASES[name](team, out / name)
+        result = (CASES | LATER)[name](team, out / name)
         if team.rank == 0:
             torch.save(result, out / f"{name}.pt")
     team.wait()

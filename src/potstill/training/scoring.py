@@ -189,8 +189,8 @@ class Scorer(nn.Module):
 
     def chunks(self, scored: int) -> int:
         """How often the head has to be called for so many scored positions, where it is no plain linear one."""
-        rows = max(1, self.chunk_logits // bare(self.model).config.get_text_config().vocab_size)
-        return max(1, -(-scored // rows))
+        vocabulary: int = bare(self.model).config.get_text_config().vocab_size
+        return max(1, -(-scored // max(1, self.chunk_logits // vocabulary)))
 
     def _head(self, head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
         """Logits and a softmax in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel 1432)."""

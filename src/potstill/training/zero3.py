@@ -57,7 +57,8 @@ class Zero3(Workers):
         PartialState(backend=backend)
         plugin = DeepSpeedPlugin(hf_ds_config=CONFIG, zero3_init_flag=False)
         self._accelerator = Accelerator(deepspeed_plugin=plugin)
-        unset_hf_deepspeed_config()  # else transformers would cut every model that it loads from now on
+        # Else transformers would cut every model that it loads from now on.
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
     def prepare(self, scorer: Scorer, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         (optimizer,) = optimizers
