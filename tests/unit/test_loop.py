@@ -177,6 +177,8 @@ def test_a_loss_that_is_no_number_stops_with_one_line(tmp_path: Path) -> None:
         return Loss(logp_N.sum() * float("nan"), 1.0)
 
     with pytest.raises(ModelError, match=r"step 1 of 6: training has diverged: the loss is nan.*Lower learning_rate"):
+        trained(tmp_path, objective=poisoned, held_out=[])
+    with pytest.raises(ModelError, match=r"step 0 of 6: the held-out loss is nan before training"):
         trained(tmp_path, objective=poisoned)
     assert not (tmp_path / "curves.jsonl").exists()
 

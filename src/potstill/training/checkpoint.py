@@ -16,6 +16,7 @@ from potstill.training.team import Team
 
 NOTES_FILE = "notes.json"
 WHOLE = re.compile(r"step-(\d{8})")
+BEST = re.compile(r"best-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ class Checkpoints:
 
     def all(self) -> list[Checkpoint]:
         """The whole ones, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = ((WHOLE.fullmatch(path.name), path) for path in self.folder.iterdir())
-        return sorted((Checkpoint(path, int(match[1])) for match, path in found if match), key=lambda c: c.step)
+        return [Checkpoint(path, step) for step, path in self._named(WHOLE)]
 
     def latest(self) -> Checkpoint | None:
         """The one to go on from."""
@@ -60,22 +58,33 @@ class Checkpoints:
         """Write one whole, then forget the oldest. StorageError where the disk is full; what was there before stays."""
         self._write(f"step-{step:08d}", self._team.save, notes)
         self._since = time.monotonic()
-        if self._team.rank == 0:
-            for old in self.all()[: -self._kept]:
-                shutil.rmtree(old.path)
+        self._forget()
 
     def save_best(self, step: int) -> None:
         """Write the weights alone, as the best so far. The best that a checkpoint speaks of stays."""
         self._write(f"best-{step:08d}", self._team.save_weights, {})
-        if self._team.rank == 0:
-            needed = {step} | {checkpoint.notes["best_step"] for checkpoint in self.all()}
-            for path in self.folder.glob("best-*"):
-                if int(path.name[5:]) not in needed:
-                    shutil.rmtree(path)
+        self._forget(step)
 
     def best(self, step: int) -> Path:
         """Where the best weights, those of that step, stand."""
         return self.folder / f"best-{step:08d}"
+
+    def _named(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+        """The folders of such a name with their steps, lowest first."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = ((pattern.fullmatch(path.name), path) for path in paths if path.is_dir())
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+    def _forget(self, *best: int) -> None:
+        """All but the last few checkpoints, and the best that neither they nor these steps need."""
+        if self._team.rank > 0:
+            return
+        checkpoints = self.all()
+        needed = {*best, *(checkpoint.notes["best_step"] for checkpoint in checkpoints[-self._kept :])}
+        bests = [path for step, path in self._named(BEST) if step not in needed]
+        for path in [*(checkpoint.path for checkpoint in checkpoints[: -self._kept]), *bests]:
+            # A draft again, while it loses one file after the other.
+            shutil.rmtree(path.rename(self.folder / f".{path.name}"))
 
     def _write(self, name: str, write: Callable[[Path], None], notes: dict[str, Any]) -> None:
         """All members of a team write into one draft; the first then makes it whole and puts it into its place."""
@@ -83,7 +92,8 @@ class Checkpoints:
         first = self._team.rank == 0
         with storage_errors(self.folder):
             if first:
-                shutil.rmtree(draft, ignore_errors=True)
+                for left in self.folder.glob(".*"):  # by a run that was killed: they are as large as checkpoints
+                    shutil.rmtree(left, ignore_errors=True)
                 draft.mkdir(parents=True)
             self._team.wait()
             write(draft)
@@ -92,7 +102,8 @@ class Checkpoints:
                 write_json(draft / NOTES_FILE, notes)
                 for file in draft.rglob("*"):
                     sync(file)
-                shutil.rmtree(target, ignore_errors=True)
+                if target.exists():
+                    target.rename(self.folder / f".old-{name}")
                 draft.rename(target)
                 sync(self.folder)
             self._team.wait()

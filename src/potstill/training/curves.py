@@ -79,15 +79,15 @@ class Curve:
         for measured, values, norm in zip(self._pending, values_SF, norms, strict=True):
             means = {name: value / measured.denominator for name, value in zip(names, values, strict=True)}
             if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
-                raise ModelError(
-                    f"step {measured.step} of {self._steps}",
-                    f"training has diverged: the loss is {means['loss']}, the gradient's norm {norm}",
-                    "Lower learning_rate, lengthen warmup, or set dtype: float32",
-                )
+                raise self._diverged(measured.step, f"the loss is {means['loss']}, the gradient's norm {norm}")
             row = {"step": measured.step, "split": "train", **means, "grad_norm": norm}
             self._keep({**row, "learning_rate": measured.learning_rate}, speed)
         self._pending.clear()
         self._since = time.perf_counter()
+
+    def _diverged(self, step: int, what: str) -> ModelError:
+        remedy = "Lower learning_rate, lengthen warmup, or set dtype: float32"
+        return ModelError(f"step {step} of {self._steps}", f"training has diverged: {what}", remedy)
 
     def _speed(self, seconds: float) -> Row:
         """Of the steps that are pending."""
@@ -99,7 +99,12 @@ class Curve:
         return speed
 
     def evaluated(self, step: int, means: Mapping[str, float]) -> None:
-        """Means over the held-out rows."""
+        """Means over the held-out rows. Raises ModelError where their loss is no number."""
+        if not math.isfinite(means["loss"]):
+            if step == 0:
+                what = f"the held-out loss is {means['loss']} before training"
+                raise ModelError(f"step 0 of {self._steps}", what, "Set dtype: float32, or start from another model")
+            raise self._diverged(step, f"the held-out loss is {means['loss']}")
         self._keep({"step": step, "split": "held_out", **means}, {})
         self._since = time.perf_counter()  # scoring them is no training time
 
