@@ -3,14 +3,12 @@
 Both environments run this, so it imports nothing but the standard library, and torch where a job has imported it.
 """
 
-import ctypes
 import gc
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +35,12 @@ def serve(handlers: dict[str, Callable[[Job], Measured]]) -> None:
 
 
 def release() -> None:
-    """Give back what a job left: other sides compute next, on the same machine."""
+    """Forget what a job left. On a CPU its memory stays the process's own, as it does from step to step of a long
+    training: a round is a piece of one, and would otherwise begin by fetching every page anew."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # not every system's allocator can
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> bool:

@@ -25,7 +25,7 @@ from potstill.errors import PotstillError
 from potstill.stages.base import Facts, Progress
 from potstill.workspace import Workspace
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc gives blocks of this size back to the system at once and gets them anew, page by page, which takes some percent
 of training on a CPU. Told so, it keeps all but the largest."""
 

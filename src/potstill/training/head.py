@@ -53,6 +53,27 @@ def _product(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
     return hidden_CD.to(wide) @ weight_VD.to(wide).t()
 
 
+_spare: dict[torch.dtype, Tensor] = {}
+"""What the last backward had no more use for, flat, one a type. On a CPU the system would take so large a block back and
+give it anew, page by page, which takes longer than to compute what goes into it."""
+
+
+def _borrow(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for a residual, not initialised."""
+    size = shape[0] * shape[1]
+    spare = _spare.pop(dtype, None) if device.type == "cpu" else None
+    if spare is None or len(spare) < size:
+        spare = torch.empty(size, dtype=dtype, device=device)
+    return spare[:size].view(shape)
+
+
+def _give_back(residual_KV: Tensor) -> None:
+    """Nobody reads it any more. Whoever never comes to a backward keeps it, until it is forgotten as any other tensor."""
+    if residual_KV.device.type == "cpu" and residual_KV.numel():
+        whole = residual_KV.new_empty(0).set_(residual_KV.untyped_storage())
+        _spare[residual_KV.dtype] = whole
+
+
 class _LinearLogps(torch.autograd.Function):
     """Keeps the residual (softmax - onehot)_NV in `product`. What the rows' gradients scale is folded into the hidden
     states, so that the backward is two products and never passes over N x V itself."""
@@ -66,7 +87,7 @@ class _LinearLogps(torch.autograd.Function):
         ctx.scale, ctx.product = scale, product
         needed = hidden_ND.requires_grad or weight_VD.requires_grad
         kept = min(rows, KEPT_BYTES // (vocabulary * product.itemsize)) if needed else 0
-        residual_KV = weight_VD.new_empty((kept, vocabulary), dtype=product)
+        residual_KV = _borrow((kept, vocabulary), product, weight_VD.device)
         logps = []
         for start in range(0, rows, ctx.chunk):
             chunk = slice(start, min(start + ctx.chunk, rows))
@@ -98,4 +119,5 @@ class _LinearLogps(torch.autograd.Function):
             if wanted_weight:
                 share_VD = (residual_CV.t() @ scaled_ND[part]).to(weight_VD.dtype)
                 grad_VD = share_VD if grad_VD is None else grad_VD.add_(share_VD)
+        _give_back(residual_KV)
         return grad_ND, grad_VD, None, None, None

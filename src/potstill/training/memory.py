@@ -120,19 +120,19 @@ def bytes_per_token(scorer: Scorer, items: Sequence[Item]) -> int:
         probe.append(item)
         size += item.tokens
     own = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, Tensor] = {}
 
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> None:
+        """Without its history: a tensor kept by the node that made it would never be freed."""
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in own:
+            kept.setdefault(pointer, tensor.detach())
 
     training = scorer.training
     scorer.train()
     state = torch.get_rng_state()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), scorer.products():
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing), scorer.products():
         scorer(collate(probe).to(scorer.device))
     torch.set_rng_state(state)
     scorer.train(training)
-    return max(1, sum(kept.values()) // size)
+    return max(1, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // size)

@@ -105,8 +105,8 @@ class Guard:
 
     def __call__(self, row: Row) -> None:
         """A follower."""
-        if row["split"] != self._split or "chosen_log_ratio" not in row:
-            return
+        if row["split"] != self._split or "chosen_log_ratio" not in row or row["step"] == 0:
+            return  # at first nothing has moved anywhere
         self._recent.append(row)
         if len(self._recent) < (self._recent.maxlen or 1):
             return
