@@ -118,7 +118,10 @@ class Cache:
         found: dict[str, Signal] = {}
         for path in sorted(self.folder.glob("*.npz")):
             try:
-                with np.load(path) as shard:
+                with (
+                    path.open("rb") as file,
+                    np.load(file) as shard,
+                ):  # numpy leaves a torn one open that it opens itself
                     ends, values_N = np.cumsum(shard["sizes"]), shard["values"]
                     keys = shard["keys"].tolist()
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
