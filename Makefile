@@ -3,18 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
-DEVELOPMENT := .[dev,hub]
+DEVELOPMENT := .[dev,hub,scale]
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint peers clean
 
 # $(call install,ENVIRONMENT,CONSTRAINTS,WHAT): into an environment that is made anew where the last install into it
-# was cut short. The file `whole` stands in it only while nothing is being installed.
+# was cut short. The file `whole` stands in it only while nothing is being installed. DeepSpeed compiles nothing then.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "potstill needs Python 3.11 or later; name one: make PYTHON=python3.12")'
 	@test -e $(1)/whole || $(PYTHON) -m venv --clear $(1)
 	@rm -f $(1)/whole
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) $(3)
+	DS_BUILD_OPS=0 $(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) $(3)
 	@touch $(1)/whole $@
 endef
 
