@@ -111,7 +111,7 @@ class Session:
         """The items with the reference's log-probabilities as their signals."""
         assert self._reference, "the model was not loaded as a reference"
         cache = Cache(self.work.workspace / "cache" / "reference" / self._reference)
-        with self.work.stoppable() as stopping:
+        with self.work.stoppable() as stopping, memory_errors(self.settings.micro_tokens):
 
             def tell(done: int, total: int) -> None:
                 self.work.progress(done, total, "reference tokens")

@@ -69,7 +69,7 @@ def memory_errors(micro_tokens: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+        if not any(sign in str(error) for sign in ("out of memory", "DefaultCPUAllocator")):
             raise
         raise ModelError(
             f"micro-batches of {micro_tokens} tokens",
@@ -87,7 +87,7 @@ def _to_come(scorer: Scorer, optimizer_states: int) -> int:
 
 def _power_of_two(value: int) -> int:
     """The largest that is not above it, so that a little more free memory changes nothing."""
-    return 1 << max(0, value.bit_length() - 1)
+    return 1 << max(0, max(0, value).bit_length() - 1)
 
 
 def free_bytes(device: torch.device) -> int:
