@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 import workers
+from torch.distributed.checkpoint.api import CheckpointException
 
 from potstill.errors import StorageError
+from potstill.training.distributed import shard_errors
 from potstill.training.team import Team
 
 HERE = Path(__file__).parent
@@ -138,3 +141,9 @@ def test_one_process_alone_takes_no_teams_checkpoint(team: Path, tmp_path: Path)
     checkpoint = next((team / "left" / "unfinished").glob("step-*"))
     with pytest.raises(StorageError, match="this run has 1 worker with sharding: none"):
         workers.prepared(Team(), "mistral").load(checkpoint)
+
+
+def test_a_disk_that_another_worker_found_full_is_one_line(tmp_path: Path) -> None:
+    full = OSError(28, "No space left on device")
+    with pytest.raises(StorageError, match="the disk is full"), shard_errors(tmp_path):
+        raise CheckpointException("a worker failed", {1: (full, traceback.StackSummary())})

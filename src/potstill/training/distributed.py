@@ -176,7 +176,7 @@ class FullyShard(Workers):
 
     def save(self, folder: Path) -> None:
         self.save_weights(folder)
-        with _shard_errors(folder):
+        with shard_errors(folder):
             save_shards(self._states(), checkpoint_id=folder / OPTIMIZERS_FOLDER)
         self._save_random(folder)
         self._sign(folder)
@@ -190,7 +190,7 @@ class FullyShard(Workers):
         self._load_random(folder)
 
     def save_weights(self, folder: Path) -> None:
-        with _shard_errors(folder):
+        with shard_errors(folder):
             save_shards(self._weights(), checkpoint_id=folder / WEIGHTS_FOLDER)
 
     def load_weights(self, folder: Path) -> None:
@@ -217,7 +217,7 @@ class FullyShard(Workers):
 
 
 @contextmanager
-def _shard_errors(folder: Path) -> Iterator[None]:
+def shard_errors(folder: Path) -> Iterator[None]:
     """A disk that one worker found full is one clear line on all of them."""
     with storage_errors(folder):
         try:
