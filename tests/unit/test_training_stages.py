@@ -65,7 +65,9 @@ class Bench:
         folder.mkdir()
         kind = stage.__name__.rsplit(".", 1)[-1]
         inputs = Inputs({"data": (data,)}, {} if model is None else {"model": (model,)}, {})
-        facts = stage.STAGE.run(stage.STAGE.config(kind=kind, **config), inputs, Work(folder, self.root, seed=3, name=out))
+        facts = stage.STAGE.run(
+            stage.STAGE.config(kind=kind, **config), inputs, Work(folder, self.root, seed=3, name=out)
+        )
         return Model(out, LocalModel(path=str(folder))), facts
 
 

@@ -54,8 +54,8 @@ def _product(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 _spare: dict[torch.dtype, Tensor] = {}
-"""What the last backward had no more use for, flat, one a type. On a CPU the system would take so large a block back and
-give it anew, page by page, which takes longer than to compute what goes into it."""
+"""What the last backward had no more use for, flat, one a type. On a CPU the system would take so large a block back
+and give it anew, page by page, which takes longer than to compute what goes into it."""
 
 
 def _borrow(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -68,7 +68,7 @@ def _borrow(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) ->
 
 
 def _give_back(residual_KV: Tensor) -> None:
-    """Nobody reads it any more. Whoever never comes to a backward keeps it, until it is forgotten as any other tensor."""
+    """Nobody reads it any more. Where no backward comes, it is freed as any other tensor."""
     if residual_KV.device.type == "cpu" and residual_KV.numel():
         whole = residual_KV.new_empty(0).set_(residual_KV.untyped_storage())
         _spare[residual_KV.dtype] = whole
