@@ -1,74 +1,21 @@
 """pretrain, sft and dpo by hand, from text to a model that transformers runs without us."""
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine import say
+from training_stages import CHATS, DPO, PAIRS, PRETRAIN, SFT, TEXTS, Bench, curve
 from transformers import AutoTokenizer, pipeline
 
-from potstill.artifact import write_rows
 from potstill.errors import DataError, ModelError
-from potstill.records import Chat, Pair, Record, Text
-from potstill.sources import Data, Inputs, LocalModel, Model
+from potstill.records import Chat, Pair
+from potstill.sources import LocalModel, Model
 from potstill.stages import dpo, pretrain, sft
-from potstill.stages.base import Work
 from potstill.teachers.base import Request
 from potstill.teachers.local import LocalTeacher
-
-ANIMALS = ["cat", "dog", "owl", "fox", "hen", "bee", "ant", "cow"]
-SOUNDS = ["purrs", "barks", "hoots", "yelps", "clucks", "hums", "clicks", "moos"]
-TEXTS = [Text(id=str(n), text=f"the {ANIMALS[n % 8]} {SOUNDS[n % 8]} all day.") for n in range(64)]
-CHATS = [
-    Chat(id=str(n), messages=say(f"user: what does the {a} do? {n}", f"assistant: the {a} {s}."))
-    for n, (a, s) in enumerate(zip(ANIMALS * 6, SOUNDS * 6, strict=True))
-]
-PAIRS = [
-    Pair(
-        id=str(n),
-        prompt=say(f"user: what does the {a} do? {n}"),
-        chosen=say(f"assistant: the {a} {SOUNDS[ANIMALS.index(a)]}."),
-        rejected=say(f"assistant: the {a} {SOUNDS[(n + 3) % 8 if (n + 3) % 8 != n % 8 else 0]}, i think."),
-    )
-    for n, a in enumerate(ANIMALS * 6)
-]
-PRETRAIN: dict[str, Any] = {
-    "data": "texts", "vocabulary": 300, "layers": 1, "width": 32, "heads": 2, "context": 128, "epochs": 8,
-    "batch_tokens": 400, "learning_rate": 1e-2, "held_out": 8,
-}  # fmt: skip
-SFT: dict[str, Any] = {
-    "model": "base", "data": "chats", "epochs": 12, "learning_rate": 1e-2, "global_batch": 8, "held_out": 6,
-    "keep": "best",
-}  # fmt: skip
-DPO: dict[str, Any] = {
-    "model": "sft", "data": "pairs", "epochs": 6, "learning_rate": 2e-3, "global_batch": 8, "held_out": 16,
-}  # fmt: skip
-
-
-class Bench:
-    """Runs stages in a folder of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def data(self, name: str, kind: str, rows: Sequence[Record]) -> Data:
-        folder = self.root / name
-        folder.mkdir(exist_ok=True)
-        write_rows(folder / "rows.jsonl", rows)
-        return Data(name, kind, folder)
-
-    def run(self, stage: Any, out: str, config: dict[str, Any], data: Data, model: Model | None = None) -> Any:
-        folder = self.root / out
-        folder.mkdir()
-        kind = stage.__name__.rsplit(".", 1)[-1]
-        inputs = Inputs({"data": (data,)}, {} if model is None else {"model": (model,)}, {})
-        facts = stage.STAGE.run(
-            stage.STAGE.config(kind=kind, **config), inputs, Work(folder, self.root, seed=3, name=out)
-        )
-        return Model(out, LocalModel(path=str(folder))), facts
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +27,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, dict[str, Any
     better, dpo_facts = bench.run(dpo, "dpo", DPO, bench.data("pairs", "pairs", PAIRS), tuned)
     facts = {"base": base_facts, "sft": sft_facts, "dpo": dpo_facts}
     return bench, facts, {"base": base, "sft": tuned, "dpo": better}
-
-
-def curve(model: Model, split: str) -> list[dict[str, Any]]:
-    lines = (Path(model.local.path) / "curves.jsonl").read_text().splitlines()
-    return [row for line in lines if (row := json.loads(line))["split"] == split]
 
 
 def test_every_stage_learns(made: Any) -> None:
@@ -160,12 +102,9 @@ def test_the_same_run_gives_the_same_bytes(made: Any) -> None:
     bench.run(sft, "sft2", SFT, bench.data("chats", "chats", CHATS), models["base"])
     bench.run(dpo, "dpo2", DPO, bench.data("pairs", "pairs", PAIRS), models["sft"])
 
-    def hashes(name: str) -> dict[str, str]:
-        return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((bench.root / name).iterdir())}
-
     for name in ("base", "sft", "dpo"):
-        assert hashes(name) == hashes(f"{name}2"), name
-        assert "model.safetensors" in hashes(name)
+        assert bench.hashes(name) == bench.hashes(f"{name}2"), name
+        assert "model.safetensors" in bench.hashes(name)
 
 
 def test_rows_left_out_are_counted_with_their_reasons(made: Any, tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ class Session:
 
         `referred`: it is the reference too, which is what it is before an adapter is attached.
         """
-        adapter = self.config.adapter
-        model = load_base(self.inputs.model("model"), self.tokenizer, self.device, adapter)
+        adapter, source = self.config.adapter, self.inputs.model("model")
+        as_it_was = load_tokenizer(source) if new_tokens else self.tokenizer  # the model knows no new ones yet
+        model = load_base(source, as_it_was, self.device, adapter)
         if new_tokens:
             resize(model, self.tokenizer, new_tokens)
         if referred:
