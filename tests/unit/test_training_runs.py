@@ -17,11 +17,14 @@ from training_stages import CHATS, DPO, PAIRS, PRETRAIN, SFT, TEXTS, Bench, curv
 from transformers import AutoTokenizer
 
 from potstill.errors import Stopped
+from potstill.plan import make_plan
+from potstill.recipe import load_recipe
 from potstill.records import Chat
 from potstill.sources import Data, Model
 from potstill.stages import dpo, pretrain, sft
 from potstill.training import memory, reference
 from potstill.training.batch import Item
+from potstill.workspace import Hashes, Workspace
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.1}
 DORA: dict[str, Any] = {**LORA, "kind": "dora"}
@@ -308,3 +311,56 @@ def test_a_mixture_takes_what_its_weights_say(made: Made) -> None:
         made.bench.run(sft, "stopped", config, sources, made.base, asked_behind(10))
     assert made.bench.run(sft, "stopped", config, sources, made.base)[1] == facts
     assert made.bench.hashes("stopped") == made.bench.hashes("mixed")
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+RECIPE = """\
+name: toy
+stages:
+  pre: {kind: pretrain, data: texts.jsonl, vocabulary: 300, layers: 1, width: 32, heads: 2, context: 128}
+  other: {kind: pretrain, data: texts.jsonl, vocabulary: 300, layers: 2, width: 32, heads: 2, context: 128}
+  tuned: {kind: sft, model: pre, data: chats.jsonl}
+  better: {kind: dpo, model: tuned, data: pairs.jsonl}
+"""
+HOW = {
+    "device": "cpu", "micro_batch_tokens": "64", "activation_checkpointing": "true", "track": "[tensorboard]",
+    "checkpoint_minutes": "3", "checkpoint_steps": "7", "sharding": "fsdp2",
+}  # fmt: skip
+WHAT = {
+    "epochs": "2", "learning_rate": "0.02", "optimizer": "muon", "schedule": "linear", "warmup": "0.2",
+    "weight_decay": "0.1", "beta2": "0.9", "clip": "2.0", "held_out": "5", "evaluations": "3", "keep": "best",
+    "patience": "3", "dtype": "float32", "adapter": "{rank: 8}", "store": "float32", "model": "other",
+    "data": "more.jsonl", "global_batch": "8", "max_length": "100",
+}  # fmt: skip
+OWN = {
+    "tuned": {"on_long": "cut", "learn": "all", "new_tokens": "[a, b]", "neftune_alpha": "1"},
+    "better": {"loss": "hinge", "beta": "0.3", "sft_term": "0.1"},
+}
+
+
+@pytest.mark.parametrize("stage", ["tuned", "better"])
+def test_how_it_computes_is_no_part_of_a_key_and_all_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("toy.yaml").write_text(RECIPE)
+    for name, rows in {"texts": TEXTS, "chats": CHATS, "pairs": PAIRS}.items():
+        Path(f"{name}.jsonl").write_text("".join(row.to_line() for row in rows))
+    Path("more.jsonl").write_text(Path("chats.jsonl" if stage == "tuned" else "pairs.jsonl").read_text() * 2)
+
+    def keys(*overrides: str) -> dict[str, str]:
+        folder = Path("unused")
+        plan = make_plan(load_recipe("toy.yaml", overrides), Workspace(folder), Hashes(folder / "hashes.json"))
+        return {name: step.key for name, step in plan.steps.items()}
+
+    fields = {"tuned": sft.SftConfig, "better": dpo.DpoConfig}[stage]
+    unread = {"flipped", "gamma", "nll_weight", "odds_weight", "desirable_weight", "undesirable_weight"}
+    assert HOW.keys() == fields.HOW
+    assert {*HOW, *WHAT, *OWN[stage]} == fields.model_fields.keys() - {"kind"} - unread
+    plain = keys()
+    for field, value in HOW.items():
+        assert keys(f"{stage}.{field}={value}") == plain, field
+    for field, value in {**WHAT, **OWN[stage]}.items():
+        changed = keys(f"{stage}.{field}={value}")
+        assert {name for name, key in plain.items() if changed[name] != key} == {stage, "better"}, field
