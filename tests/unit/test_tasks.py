@@ -286,6 +286,9 @@ def test_kto_s_accuracy_is_by_the_side_of_the_baseline() -> None:
     right = [(ratio.item() > 0.4) == DESIRABLE[item.row] for ratio, item in zip(ratios, items, strict=True)]
     assert 0 < sum(right) < len(right)
     assert found[0]["accuracy"].item() == sum(right)
+    below = task.coupling.objective(-kl)  # an estimate may be: the baseline and what is told may not
+    with torch.no_grad():
+        assert below(Scorer(model)(batch), batch).figures["kl"].item() == 0.0
 
 
 # --- mixtures of experts --------------------------------------------------------------------------------------------

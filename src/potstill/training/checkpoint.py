@@ -83,8 +83,7 @@ class Checkpoints:
         needed = {*best, *(checkpoint.notes["best_step"] for checkpoint in checkpoints[-self._kept :])}
         bests = [path for step, path in self._named(BEST) if step not in needed]
         for path in [*(checkpoint.path for checkpoint in checkpoints[: -self._kept]), *bests]:
-            # A draft again, while it loses one file after the other.
-            shutil.rmtree(path.rename(self.folder / f".{path.name}"))
+            shutil.rmtree(path)  # half of one harms nobody: newer ones are there, and it is forgotten again
 
     def _write(self, name: str, write: Callable[[Path], None], notes: dict[str, Any]) -> None:
         """All members of a team write into one draft; the first then makes it whole and puts it into its place."""
