@@ -104,12 +104,18 @@ def _table(figures: Row) -> str:
     for name, spread in figures["spread"].items():
         rate = figures[OURS] if name == OURS else figures["peers"][name]
         ratio = "" if name == OURS else f"{figures['ratios'][name]:.3g} times as fast"
-        rounds = f"{spread['min']:.3g} to {spread['max']:.3g} ({spread['rounds']})"
-        lines.append(f"| `{name}` | {rate:.3g} | {ratio} | {rounds} | {figures['peak_bytes'][name] / 1e9:.2f} |")
+        rounds = f"{_short(spread['min'])} to {_short(spread['max'])} in {spread['rounds']}"
+        rounds = rounds if spread["rounds"] > 1 else "one round"
+        lines.append(f"| `{name}` | {_short(rate)} | {ratio} | {rounds} | {figures['peak_bytes'][name] / 1e9:.2f} |")
     if "utilisation" in figures:
         share = figures["utilisation"]["share_of_peak"]
         lines += ["", f"Necessary FLOPs are {share:.0%} of the measured peak in {figures['utilisation']['precision']}."]
     return "\n".join(lines)
+
+
+def _short(rate: float) -> str:
+    """Three figures that matter: 0.164, 1,410."""
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.3g}"
 
 
 def _machine(row: Row) -> str:
