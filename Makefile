@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEVELOPMENT := .[dev,hub,scale]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint peers clean
+.PHONY: help demo test check lint bench peers clean
 
 # $(call install,ENVIRONMENT,CONSTRAINTS,WHAT): into an environment that is made anew where the last install into it
 # was cut short. The file `whole` stands in it only while nothing is being installed. DeepSpeed compiles nothing then.
@@ -43,6 +43,10 @@ lint: $(VENV)/dev
 
 check: $(VENV)/dev $(PEERS)/peers  ## what is slow: peers, kills, wheel, browser, the miniature three times
 	$(BIN)/python -m pytest -m slow --durations=0
+
+bench: $(VENV)/dev $(PEERS)/peers  ## training against TRL's, quickly; a quarter of an hour
+	$(BIN)/python bench/dpo.py --quick
+	$(BIN)/python bench/sft.py --quick
 
 peers: $(PEERS)/peers  ## the environment of the libraries that results are compared with
 
