@@ -142,6 +142,9 @@ class Bars:
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
         self._pace.update(done, total, unit, figures)
 
+    def warned(self, step: Step, text: str) -> None:
+        self._line("[yellow]![/]", step.name, "", f"[yellow]{escape(clean(text))}[/]")
+
     def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
         self._stop()
         self._line("[green]✓[/]", step.name, duration(seconds), escape(facts_line(artifact)))
@@ -224,6 +227,9 @@ class Lines:
         if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             self._say(step, *self._pace.words().values())
+
+    def warned(self, step: Step, text: str) -> None:
+        self._say(step, f"warning: {clean(text)}")
 
     def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
         self._say(step, f"sealed in {duration(seconds)}", facts_line(artifact))

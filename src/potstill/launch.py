@@ -22,7 +22,7 @@ from typing import IO, Any
 from potstill import errors
 from potstill.artifact import write_json
 from potstill.errors import PotstillError
-from potstill.stages.base import Facts, Progress
+from potstill.stages.base import Facts, Work
 from potstill.workspace import Workspace
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
@@ -40,7 +40,7 @@ def check_launcher(launcher: Sequence[str]) -> None:
 
 
 def run_job(
-    job: dict[str, Any], path: Path, log: Path, workspace: Workspace, progress: Progress, launcher: Sequence[str]
+    job: dict[str, Any], path: Path, log: Path, workspace: Workspace, work: Work, launcher: Sequence[str]
 ) -> Facts:
     """Run a stage in a process of its own, whose memory goes when it ends, or in those of a launcher.
 
@@ -60,7 +60,7 @@ def run_job(
         )
         try:
             workspace.lend(child.pid)
-            facts = _Ear(child, file, log).listen(progress)
+            facts = _Ear(child, file, log).listen(work)
             code = child.wait()
         except PotstillError:
             _cut(child)
@@ -93,7 +93,7 @@ class _Ear:
     def __init__(self, child: "subprocess.Popen[bytes]", file: IO[bytes], log: Path) -> None:
         self._child, self._file, self._log = child, file, log
 
-    def listen(self, progress: Progress) -> Facts | None:
+    def listen(self, work: Work) -> Facts | None:
         """Until the last of them is silent; the facts that the first ended with, or None. Raises a PotstillError as
         itself, from whichever worker it is."""
         assert self._child.stdout is not None
@@ -103,7 +103,9 @@ class _Ear:
             said = _parsed(line)
             if "progress" in said:
                 done, total, unit, figures = said["progress"]
-                progress(done, total, unit, **figures)
+                work.progress(done, total, unit, **figures)
+            elif "warning" in said:
+                work.warn(said["warning"])
             elif "error" in said:
                 kind = getattr(errors, said["error"][0])
                 raise kind(*said["error"][1:])

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,9 @@ class Listener(Protocol):
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
         """How far it is; may come many times a second."""
 
+    def warned(self, step: Step, text: str) -> None:
+        """Something that whoever watches should know now."""
+
     def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
         """Finished."""
 
@@ -58,6 +62,8 @@ class Silent:
     def started(self, step: Step) -> None: ...
 
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None: ...
+
+    def warned(self, step: Step, text: str) -> None: ...
 
     def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None: ...
 
@@ -160,7 +166,8 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
     try:
         draft.mkdir(parents=True)
         inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
-        work = Work(draft, workspace.path, step.seed, _relay(step, listener), step.folder)
+        progress, warn = _relay(step, listener), partial(listener.warned, step)
+        work = Work(draft, workspace.path, step.seed, progress, warn, step.folder)
         facts = _in_child(step, inputs, work, means) if step.entry.stage.trains else _in_process(step, inputs, work)
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
     except BaseException:
@@ -200,7 +207,7 @@ def _in_child(step: Step, inputs: Inputs, work: Work, means: _Means) -> Facts:
     }
     log = means.workspace.logs / f"{step.name}.log"
     launcher = means.launcher if _shared(step) else ()
-    return run_job(job, work.path.with_name("job.json"), log, means.workspace, work.progress, launcher)
+    return run_job(job, work.path.with_name("job.json"), log, means.workspace, work, launcher)
 
 
 def _shared(step: Step) -> bool:

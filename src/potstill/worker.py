@@ -1,8 +1,9 @@
 """The process that one training stage runs in: `python -m potstill.worker JOB.json`; or one of those that share it.
 
-It says on standard output, as lines of JSON, how far it is, and last {"facts": ...} or {"error": [class, where, what,
-remedy]}. Of several workers only the first says how far they are, and writes what is sealed; whichever fails says so,
-be it {"crash": what}. Whatever else is printed goes to standard error, which is the stage's log.
+It says on standard output, as lines of JSON, how far it is and what it warns of, and last {"facts": ...} or {"error":
+[class, where, what, remedy]}. Of several workers only the first says how far they are, and writes what is sealed;
+whichever fails says so, be it {"crash": what}. Whatever else is printed goes to standard error, which is the stage's
+log.
 """
 
 import importlib
@@ -23,7 +24,7 @@ from typing import Any, NoReturn, TextIO
 from potstill.artifact import read_json, storage_errors
 from potstill.errors import PotstillError, Stopped
 from potstill.sources import Inputs
-from potstill.stages.base import Progress, Stage, Work, no_progress
+from potstill.stages.base import Stage, Work, no_progress, no_warning
 
 SECONDS_BETWEEN_REPORTS = 0.1
 
@@ -40,7 +41,7 @@ def main() -> None:
         _work_together(job, speaker, stop)
     try:
         with storage_errors(Path(job["path"])):
-            speaker.say({"facts": _run(job, speaker.progress, stop)})
+            speaker.say({"facts": _run(job, speaker, stop)})
     except PotstillError as error:
         speaker.fail(error)
 
@@ -53,7 +54,7 @@ def _work_together(job: dict[str, Any], speaker: "_Speaker", stop: "_Stop") -> N
             job["path"] = f"{job['path']}-{rank}"
             Path(job["path"]).mkdir(exist_ok=True)
         with storage_errors(Path(job["path"])):
-            facts = _run(job, no_progress if rank else speaker.progress, stop)
+            facts = _run(job, None if rank else speaker, stop)
         if rank == 0:
             speaker.say({"facts": facts})
     except PotstillError as error:
@@ -97,12 +98,13 @@ def first_host(nodes: str) -> str:
     return "".join(part or "" for part in found.groups()) if found else nodes
 
 
-def _run(job: dict[str, Any], progress: Progress, stop: "_Stop") -> dict[str, Any]:
+def _run(job: dict[str, Any], speaker: "_Speaker | None", stop: "_Stop") -> dict[str, Any]:
     stage = importlib.import_module(job["module"]).STAGE
     assert isinstance(stage, Stage)
     config = stage.config.model_validate(job["config"])
     path, workspace = Path(job["path"]), Path(job["workspace"])
-    work = Work(path, workspace, job["seed"], progress, job["name"], job["launched"], stop.awaited)
+    progress, warn = (speaker.progress, speaker.warn) if speaker else (no_progress, no_warning)
+    work = Work(path, workspace, job["seed"], progress, warn, job["name"], job["launched"], stop.awaited)
     return stage.run(config, Inputs.from_json(job["inputs"]), work)
 
 
@@ -144,6 +146,10 @@ class _Speaker:
 
     def fail(self, error: PotstillError) -> None:
         self.say({"error": [type(error).__name__, error.where, error.what, error.remedy]})
+
+    def warn(self, text: str) -> None:
+        self.say({"warning": text})
+        sys.stderr.write(f"warning: {text}\n")
 
     def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
         now = time.monotonic()

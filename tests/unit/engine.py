@@ -55,6 +55,12 @@ EXPERTS: dict[str, Any] = {
     "router_aux_loss_coef": 0.1,
     "experts_implementation": "eager",
 }
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.0],
+    "long_factor": [7.0, 9.0],
+}
 FAMILIES: dict[str, Any] = {
     "mistral": MistralConfig(**SIZE, sliding_window=None),
     "mistral-window": MistralConfig(**SIZE, sliding_window=5),
@@ -67,6 +73,7 @@ FAMILIES: dict[str, Any] = {
     ),
     "granite": GraniteConfig(**SIZE, logits_scaling=3.0, attention_multiplier=0.3, residual_multiplier=0.7),
     "phi3": Phi3Config(**SIZE, sliding_window=5),
+    "phi3-longrope": Phi3Config(**SIZE, rope_parameters=LONGROPE, original_max_position_embeddings=16),
     "gpt-neox": GPTNeoXConfig(**{k: v for k, v in SIZE.items() if k not in ("head_dim", "num_key_value_heads")}),
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=4, pad_token_id=None),
     "mixtral": MixtralConfig(**SIZE, **EXPERTS, num_local_experts=4, sliding_window=6),

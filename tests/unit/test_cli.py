@@ -262,6 +262,7 @@ def test_on_a_terminal_bars_move_and_finished_lines_stay(tmp_path):
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert re.search(r"loud +\d\.\d s  ━+.* \d+/20 shouts +\d+\.\d/s +\d\.\d s left +loudness \d", text)
+    assert re.search(r"!  made +the iron is cold", text)
     assert re.search(r"✓  loud +1\.\d s  4 texts, 1 left out \(1 hoarse\)", text)
 
 

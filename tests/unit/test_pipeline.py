@@ -59,13 +59,16 @@ class Heard(Silent):
     """Notes which stages ran and which were found."""
 
     def __init__(self):
-        self.ran, self.there, self.figures = [], [], []
+        self.ran, self.there, self.figures, self.warnings = [], [], [], []
 
     def found(self, step, artifact):
         self.there.append(step.name)
 
     def sealed(self, step, artifact, seconds):
         self.ran.append(step.name)
+
+    def warned(self, step, text):
+        self.warnings.append((step.name, text))
 
     def progress(self, step, done, total, unit, figures):
         self.figures.append((step.name, done, total, unit, dict(figures)))
@@ -79,9 +82,12 @@ def test_a_run_seals_every_stage_and_a_second_run_only_finds_them(recipe_file, t
     assert {name: artifact.produces for name, artifact in sealed.items()}["made"] == "model"
     assert all(artifact.damaged() is None for artifact in sealed.values())
     assert ("made", 10, 10, "steps", {"loss": 0.1}) in heard.figures  # through the child's pipe
+    assert heard.warnings == [("made", "the iron is cold"), ("other", "the iron is cold")]
     assert sealed["made"].facts["threads"]
     assert (out / "loud").resolve() == sealed["loud"].path.resolve()
-    assert "printed by the stage" in (out / "logs" / "made.log").read_text()
+    log = (out / "logs" / "made.log").read_text()
+    assert "printed by the stage" in log
+    assert "warning: the iron is cold" in log
     assert list((out / "work").iterdir()) == []
 
     before, again = stamps(out), Heard()

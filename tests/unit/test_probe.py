@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from engine import PAIRS_AND_CHATS, assert_same, gradients_of, plain_loss, scorer_loss, tiny_model
+from engine import PAIRS_AND_CHATS, assert_same, gradients_of, plain_loss, random_items, scorer_loss, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from potstill.errors import ModelError
 from potstill.training import attention
 from potstill.training.batch import collate
+from potstill.training.probe import check_positions
 from potstill.training.scoring import Scorer, build_scorer
 
 
@@ -187,3 +188,21 @@ def test_the_model_is_handed_back_as_it_was() -> None:
     assert torch.equal(build_scorer(model).release()(input_ids=tokens).logits, logits)
     assert model.config._attn_implementation == before
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_rows_beyond_the_positions_of_a_model_are_refused() -> None:
+    model, items = tiny_model(), random_items([(3, 5, 9), (0, 11)])
+    model.config.max_position_embeddings = 12
+    check_positions(model, items)
+    model.config.max_position_embeddings = 11
+    with pytest.raises(
+        ModelError, match=r"row 'row0': it has 12 tokens, and the model reads 11 at most\. .*max_length: 11"
+    ):
+        check_positions(model, items)
+
+
+def test_rows_never_reach_where_longrope_would_change_for_a_whole_batch() -> None:
+    """Up to there nothing depends on who shares a batch: it is one of the families that every exactness test reads."""
+    check_positions(tiny_model("phi3-longrope"), PAIRS_AND_CHATS)
+    with pytest.raises(ModelError, match=r"it has 17 tokens, and the model reads 16 at most"):
+        check_positions(tiny_model("phi3-longrope"), random_items([(8, 9, 2)]))

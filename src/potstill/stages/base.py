@@ -62,6 +62,10 @@ def no_progress(done: int, total: int, unit: str, **figures: float) -> None:
     """For tests and library use."""
 
 
+def no_warning(text: str) -> None:
+    """For tests and library use."""
+
+
 def never_asked() -> AbstractContextManager[Callable[[], bool]]:
     """For tests and library use: nobody asks to stop."""
     return nullcontext(lambda: False)
@@ -78,6 +82,8 @@ class Work:
     seed: int
     """This stage's own seed, made from the recipe's seed and the stage's name."""
     progress: Progress = field(default=no_progress)
+    warn: Callable[[str], None] = field(default=no_warning)
+    """Told what somebody who watches should know now, in a line."""
     name: str = "stage"
     """Of what this makes: the stage's name and key."""
     launched: bool = False

@@ -108,7 +108,7 @@ def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
         # The held-out rows on their own, so that before the first step their margins are 0 to the last bit.
         train, held_out = session.refer(train), session.refer(held_out)
     watched, name = (held_out, "held_out") if held_out else (train, "train")
-    guard = None if config.loss == "kto" else Guard(watched, name)
+    guard = None if config.loss == "kto" else Guard(watched, name, work.warn)
     happened = session.train(_task(config, session, split, train, held_out), guard)
     judged = _held_out_facts(session, held_out) if referred and config.loss != "kto" else {}
     return session.finish(split, {**happened, **judged})

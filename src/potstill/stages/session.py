@@ -20,6 +20,7 @@ from potstill.training.loop import Desk, Settings, train
 from potstill.training.memory import Plan, memory_errors, plan
 from potstill.training.models import choose_device, choose_precision, load_tokenizer, resize, save_model, stored_dtype
 from potstill.training.optimizers import make_optimizers
+from potstill.training.probe import check_positions
 from potstill.training.reference import Cache, by_answer, column, weights_hash, with_reference
 from potstill.training.schedule import global_batches
 from potstill.training.scoring import Scorer, build_scorer
@@ -52,6 +53,7 @@ class Session:
         adapter, source = self.config.adapter, self.inputs.model("model")
         as_it_was = load_tokenizer(source) if new_tokens else self.tokenizer  # the model knows no new ones yet
         model = load_base(source, as_it_was, self.device, adapter)
+        check_positions(model, items)
         if new_tokens:
             resize(model, self.tokenizer, new_tokens)
         if referred:
@@ -136,15 +138,16 @@ class Session:
                 self.work.progress(row["step"], len(task.steps), "steps", **shown)
 
         with ExitStack() as stack:
-            followers: list[Follower] = [tell, *([guard] if guard else ())]
+            watching: list[Follower] = [guard] if guard else []
             if self.team.rank == 0:
-                followers.append(stack.enter_context(live_file(self.work.live_curves)))
+                watching.append(stack.enter_context(live_file(self.work.live_curves)))
                 if self.config.track:
                     config = self.config.model_dump(mode="json")
-                    followers.append(stack.enter_context(trackers(self.config.track, self.work, config)))
+                    watching.append(stack.enter_context(trackers(self.config.track, self.work, config)))
+            follow, recall = everyone([tell, *watching]), everyone(watching)
             stopping = stack.enter_context(self.work.stoppable())
             stack.enter_context(memory_errors(self.settings.micro_tokens))
-            desk = Desk(self.work.path, self.work.state, everyone(followers), stopping, self.pace)
+            desk = Desk(self.work.path, self.work.state, follow, stopping, self.pace, recall)
             happened = train(self.team, task, self.settings, desk)
         return {**happened, "warnings": guard.warnings} if guard and guard.warnings else happened
 

@@ -56,6 +56,11 @@ class Item:
         return len(self.prompt_ids) + sum(len(ids_L) for ids_L, _ in self.answers)
 
     @property
+    def longest(self) -> int:
+        """Tokens of its longest path: the prompt and one answer."""
+        return len(self.prompt_ids) + max(len(ids_L) for ids_L, _ in self.answers)
+
+    @property
     def scored(self) -> int:
         """How many tokens are scored."""
         return int(sum(learn_L.sum() for _, learn_L in self.answers))

@@ -1,7 +1,7 @@
 """What people watch while a model trains: means over all rows of all workers, step by step.
 
 Values are read from the device a few steps at a time, so that it never waits for them in between. What is sealed holds
-no times; those stand in the live file beside it, and in trackers.
+no times; those stand in checkpoints, in the live file, and in trackers.
 """
 
 import json
@@ -22,6 +22,8 @@ from potstill.training.team import Team
 
 CURVES_FILE = "curves.jsonl"
 FLUSH_STEPS = 8
+TIMES = ("tokens_per_second", "utilisation")
+"""What no two runs agree on."""
 
 Row = dict[str, Any]
 Follower = Callable[[Row], None]
@@ -86,7 +88,8 @@ class Curve:
         self._since = time.perf_counter()
 
     def _diverged(self, step: int, what: str) -> ModelError:
-        remedy = "Lower learning_rate, lengthen warmup, or set dtype: float32"
+        remedy = "Lower learning_rate, lengthen warmup or set dtype: float32, and it trains anew; run again "
+        remedy += "as it is, and it goes on from the last checkpoint"
         return ModelError(f"step {step} of {self._steps}", f"training has diverged: {what}", remedy)
 
     def _speed(self, seconds: float) -> Row:
@@ -109,13 +112,14 @@ class Curve:
         self._since = time.perf_counter()  # scoring them is no training time
 
     def _keep(self, row: Row, speed: Row) -> None:
-        self.rows.append(rounded(row))
-        self._follow(rounded({**row, **speed}))
+        self.rows.append(rounded({**row, **speed}))
+        self._follow(self.rows[-1])
 
     def write(self, path: Path) -> None:
-        """Every row, as JSON lines."""
+        """Every row without its times, as JSON lines."""
+        timeless = ({name: value for name, value in row.items() if name not in TIMES} for row in self.rows)
         with storage_errors(path), path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+            file.writelines(json.dumps(row) + "\n" for row in timeless)
 
 
 def rounded(row: Row) -> Row:

@@ -29,7 +29,7 @@ from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.training.batch import Batch
 from potstill.training.scoring import Routing, Scorer
-from potstill.training.team import Team, random_state, set_random_state
+from potstill.training.team import Team, random_state, set_random_state, write_tensors
 
 T = TypeVar("T")
 
@@ -118,8 +118,7 @@ class Workers(Team):
         return folder / f"random-{self.rank}.pt"
 
     def _save_random(self, folder: Path) -> None:
-        with storage_errors(folder):
-            torch.save(random_state(), self._random_file(folder))
+        write_tensors(random_state(), self._random_file(folder))
 
     def _load_random(self, folder: Path) -> None:
         if self._random_file(folder).is_file():  # a worker more than there were then keeps its own

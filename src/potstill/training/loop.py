@@ -60,6 +60,8 @@ class Desk:
     stopping: Callable[[], bool] = field(default=lambda: False)
     """Whether somebody asked this process to end: asked once a step."""
     pace: Pace = field(default_factory=Pace)
+    recall: Follower = field(default=_nobody)
+    """Told first what an earlier run of this had told."""
 
 
 def train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, Any]:
@@ -74,6 +76,8 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
     keeper = _Keeper(settings, checkpoints)
     marks = _marks(len(task.steps), settings.evaluations if task.held_out else 0)
     step = _take_up(team, checkpoints, curve, keeper)
+    for row in curve.rows:
+        desk.recall(row)
     if step == 0:
         keeper.offer(0, _evaluate(team, task, settings, curve, 0))
     team.scorer.train()

@@ -4,7 +4,7 @@ It leaves no trace: gradients, modes, random states and attention are afterwards
 Suffixes: T tokens, N scored positions, L length, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from potstill.errors import ModelError
 from potstill.training import attention
 from potstill.training.batch import Batch, Item, collate
 from potstill.training.experts import balance_loss
@@ -36,6 +37,26 @@ def bare(model: PreTrainedModel) -> PreTrainedModel:
     """The transformers model itself, without what adapters wrap around it (they stay inside it)."""
     unwrap = getattr(model, "get_base_model", None)
     return cast(PreTrainedModel, unwrap()) if unwrap else model
+
+
+def check_positions(model: PreTrainedModel, items: Sequence[Item]) -> None:
+    """ModelError where a row is longer than the model has positions for.
+
+    Longrope has other frequencies beyond the length that a model was first trained with, and transformers picks them
+    for a whole batch: one long row would change what is computed for all others.
+    """
+    config = bare(model).config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [part["original_max_position_embeddings"] for part in ropes if part.get("rope_type") == "longrope"]
+    limit = min([*limits, getattr(config, "max_position_embeddings", None) or 1 << 62])
+    longest = max(items, key=lambda item: item.longest)
+    if longest.longest > limit:
+        raise ModelError(
+            f"row '{longest.row}'",
+            f"it has {longest.longest:,} tokens, and the model reads {limit:,} at most",
+            f"Set max_length: {limit}",
+        )
 
 
 class Probe:

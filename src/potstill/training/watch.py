@@ -1,9 +1,8 @@
 """Who follows a training run: a file that grows as it goes, trackers, and a guard against over-optimisation."""
 
 import json
-import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,8 +12,6 @@ from potstill.errors import ModelError
 from potstill.stages.base import Work
 from potstill.training.batch import Item
 from potstill.training.curves import Follower, Row
-
-logger = logging.getLogger(__name__)
 
 COLLAPSE_NATS = 0.5
 """A token: the chosen answers' perplexity has grown by two thirds when their log-probability fell by this much."""
@@ -36,10 +33,13 @@ def everyone(followers: Sequence[Follower]) -> Follower:
 
 @contextmanager
 def live_file(path: Path) -> Iterator[Follower]:
-    """Every row as a line of JSON, at once; times included, which is why it is no part of what is sealed."""
+    """Every row as a line of JSON, at once; times included, which is why it is no part of what is sealed.
+
+    A run that goes on writes it anew: the last lines of one that was killed may be of steps that are done again.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
+        file = path.open("w", encoding="utf-8")
     with file:
         yield _line_writer(file)
 
@@ -56,7 +56,7 @@ def _line_writer(file: TextIO) -> Follower:
 def trackers(names: Sequence[str], work: Work, config: dict[str, Any]) -> Iterator[Follower]:
     """Accelerate's trackers of these names: tensorboard, trackio, wandb. ModelError where one is not installed.
 
-    A row's split leads its figures' names: train/loss, held_out/accuracy.
+    A row's split leads its figures' names: train/loss, held_out/accuracy. What an earlier run wrote gives way to this.
     """
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -69,7 +69,10 @@ def trackers(names: Sequence[str], work: Work, config: dict[str, Any]) -> Iterat
             if name not in there:
                 raise ModelError(f"track: {name}", "it is not installed", f"Run pip install {name}, or leave it out")
             kind: Any = LOGGER_TYPE_TO_CLASS[name]
-            tracker = kind(work.name, str(work.logs)) if kind.requires_logging_directory else kind(work.name)
+            named: dict[str, Any] = {"logging_dir": str(work.logs)} if kind.requires_logging_directory else {}
+            if name == "tensorboard":
+                named["purge_step"] = 0
+            tracker = kind(work.name, **named)
             tracker.start()
             stack.callback(tracker.finish)
             tracker.store_init_configuration({key: _plain(value) for key, value in config.items()})
@@ -93,10 +96,10 @@ class Guard:
     Rafailov et al. 2024 ("Scaling laws for reward model overoptimization in direct alignment algorithms") show both.
     """
 
-    def __init__(self, items: Sequence[Item], split: str) -> None:
-        """`items` are the pairs of that split."""
+    def __init__(self, items: Sequence[Item], split: str, warn: Callable[[str], None]) -> None:
+        """`items` are the pairs of that split; `warn` is told of each sign once."""
         sizes = [[int(learn_L.sum()) for _, learn_L in item.answers] for item in items]
-        self._split = split
+        self._split, self._tell = split, warn
         self._tokens = sum(chosen for chosen, _ in sizes) / len(sizes)
         self._longer = sum((chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in sizes) / len(sizes)
         self._recent: deque[Row] = deque(maxlen=1 if split == "held_out" else RECENT_STEPS)
@@ -123,4 +126,4 @@ class Guard:
     def _warn(self, name: str, row: Row, text: str) -> None:
         if name not in self.warnings:
             self.warnings[name] = f"step {row['step']}: {text}"
-            logger.warning("%s at %s", name.replace("_", " "), self.warnings[name])
+            self._tell(f"{name.replace('_', ' ')} at {self.warnings[name]}")

@@ -14,11 +14,11 @@ from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.training.batch import Batch
 from potstill.training.distributed import Workers
 from potstill.training.scoring import Routing, Scorer
+from potstill.training.team import write_tensors
 
 CONFIG: dict[str, Any] = {
     # Batches and their accumulation are the loop's; these two only have to be there.
@@ -93,8 +93,7 @@ class Zero3(Workers):
 
     def save(self, folder: Path) -> None:
         state = self._engine.optimizer.state_dict()
-        with storage_errors(folder):
-            torch.save({key: state[key] for key in STATE_KEYS}, self._shard(folder, "state"))
+        write_tensors({key: state[key] for key in STATE_KEYS}, self._shard(folder, "state"))
         self._save_random(folder)
         self._sign(folder)
 
@@ -106,8 +105,7 @@ class Zero3(Workers):
         self._load_random(folder)
 
     def save_weights(self, folder: Path) -> None:
-        with storage_errors(folder):
-            torch.save({name: _cut(p) for name, p in self.trained.items()}, self._shard(folder, "weights"))
+        write_tensors({name: _cut(p) for name, p in self.trained.items()}, self._shard(folder, "weights"))
 
     def load_weights(self, folder: Path) -> None:
         from deepspeed.utils import safe_set_local_fp32_param

@@ -31,6 +31,7 @@ class Smith(StageConfig):
 
 def run(config, inputs, work):
     """Write something with a model's files."""
+    work.warn("the iron is cold")
     print("printed by the stage")  # noqa: T201
     rows = [row for data in inputs.data["data"] for row in data.rows(Text)]
     for step in range(10):
