@@ -39,6 +39,9 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+READABLE = 0o666
+"""A file's permissions, but for what the user's umask takes away."""
+
 _REFUSALS = (
     ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "Free some space and run again; what is sealed stays"),
     (
@@ -48,6 +51,11 @@ _REFUSALS = (
     ),
     ((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder was expected", "Move it or choose another --out"),
     ((errno.EISDIR,), "a folder stands where a file was expected", "Move it or choose another --out"),
+    (
+        (errno.EFBIG,),
+        "a file may not grow so large here",
+        "Raise the limit (ulimit -f) and run again; what is sealed stays",
+    ),
     ((errno.ENAMETOOLONG,), "this name is too long", "Choose a shorter one with --out"),
 )
 
@@ -206,6 +214,7 @@ def seal(draft: Path, target: Path, head: Mapping[str, Any]) -> Artifact:
     with storage_errors(target):
         files = {}
         for file in sorted(path for path in draft.rglob("*") if path.is_file()):
+            file.chmod(READABLE & ~_umask())  # safetensors lets nobody else read what it writes
             sync(file)
             files[file.relative_to(draft).as_posix()] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
         manifest = {**head, "files": files}
@@ -217,6 +226,13 @@ def seal(draft: Path, target: Path, head: Mapping[str, Any]) -> Artifact:
         draft.rename(target)
         sync(target.parent)
     return Artifact(target, manifest)
+
+
+def _umask() -> int:
+    """What this process takes from the permissions of files that it makes; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sync(path: Path) -> None:

@@ -68,7 +68,7 @@ def run_job(
         finally:
             _end(child)
     if facts is None or code:
-        raise _crash(code, log)
+        raise _crash(code, log, launcher)
     return facts
 
 
@@ -159,7 +159,7 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         child.stdout.close()
 
 
-def _crash(code: int, log: Path) -> PotstillError:
+def _crash(code: int, log: Path, launcher: Sequence[str]) -> PotstillError:
     """What to say of a child that ended without a word."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4000))
@@ -169,4 +169,7 @@ def _crash(code: int, log: Path) -> PotstillError:
         how = f"by {signal.Signals(-code).name}"
         how += ", perhaps because memory ran out" if -code == signal.SIGKILL else ""
     last = f"; its last line: {lines[-1][:300]}" if lines else ""
-    return PotstillError(str(log), f"the training process was ended {how}{last}", "Read this log; then run again")
+    who = f"what --launch {launcher[0]} started" if launcher else "the training process"
+    return PotstillError(
+        str(log), f"{who} was ended {how} before the stage was done{last}", "Read this log; then run again"
+    )

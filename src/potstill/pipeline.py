@@ -92,7 +92,7 @@ def run(
         check_keys(plan)
         _check_launch(plan, launcher)
         hashes.save()
-        workspace.note_run(_description(whole))
+        workspace.note_run(_description(whole, until, launcher))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
         means = _Means(workspace, servers, listener, launcher)
@@ -122,7 +122,7 @@ def check_keys(plan: Plan) -> None:
                     )
 
 
-def _description(plan: Plan) -> Description:
+def _description(plan: Plan, until: str | None, launcher: Sequence[str]) -> Description:
     return Description(
         recipe=plan.recipe.name,
         source=plan.recipe.source,
@@ -131,6 +131,8 @@ def _description(plan: Plan) -> Description:
             step.name: Asked(kind=step.head["kind"], produces=step.entry.produces, folder=step.folder)
             for step in plan.steps.values()
         },
+        until=until,
+        launch=list(launcher),
     )
 
 

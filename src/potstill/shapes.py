@@ -96,8 +96,15 @@ def _message(value: Any, what: str) -> Message:
         tool_calls=calls,
         tool_call_id=_word(value, "tool_call_id"),
         name=_word(value, "name") if ROLES[role] == "tool" else "",
-        train=value.get("train", True) is not False,
+        train=_train(value, what),
     )
+
+
+def _train(value: Columns, what: str) -> bool:
+    train = value.get("train")
+    if not isinstance(train, bool | None):
+        raise ShapeError(f"'train' of {what} is {train!r}; expected true or false")
+    return train is not False
 
 
 def _word(value: Columns, column: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -102,12 +103,15 @@ def render(
 ) -> str:
     """The text that the model reads; `answer_next` opens an assistant turn at its end.
 
-    ModelError where the template refuses the conversation, or leaves out what is said last (those for images read no
-    plain text) or what it knows of tools.
+    ModelError where the template refuses the conversation, or leaves out how a turn ends (those for images read no
+    plain text, some have no place for a system's turn) or what it knows of tools.
     """
     text = _apply(tokenizer, messages, tools, answer_next)
-    if messages and not all(word in text for word in messages[-1].content.split()[-1:]):
-        raise _unseen(tokenizer, f"what is said in turn {len(messages)}")
+    for index, message in enumerate(messages):
+        if not all(
+            word in text for word in message.content.split()[-1:]
+        ):  # what comes before may be left out of the past
+            raise _unseen(tokenizer, f"what the {message.role} says in turn {index + 1}")
     if tools and _apply(tokenizer, messages, (), answer_next) == text:
         raise _unseen(tokenizer, "the tools that it offers")
     for index, message in enumerate(messages):
@@ -146,10 +150,14 @@ def _apply(
     try:
         text = tokenizer.apply_chat_template(rows, tools=offered, tokenize=False, add_generation_prompt=answer_next)
     except Exception as error:  # templates raise whatever they like: TemplateError, TypeError, ...
+        said = type(error) is TemplateError  # by the template itself; its own faults are of other kinds
         raise ModelError(
             str(tokenizer.name_or_path),
-            f"its chat template refuses a conversation of {', '.join(m.role for m in messages)}: {error}",
-            "Bring the conversations into the order that the template accepts, or choose another model",
+            f"its chat template {'refuses' if said else 'fails at'} a conversation of "
+            f"{', '.join(m.role for m in messages)}: {error}",
+            "Bring the conversations into the order that the template accepts, or choose another model"
+            if said
+            else "Mend the tokenizer's chat template, or choose another model",
         ) from error
     assert isinstance(text, str)
     return text
@@ -181,6 +189,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int
     for token in tokens:
         if not token.strip():
             raise ModelError("new_tokens", f"{token!r} is blank; expected text", "Remove it")
+        if token in control_tokens(tokenizer):  # rows that spell it would steer
+            raise ModelError("new_tokens", f"{token!r} is a control token of this tokenizer already", "Remove it")
     before = len(tokenizer)
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
     return len(tokenizer) - before

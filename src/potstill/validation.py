@@ -57,6 +57,8 @@ def complain(
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message[:1].lower() + message[1:]
     given = first["input"]
+    if isinstance(given, dict) and first["type"] == "value_error":  # what it says is of several of its fields
+        return RecipeError(place, f"'{label}': {message}", "Mend one of them")
     shown = "a mapping" if isinstance(given, dict) else "a list" if isinstance(given, list) else _short(given)
     return RecipeError(place, f"'{label}' is {shown}: {message}", "Mend the value")
 

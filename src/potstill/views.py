@@ -96,6 +96,8 @@ def _resume(described: Description, workspace: Workspace) -> str:
     words = ["potstill", "run", described.source, *described.overrides]
     if workspace.path != Path("runs") / described.recipe:
         words += ["--out", str(workspace.path)]
+    words += ["--until", described.until] if described.until else []
+    words += ["--launch", shlex.join(described.launch)] if described.launch else []
     return shlex.join(words)
 
 

@@ -62,14 +62,23 @@ def _work_together(job: dict[str, Any], speaker: "_Speaker", stop: "_Stop") -> N
         code = 1
     except BaseException as error:
         traceback.print_exc()
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        speaker.say({"crash": f"worker {os.environ.get('RANK', '?')} ended with {line[:400]}"})
+        speaker.say({"crash": crash(os.environ.get("RANK", "?"), error)})
         code = 1
     else:
         code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def crash(rank: str, error: BaseException) -> str:
+    """In one line. What a collective says of it is that another worker is gone, in many words."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    if re.search(
+        r"gloo.*(closed|reset|Read error|Broken pipe|timed out)|NCCL.*(remote process|abort|timeout)", line, re.I
+    ):
+        return f"worker {rank} lost another, which was killed, perhaps because memory ran out; the log says which"
+    return f"worker {rank} ended with {line[:400]}"
 
 
 def take_place(environment: MutableMapping[str, str]) -> int:

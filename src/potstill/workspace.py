@@ -59,6 +59,8 @@ class Description(BaseModel):
     source: str
     overrides: list[str]
     stages: dict[str, Asked]
+    until: str | None = None
+    launch: list[str] = []
 
 
 Stamp = tuple[int, int, int, str]

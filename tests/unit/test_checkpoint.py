@@ -5,6 +5,8 @@ The runs here draw: dropout in the adapter or in the attention, and NEFTune's no
 
 import errno
 import json
+import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -92,6 +94,7 @@ def run(
     behind: int = 0,
     precision: torch.dtype = torch.float32,
     follow: Callable[[dict[str, Any]], None] = lambda row: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Done:
     """A run of a team and a model that are new, its files in `out`; it is asked to stop behind the step `behind`."""
     out.mkdir(exist_ok=True)
@@ -100,7 +103,7 @@ def run(
     s = settings
     made.prepare(built, make_optimizers(built, s.optimizer, s.learning_rate, s.weight_decay, s.beta2))
     torch.manual_seed(seed)
-    desk = Desk(out, out / "unfinished", follow, lambda: next(asked) == behind)
+    desk = Desk(out, out / "unfinished", follow, lambda: next(asked) == behind, warn=warn)
     facts = train(made, task, settings, desk)
     weights = {name: p.detach().clone() for name, p in built.named_parameters()}
     return Done(weights, (out / "curves.jsonl").read_bytes(), facts)
@@ -249,6 +252,18 @@ def save_to_a_full_device(self: Team, folder: Path, *, save: Callable[[Team, Pat
         save(self, folder)
 
 
+def test_a_disk_that_fills_in_the_middle_of_a_file_is_one_line(tmp_path: Path) -> None:
+    """Torch's writer then raises an error of its own, which names no disk; here a file may not grow so large."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(StorageError) as caught:
+            team.write_tensors({"weights": torch.zeros(100_000)}, tmp_path / "weights.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("how", ["device", "notes", "folder"])
 def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(tmp_path: Path, how: str) -> None:
     """What torch says where a disk is full (here the device that always is) is no OSError."""
@@ -303,7 +318,7 @@ def test_diverged_it_stops_with_one_line_and_the_last_good_checkpoint_is_good(tm
     assert "\n" not in str(caught.value)
     latest = {1: 5, 3: 3}[every]
     assert kept(out)[-1] == f"step-{latest:08d}"
-    rows = json.loads((out / "unfinished" / kept(out)[-1] / "notes.json").read_text())["rows"]
+    rows = json.loads((out / "unfinished" / kept(out)[-1] / "notes.json").read_text())["notes"]["rows"]
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, latest + 1))
     assert all(row["loss"] < 100 for row in rows)
     assert run(out, settings, seed=99).same(straight)
@@ -342,10 +357,65 @@ def test_how_it_computes_may_change_behind_a_checkpoint(
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=tolerance)
 
 
+def rewrite(file: Path, value: Any) -> None:
+    """As if the checkpoint had been written with this in it."""
+    file.write_text(json.dumps(value))
+    notes = file.with_name("notes.json")
+    whole = json.loads(notes.read_text())
+    notes.write_text(json.dumps({**whole, "sizes": {**whole["sizes"], file.name: file.stat().st_size}}))
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+SPOILT: dict[str, Callable[[Path], None]] = {
+    "bits": lambda folder: flip(folder / "state.pt"),
+    "cut": lambda folder: os.truncate(folder / "state.pt", 1000),
+    "empty": lambda folder: (folder / "state.pt").write_bytes(b""),
+    "gone": lambda folder: (folder / "state.pt").unlink(),
+    "no team": lambda folder: (folder / "team.json").write_text("{}"),
+    "no notes": lambda folder: (folder / "notes.json").unlink(),
+    "notes": lambda folder: (folder / "notes.json").write_text(""),
+    "other notes": lambda folder: (folder / "notes.json").write_text("[]"),
+    "best": lambda folder: shutil.rmtree(max(folder.parent.glob("best-*"))),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_where_a_checkpoint_is_spoilt_the_one_before_serves(tmp_path: Path, spoil: str) -> None:
+    """To the same bytes, and it is said; what is spoilt stands aside until the stage is sealed."""
+    settings = replace(SETTINGS, checkpoint_steps=2, keep="best")
+    straight = run(tmp_path / "straight", settings)
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(out, settings, behind=6)
+    SPOILT[spoil](out / "unfinished" / "step-00000006")
+    told: list[str] = []
+    assert run(out, settings, seed=99, warn=told.append).same(straight)
+    assert "the checkpoint of step 6 is spoilt" in told[0]
+    assert (out / "unfinished" / "spoilt-step-00000006").is_dir()
+
+
+def test_where_every_checkpoint_is_spoilt_it_starts_anew(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_steps=2)
+    straight = run(tmp_path / "straight", settings)
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(out, settings, behind=6)
+    for folder in (out / "unfinished").glob("step-*"):
+        flip(folder / "state.pt")
+    told: list[str] = []
+    assert run(out, settings, warn=told.append).same(straight)
+    assert len(told) == 2
+
+
 def test_a_checkpoint_of_another_team_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tmp_path / "run", behind=2)
     signature = tmp_path / "run" / "unfinished" / "step-00000002" / "team.json"
-    signature.write_text(json.dumps({"workers": 2, "sharding": "fsdp2"}))
+    rewrite(signature, {"workers": 2, "sharding": "fsdp2"})
     with pytest.raises(StorageError, match=r"2 workers with sharding: fsdp2, and this run has 1 worker with sharding"):
         run(tmp_path / "run")

@@ -164,6 +164,8 @@ def test_status_tells_what_is_sealed_and_what_is_left(potstill):
     assert re.search(r"sealed +20\d\d-\d\d-\d\d \d\d:\d\d:\d\d +\d+\.\d s +4 texts", rows["first"])
     assert "not yet" in rows["asked"]
     assert "2 of 6 stages are left. Go on with:\n  potstill run tiny.yaml other.fail=known\n" in out
+    assert potstill("run", "tiny.yaml", "other.fail=known", "--until", "other")[0] == 2
+    assert "potstill run tiny.yaml other.fail=known --until other\n" in potstill("status", "tiny.yaml")[1]
     assert potstill("run", "tiny.yaml")[0] == 0
     assert "All 6 stages are sealed in runs/tiny." in potstill("status", "runs/tiny")[1]
 

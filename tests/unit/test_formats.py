@@ -324,6 +324,17 @@ BAD_BYTES = [
 ]
 
 
+@pytest.mark.parametrize("train", [0, 1, "false", "no", []])
+def test_what_is_learnt_is_said_by_true_or_false(tmp_path: Path, train: Any) -> None:
+    """Anything else would be taken for one of them in silence."""
+    row = {"messages": [{"role": U, "content": "q"}, {"role": A, "content": "a", "train": train}]}
+    with pytest.raises(DataError, match=r"'train' of turn 2 of 'messages' is .*; expected true or false"):
+        list(read_file(write(tmp_path / "chats.jsonl", row), Chat))
+    row["messages"][1]["train"] = None
+    (chat,) = read_file(write(tmp_path / "chats.jsonl", row), Chat)
+    assert chat.messages[1].train
+
+
 @pytest.mark.parametrize(("raw", "expected"), BAD_BYTES)
 def test_damaged_bytes_are_one_clear_line_too(tmp_path: Path, raw: bytes, expected: str) -> None:
     path = tmp_path / "texts.jsonl"

@@ -17,7 +17,7 @@ from potstill.errors import ModelError, PotstillError, RecipeError
 from potstill.pipeline import Silent, run
 from potstill.recipe import load_recipe
 from potstill.stages.sft import SftConfig
-from potstill.worker import first_host, take_place
+from potstill.worker import crash, first_host, take_place
 from potstill.workspace import Workspace
 
 SRUN = [sys.executable, str(Path(fakes.__file__).with_name("slurm.py")), "2", "python"]
@@ -127,6 +127,18 @@ def test_an_error_of_any_worker_comes_back_as_itself():
         run(load("made.fail=known", "made.seconds=60"), Path("out"), launcher=SRUN)
     assert (caught.value.where, caught.value.what, caught.value.remedy) == ("the anvil", "it is cold", "Heat it")
     assert not alive(told(0)["pid"])
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("[/x/gloo/pair.cc:537] Read error [10.0.0.1]: Connection reset by peer GLHF!"), "lost another"),
+        (RuntimeError("[/x/gloo/pair.cc:547] Connection closed by peer [10.0.0.1]:9"), "lost another"),
+        (ValueError("a gloomy day"), "worker 3 ended with ValueError: a gloomy day"),
+    ],
+)
+def test_a_worker_that_lost_another_says_so(error, says):
+    assert says in crash("3", error)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def test_a_run_seals_every_stage_and_a_second_run_only_finds_them(recipe_file, t
     assert heard.warnings == [("made", "the iron is cold"), ("other", "the iron is cold")]
     assert sealed["made"].facts["threads"]
     assert (out / "loud").resolve() == sealed["loud"].path.resolve()
+    weights = sealed["made"].path / "model.safetensors"
+    (out / "plain").touch()
+    assert weights.stat().st_mode == (out / "plain").stat().st_mode  # whoever may read this folder may read it
     log = (out / "logs" / "made.log").read_text()
     assert "printed by the stage" in log
     assert "warning: the iron is cold" in log
@@ -268,7 +271,10 @@ def test_a_full_disk_in_a_child_is_a_storage_error(recipe_file, tmp_path):
 
 @pytest.mark.parametrize(
     ("fail", "message"),
-    [("crash", "exit code 1; its last line: ZeroDivisionError: hammer by nothing"), ("killed", "by SIGKILL, perhaps")],
+    [
+        ("crash", "exit code 1 before the stage was done; its last line: ZeroDivisionError: hammer by nothing"),
+        ("killed", "by SIGKILL, perhaps"),
+    ],
 )
 def test_a_childs_crash_names_its_log_and_the_last_line(recipe_file, tmp_path, fail, message):
     with pytest.raises(PotstillError) as caught:

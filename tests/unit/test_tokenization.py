@@ -15,6 +15,7 @@ from potstill.errors import ModelError
 from potstill.records import Message, ToolCall
 from potstill.tokenization import (
     CHUNK_TEXTS,
+    DEFAULT_TEMPLATE,
     LONG_RUN,
     add_tokens,
     control_tokens,
@@ -309,8 +310,37 @@ def test_a_template_for_images_that_reads_no_plain_text_is_refused() -> None:
         "{% for m in messages %}{{ m['role'] }}{% for part in m['content'] %}{% if part['type'] == 'text' %}"
         "{{ part['text'] }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
     )
-    with pytest.raises(ModelError, match="leaves out what is said in turn 3"):
+    with pytest.raises(ModelError, match=f"leaves out what the {CHAT[0].role} says in turn 1"):
         encode_chat(tokenizer, CHAT[:3])
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_template_that_has_no_place_for_a_role_is_refused(role: str) -> None:
+    """What it leaves out would not be learnt from, and nobody would know."""
+    tokenizer = fresh()
+    tokenizer.chat_template = DEFAULT_TEMPLATE.replace(
+        "{%- for message in messages %}", "{%- for message in messages if message['role'] != '" + role + "' %}"
+    )
+    chat = say("system: be brief", "user: which colour?", "assistant: red")
+    with pytest.raises(ModelError, match=f"leaves out what the {role} says in turn"):
+        encode_chat(tokenizer, chat)
+
+
+def test_a_template_that_is_broken_is_told_from_one_that_refuses() -> None:
+    tokenizer = fresh()
+    tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(ModelError, match=r"refuses a conversation of .*Bring the conversations into the order"):
+        encode_chat(tokenizer, CHAT[:3])
+    tokenizer.chat_template = "{% for m in messages %}"
+    with pytest.raises(ModelError, match=r"fails at a conversation of .*Mend the tokenizer's chat template"):
+        encode_chat(tokenizer, CHAT[:3])
+
+
+def test_a_control_token_is_no_new_token() -> None:
+    """Rows that spell it would end or open turns in their middle."""
+    tokenizer = fresh()
+    with pytest.raises(ModelError, match=r"new_tokens: '</s>' is a control token of this tokenizer already"):
+        add_tokens(tokenizer, ["<think>", "</s>"])
 
 
 def test_a_template_without_an_end_of_turn_is_refused() -> None:

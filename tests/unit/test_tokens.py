@@ -9,7 +9,7 @@ from engine import say
 
 from potstill.errors import ModelError, StorageError
 from potstill.records import Chat, Pair, Record, Text
-from potstill.tokenization import add_tokens, encode_chats, encode_pairs, encode_texts, train_tokenizer
+from potstill.tokenization import Encoded, add_tokens, encode_chats, encode_pairs, encode_texts, train_tokenizer
 from potstill.training import tokens
 from potstill.training.tokens import Sequences, Shard, Store, encode_rows
 
@@ -196,3 +196,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file stands here")
     with pytest.raises(StorageError, match="a file stands where a folder was expected"):
         encoded(CHATS, Store(tmp_path))
+
+
+def test_a_shard_whose_content_changed_is_read_as_none(tmp_path: Path) -> None:
+    """One bit of one token would train another model, and nobody would know."""
+    path = tmp_path / "one.safetensors"
+    Shard.of([Encoded(np.arange(50, dtype=np.int32), np.ones(50, dtype=np.bool_), (50,))]).write(path)
+    assert Shard.read(path) is not None
+    content = bytearray(path.read_bytes())
+    for place in (len(content) - 1, len(content) - 100):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert Shard.read(path) is None
+        content[place] ^= 1
+    for header in (b"[]", b"{}", b'{"__metadata__": []}'):
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        assert Shard.read(path) is None

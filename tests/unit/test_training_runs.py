@@ -320,8 +320,8 @@ name: toy
 stages:
   pre: {kind: pretrain, data: texts.jsonl, vocabulary: 300, layers: 1, width: 32, heads: 2, context: 128}
   other: {kind: pretrain, data: texts.jsonl, vocabulary: 300, layers: 2, width: 32, heads: 2, context: 128}
-  tuned: {kind: sft, model: pre, data: chats.jsonl}
-  better: {kind: dpo, model: tuned, data: pairs.jsonl}
+  tuned: {kind: sft, model: pre, data: chats.jsonl, held_out: 4}
+  better: {kind: dpo, model: tuned, data: pairs.jsonl, held_out: 4}
 """
 HOW = {
     "device": "cpu", "micro_batch_tokens": "64", "activation_checkpointing": "true", "track": "[tensorboard]",

@@ -10,9 +10,10 @@ from engine import say
 from training_stages import CHATS, DPO, PAIRS, PRETRAIN, SFT, TEXTS, Bench, curve
 from transformers import AutoTokenizer, pipeline
 
+from potstill.artifact import write_rows
 from potstill.errors import DataError, ModelError
-from potstill.records import Chat, Pair
-from potstill.sources import LocalModel, Model
+from potstill.records import Chat, Feedback, Pair
+from potstill.sources import Data, LocalModel, Model
 from potstill.stages import dpo, pretrain, sft
 from potstill.teachers.base import Request
 from potstill.teachers.local import LocalTeacher
@@ -171,7 +172,7 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path, kind: str, says: 
 @pytest.mark.parametrize("held_out", [0, 6])
 def test_no_rows_is_one_line(made: Any, tmp_path: Path, held_out: int) -> None:
     _, _, models = made
-    bench, config = Bench(tmp_path), {**SFT, "held_out": held_out}
+    bench, config = Bench(tmp_path), {**SFT, "held_out": held_out, "keep": "best" if held_out else "last"}
     with pytest.raises(DataError, match=r"chats: no row is left to train on \(there were none\)"):
         bench.run(sft, "out", config, bench.data("chats", "chats", []), models["base"])
     with pytest.raises(DataError, match=r"no row is left to train on \(48 too_long\)"):
@@ -194,3 +195,31 @@ def test_two_rows_of_one_name_are_refused(made: Any, tmp_path: Path) -> None:
 def test_shapes_that_cannot_be_are_refused_before_anything_runs(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         pretrain.STAGE.config(kind="pretrain", **{**PRETRAIN, **changes})
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_row_beyond_the_models_positions_is_refused_held_out_or_not(made: Any, tmp_path: Path, number: int) -> None:
+    """Two of three rows are held out; which of them depends on what they say."""
+    _, _, models = made
+    long = Chat(id="long", messages=say(f"user: what does cat {number} do?", f"assistant: {'the cat purrs. ' * 30}"))
+    rows = Bench(tmp_path).data("chats", "chats", [*CHATS[:2], long])
+    with pytest.raises(ModelError, match=r"row 'chats/long': it has \d+ tokens, and the model reads 128 at most"):
+        Bench(tmp_path).run(sft, "out", {**SFT, "max_length": 500, "held_out": 2}, rows, models["base"])
+
+
+def test_kto_reads_pairs_from_a_file_and_warns_of_one_label_alone(made: Any, tmp_path: Path) -> None:
+    _, _, models = made
+    bench, config = Bench(tmp_path), {**DPO, "loss": "kto", "epochs": 1, "held_out": 0}
+    write_rows(tmp_path / "pairs.jsonl", PAIRS[:8])
+    _, facts = bench.run(dpo, "both", config, Data("pairs.jsonl", "file", tmp_path / "pairs.jsonl"), models["sft"])
+    assert (facts["desirable"], facts["undesirable"]) == (8, 8)
+    assert bench.warnings == []
+    good = [Feedback(id=p.id, prompt=p.prompt, answer=p.chosen, desirable=True) for p in PAIRS[:8]]
+    bench.run(dpo, "out", config, bench.data("good", "feedback", good), models["sft"])
+    assert bench.warnings == ["every answer is labelled true; kto learns from both"]
+
+
+@pytest.mark.parametrize("field", [{"keep": "best"}, {"patience": 2}])
+def test_what_goes_by_held_out_rows_wants_some(field: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="goes by the held-out loss, and no rows are held out"):
+        sft.SftConfig(kind="sft", model="base", data="chats", **field)

@@ -49,6 +49,7 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.warnings: list[str] = []
 
     def data(self, name: str, kind: str, rows: Sequence[Record]) -> Data:
         folder = self.root / name
@@ -72,7 +73,9 @@ class Bench:
         kind = stage.__name__.rsplit(".", 1)[-1]
         sources = (data,) if isinstance(data, Data) else tuple(data)
         inputs = Inputs({"data": sources}, {} if model is None else {"model": (model,)}, {})
-        work = Work(folder, self.root, seed=3, name=out, stoppable=lambda: nullcontext(stopping))
+        work = Work(
+            folder, self.root, seed=3, name=out, warn=self.warnings.append, stoppable=lambda: nullcontext(stopping)
+        )
         facts = stage.STAGE.run(stage.STAGE.config(kind=kind, **config), inputs, work)
         return Model(out, LocalModel(path=str(folder))), facts
 

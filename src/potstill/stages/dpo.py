@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from potstill.errors import DataError
 from potstill.evaluation.statistics import Observation, share_estimate
 from potstill.records import Feedback, Pair
-from potstill.sources import Inputs, Mixture
+from potstill.sources import Data, Inputs, Mixture
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
 from potstill.stages.training import TrainingConfig, named_rows, sources
 
@@ -54,7 +54,7 @@ class DpoConfig(TrainingConfig):
     """A pair whose longer conversation has more tokens is left out and counted; cutting would change what it says."""
     loss: LossName = "sigmoid"
     """sigmoid is DPO itself; the others are its kin, each a function in `potstill.objectives.preference`."""
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0, le=1000)
     """How strongly the model is held to its reference; smaller lets it move further. Not for orpo."""
     flipped: float = Field(default=0.1, ge=0, lt=0.5)
     """The share of pairs taken to be labelled the wrong way round, for conservative and robust."""
@@ -102,13 +102,15 @@ def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
     with session.encoding():
         split = _rows(config, session)
     referred = config.loss not in REFERENCE_FREE
-    session.load(split.train, referred=referred)
+    session.load(split, referred=referred)
     train, held_out = split.train, split.held_out
     if referred:
         # The held-out rows on their own, so that before the first step their margins are 0 to the last bit.
         train, held_out = session.refer(train), session.refer(held_out)
     watched, name = (held_out, "held_out") if held_out else (train, "train")
     guard = None if config.loss == "kto" else Guard(watched, name, work.warn)
+    if config.loss == "kto" and len(labels := {split.desirable[item.row] for item in train}) == 1:
+        work.warn(f"every answer is labelled {json.dumps(labels.pop())}; kto learns from both")
     happened = session.train(_task(config, session, split, train, held_out), guard)
     judged = _held_out_facts(session, held_out) if referred and config.loss != "kto" else {}
     return session.finish(split, {**happened, **judged})
@@ -132,10 +134,18 @@ def _labelled(inputs: Inputs) -> "Iterator[tuple[str, Pair | Feedback]]":
     """The rows for KTO, whatever their kind."""
     for data in inputs.data["data"]:
         one = Inputs({"data": (data,)}, {}, {})
-        if data.kind == "pairs":
+        if data.kind == "pairs" or (data.kind == "file" and _holds_pairs(data)):
             yield from named_rows(one, Pair)
         else:
             yield from named_rows(one, Feedback)
+
+
+def _holds_pairs(file: Data) -> bool:
+    """Whether a file's first row is a pair."""
+    try:
+        return next(iter(file.rows(Pair)), None) is not None
+    except DataError:
+        return False
 
 
 def _task(

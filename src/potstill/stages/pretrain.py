@@ -29,7 +29,7 @@ class PretrainConfig(TrainingConfig):
     """Heads of keys and values, a divisor of `heads`; unset: as many."""
     expansion: float = Field(default=2.667, gt=0, le=100)
     """The feed-forward width as a multiple of `width`, rounded up to a multiple of 32."""
-    context: int = Field(default=2048, ge=8)
+    context: int = Field(default=2048, ge=8, le=1 << 24)
     """The longest sequence that the model will be asked to read."""
     tied: bool = False
     """Whether the head is the embedding."""

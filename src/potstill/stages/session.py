@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.artifact import read_json, storage_errors, write_json
+from potstill.artifact import storage_errors, write_json
 from potstill.errors import Stopped
 from potstill.sources import Inputs
 from potstill.stages.base import Facts, Work
@@ -45,7 +47,7 @@ class Session:
         self.precision = choose_precision(config.dtype, self.device)
         self._reference = ""
 
-    def load(self, items: Sequence[Item], new_tokens: Sequence[int] = (), *, referred: bool = False) -> None:
+    def load(self, split: Split, new_tokens: Sequence[int] = (), *, referred: bool = False) -> None:
         """The stage's `model`, with room for new tokens and with an adapter, where the config asks for them.
 
         `referred`: it is the reference too, which is what it is before an adapter is attached.
@@ -53,14 +55,14 @@ class Session:
         adapter, source = self.config.adapter, self.inputs.model("model")
         as_it_was = load_tokenizer(source) if new_tokens else self.tokenizer  # the model knows no new ones yet
         model = load_base(source, as_it_was, self.device, adapter)
-        check_positions(model, items)
+        check_positions(model, [*split.train, *split.held_out])
         if new_tokens:
             resize(model, self.tokenizer, new_tokens)
         if referred:
             self._reference = weights_hash(model, self.precision)
         if adapter is not None:
             attach(model, adapter, self.work.seed, new_tokens)
-        self.take(model, items)
+        self.take(model, split.train)
 
     def take(self, model: PreTrainedModel, items: Sequence[Item]) -> None:
         """Train this model on such items; whatever is "auto" is decided here."""
@@ -82,10 +84,10 @@ class Session:
         """How memory is used. What was decided when the stage began holds until it is sealed, so that a run that was
         stopped goes on as it would have gone."""
         config, note = self.config, self.work.state / "memory.json"
-        before = read_json(note) if note.is_file() else {}
-        micro_tokens = config.micro_batch_tokens or before.get("micro_batch_tokens")
+        before = _noted(note)
+        micro_tokens = config.micro_batch_tokens or before.micro_batch_tokens
         checkpoint = config.activation_checkpointing
-        checkpoint = before.get("activation_checkpointing") if checkpoint is None else checkpoint
+        checkpoint = before.activation_checkpointing if checkpoint is None else checkpoint
         states = 1 if config.optimizer == "muon" else 2
         chosen = plan(scorer, items, states, self.team.size, micro_tokens, checkpoint)
         with storage_errors(note):
@@ -147,7 +149,7 @@ class Session:
             follow, recall = everyone([tell, *watching]), everyone(watching)
             stopping = stack.enter_context(self.work.stoppable())
             stack.enter_context(memory_errors(self.settings.micro_tokens))
-            desk = Desk(self.work.path, self.work.state, follow, stopping, self.pace, recall)
+            desk = Desk(self.work.path, self.work.state, follow, stopping, self.pace, recall, self.work.warn)
             happened = train(self.team, task, self.settings, desk)
         return {**happened, "warnings": guard.warnings} if guard and guard.warnings else happened
 
@@ -165,6 +167,21 @@ class Session:
             save_model(model, self.tokenizer, path, store, weights)
         self.work.drop(split.dropped)
         return facts
+
+
+class _Noted(BaseModel):
+    """What was decided when a stage began; see `memory.Plan.notes`."""
+
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    activation_checkpointing: bool | None = None
+
+
+def _noted(note: Path) -> _Noted:
+    """What the file says; nothing where it is damaged."""
+    try:
+        return _Noted.model_validate_json(note.read_bytes(), strict=True)
+    except (OSError, ValidationError):
+        return _Noted()
 
 
 SHOWN = ("loss", "accuracy", "margin", "tokens_per_second", "utilisation")

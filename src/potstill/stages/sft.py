@@ -64,7 +64,7 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
             new_tokens=config.new_tokens,
             store=session.store,
         )
-    session.load(split.train, new_tokens)
+    session.load(split, new_tokens)
     happened = session.train(likelihood(session.steps(split.train, config.global_batch), split.held_out))
     return session.finish(split, happened)
 

@@ -52,7 +52,7 @@ class TrainingConfig(StageConfig):
     """What the sealed weights are stored in; auto: as the model's were that training started from."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens computed at once. It changes speed and memory, never the result; unset: as many as are worth while and
-    memory allows, 4096 on a CPU and 16384 on a GPU at most."""
+    memory allows, 2048 on a CPU and 16384 on a GPU at most."""
     activation_checkpointing: bool | None = None
     """Compute each layer's activations again in the backward instead of remembering them; a third slower, and much
     less memory. Unset: where the longest row would not fit otherwise."""
@@ -82,6 +82,10 @@ class TrainingConfig(StageConfig):
     def _fits_together(self) -> Self:
         if self.sharding != "none" and self.optimizer == "muon":
             raise ValueError(f"muon needs whole matrices; sharding: {self.sharding} cuts them; set optimizer: adamw")
+        asked = [name for name in ("keep", "patience") if getattr(self, name) not in ("last", None)]
+        if asked and not self.held_out:
+            what = ", ".join(f"{name}: {getattr(self, name)}" for name in asked)
+            raise ValueError(f"{what} goes by the held-out loss, and no rows are held out; set held_out")
         if self.adapter is not None and self.optimizer == "muon":
             raise ValueError("muon is for whole matrices, not for an adapter's factors; set optimizer: adamw")
         if self.sharding != "none" and self.adapter is not None and self.adapter.kind == "qlora":

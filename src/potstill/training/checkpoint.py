@@ -1,11 +1,13 @@
 """What a training run leaves on disk while it goes: the last few checkpoints, the best weights, the curve so far.
 
-A checkpoint is a folder that is written aside and renamed when it is whole, so there is never half of one.
+A checkpoint is a folder that is written aside and renamed when it is whole, so there is never half of one. What a disk
+or a hand spoils later is noticed before it is gone on from: then the one before serves.
 """
 
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,29 @@ class Checkpoint:
     @property
     def notes(self) -> dict[str, Any]:
         """What the loop knew beside weights: see `loop`."""
-        notes: dict[str, Any] = read_json(self.path / NOTES_FILE)
+        notes: dict[str, Any] = read_json(self.path / NOTES_FILE)["notes"]
         return notes
+
+
+def spoilt(path: Path) -> str | None:
+    """What is wrong with such a folder, in words; None where it is as it was written. Files of torch hold sums over
+    their content; of others, which are shards, the size has to do."""
+    try:
+        sizes = read_json(path / NOTES_FILE)["sizes"]
+        for name, size in sizes.items():
+            if (found := (path / name).stat().st_size) != size:
+                return f"{name} has {found:,} bytes of {size:,}"
+            if name.endswith(".pt"):
+                with zipfile.ZipFile(path / name) as archive:
+                    if archive.testzip() is not None:
+                        return f"{name} has other content than was written"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        return f"{path.name} cannot be read: {error!r}"[:200]
+    return None
+
+
+def _nobody(text: str) -> None:
+    pass
 
 
 class Checkpoints:
@@ -45,9 +68,19 @@ class Checkpoints:
         """The whole ones, oldest first."""
         return [Checkpoint(path, step) for step, path in self._named(WHOLE)]
 
-    def latest(self) -> Checkpoint | None:
-        """The one to go on from."""
-        return next(reversed(self.all()), None)
+    def latest(self, warn: Callable[[str], None] = _nobody) -> Checkpoint | None:
+        """The one to go on from. What is spoilt is set aside, and `warn` hears of it."""
+        for checkpoint in reversed(self.all()):
+            fault = spoilt(checkpoint.path)
+            best = checkpoint.notes["best_step"] if fault is None else None
+            if fault is None and (best is None or (fault := spoilt(self.best(best))) is None):
+                return checkpoint
+            aside = self.folder / f"spoilt-{checkpoint.path.name}"
+            with storage_errors(self.folder):
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.path.rename(aside)
+            warn(f"the checkpoint of step {checkpoint.step} is spoilt ({fault}); the one before serves, or the start")
+        return None
 
     def due(self, step: int) -> bool:
         """Whether it is time for one; all members of a team say the same."""
@@ -98,7 +131,8 @@ class Checkpoints:
             write(draft)
             self._team.wait()
             if first:
-                write_json(draft / NOTES_FILE, notes)
+                sizes = {str(f.relative_to(draft)): f.stat().st_size for f in draft.rglob("*") if f.is_file()}
+                write_json(draft / NOTES_FILE, {"notes": notes, "sizes": sizes})
                 for file in draft.rglob("*"):
                     sync(file)
                 if target.exists():

@@ -25,11 +25,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.training.batch import Batch
 from potstill.training.scoring import Routing, Scorer
-from potstill.training.team import Team, random_state, set_random_state, write_tensors
+from potstill.training.team import Team, random_state, set_random_state, tensor_errors, write_tensors
 
 T = TypeVar("T")
 
@@ -218,9 +217,9 @@ class FullyShard(Workers):
 @contextmanager
 def shard_errors(folder: Path) -> Iterator[None]:
     """A disk that one worker found full is one clear line on all of them."""
-    with storage_errors(folder):
+    with tensor_errors(folder):
         try:
             yield
         except CheckpointException as error:
-            causes = (cause for cause, _ in error.failures.values())
-            raise next((cause for cause in causes if isinstance(cause, OSError)), error) from error
+            causes = [cause for cause, _ in error.failures.values()]
+            raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from error

@@ -44,7 +44,7 @@ class Settings:
     checkpoint_steps: int | None = None
 
 
-def _nobody(row: dict[str, Any]) -> None:
+def _nobody(told: Any) -> None:
     pass
 
 
@@ -62,6 +62,7 @@ class Desk:
     pace: Pace = field(default_factory=Pace)
     recall: Follower = field(default=_nobody)
     """Told first what an earlier run of this had told."""
+    warn: Callable[[str], None] = field(default=_nobody)
 
 
 def train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
     curve = Curve(len(task.steps), team, desk.follow, desk.pace)
     keeper = _Keeper(settings, checkpoints)
     marks = _marks(len(task.steps), settings.evaluations if task.held_out else 0)
-    step = _take_up(team, checkpoints, curve, keeper)
+    step = _take_up(team, checkpoints, curve, keeper, desk.warn)
     for row in curve.rows:
         desk.recall(row)
     if step == 0:
@@ -109,12 +110,13 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
     keeper.restore(team)
     if team.rank == 0:
         curve.write(desk.out / CURVES_FILE)
-    return {"steps": step, **keeper.facts()}
+    ended = {"ended_by": "patience"} if step < len(task.steps) else {}
+    return {"steps": step, **ended, **keeper.facts()}
 
 
-def _take_up(team: Team, checkpoints: Checkpoints, curve: Curve, keeper: "_Keeper") -> int:
+def _take_up(team: Team, checkpoints: Checkpoints, curve: Curve, keeper: "_Keeper", warn: Callable[[str], None]) -> int:
     """Go on from the latest checkpoint, or from the start; returns the step behind which that is."""
-    found = team.first(checkpoints.latest)
+    found = team.first(lambda: checkpoints.latest(warn))
     if found is None:
         return 0
     team.load(found.path)
@@ -201,11 +203,14 @@ class _Keeper:
             team.load_weights(self._checkpoints.best(self._best_step))
 
     def notes(self) -> dict[str, Any]:
-        return {"first": self._first, "best": self._best, "last": self._last, "best_step": self._best_step}
+        """`best_step` is None where no weights are kept for it."""
+        kept = self._settings.keep == "best" and self._best is not None
+        losses = {"first": self._first, "best": self._best, "last": self._last}
+        return {**losses, "lowest_at": self._best_step, "best_step": self._best_step if kept else None}
 
     def take_up(self, notes: dict[str, Any]) -> None:
         self._first, self._best, self._last = notes["first"], notes["best"], notes["last"]
-        self._best_step = notes["best_step"]
+        self._best_step = notes["lowest_at"]
 
     def facts(self) -> dict[str, Any]:
         if self._best is None:

@@ -91,9 +91,15 @@ def make_mistral(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int, de
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cast(PreTrainedModel, cast(nn.Module, MistralForCausalLM(config)).to(device))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cast(PreTrainedModel, cast(nn.Module, MistralForCausalLM(config)).to(device))
+    except RuntimeError as error:
+        if "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        size = f"layers: {shape.layers}, width: {shape.width}"
+        raise ModelError(size, "a model of this size does not fit into memory", "Make it smaller") from error
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:

@@ -49,7 +49,8 @@ def check_positions(model: PreTrainedModel, items: Sequence[Item]) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     limits = [part["original_max_position_embeddings"] for part in ropes if part.get("rope_type") == "longrope"]
-    limit = min([*limits, getattr(config, "max_position_embeddings", None) or 1 << 62])
+    known = getattr(config, "max_position_embeddings", None)
+    limit = min([*limits, *([] if known is None else [known])], default=1 << 62)
     longest = max(items, key=lambda item: item.longest)
     if longest.longest > limit:
         raise ModelError(

@@ -124,7 +124,7 @@ class Cache:
                 ):  # numpy leaves a torn one open that it opens itself
                     ends, values_N = np.cumsum(shard["sizes"]), shard["values"]
                     keys = shard["keys"].tolist()
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
                 continue
             found |= dict(zip(keys, np.split(values_N, ends[:-1]), strict=True))
         return found

@@ -3,7 +3,9 @@
 A team hides how parameters and gradients are laid out. Everything it says is the same on all of its members.
 """
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,9 +155,22 @@ def _described(team: Mapping[str, Any]) -> str:
 
 
 def write_tensors(value: Mapping[str, Any], path: Path) -> None:
-    """As torch.save, into a file of Python's: where the disk is full that says so, and torch only that it failed."""
-    with storage_errors(path), path.open("wb") as file:
+    """As torch.save, into a file of Python's. StorageError where the disk is full."""
+    with tensor_errors(path), path.open("wb") as file:
         torch.save(value, file)
+
+
+@contextmanager
+def tensor_errors(path: Path) -> Iterator[None]:
+    """As `storage_errors`, also where torch answers a full disk by an error of its own that names none."""
+    with storage_errors(path):
+        try:
+            yield
+        except RuntimeError as error:
+            if "inline_container" not in str(error):
+                raise
+            cause = error.__context__
+            raise (cause if isinstance(cause, OSError) else OSError(errno.ENOSPC, str(error))) from error
 
 
 def random_state() -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -97,12 +98,14 @@ class Shard:
                 mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             begin = 8 + int.from_bytes(mapped[:8], "little")
             places = json.loads(bytes(mapped[8:begin]))
+            told = places.pop("__metadata__")["sum"]
             arrays = {}
             for name, place in places.items():
                 first, last = (begin + offset for offset in place["data_offsets"])
                 arrays[name] = np.frombuffer(mapped[first:last], DTYPES[place["dtype"]]).reshape(place["shape"])
-            return cls(**arrays)
-        except (OSError, ValueError, KeyError, TypeError):
+            shard = cls(**arrays)
+            return shard if shard.sum == told else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def write(self, path: Path) -> None:
@@ -110,10 +113,18 @@ class Shard:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         with aside.open("wb") as file:
-            file.write(save({field.name: getattr(self, field.name) for field in fields(self)}))
+            file.write(save({field.name: getattr(self, field.name) for field in fields(self)}, {"sum": self.sum}))
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+    @property
+    def sum(self) -> str:
+        """Over all of its content."""
+        total = 0
+        for field in fields(self):
+            total = zlib.crc32(np.ascontiguousarray(getattr(self, field.name)).view(np.uint8).data, total)
+        return f"{total:08x}"
 
     def rows(self, number: int) -> Iterator[Sequences]:
         """Its sequences, as views, row by row; `number` is how many rows there are."""
