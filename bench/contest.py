@@ -68,7 +68,7 @@ def arguments(question: Question, *, sweep: bool = False) -> argparse.Namespace:
         parser.add_argument("--sweep", action="store_true", help="three epochs for each of three betas instead")
     parser.add_argument("--profile", action="store_true", help="also say where our time goes")
     parser.add_argument("--record", action="store_true", help="append the row to bench/results")
-    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    parser.add_argument("--peers", nargs="*", choices=question.peers, help="these alone; none: ours alone")
     parser.add_argument("--rounds", type=int, help="rounds of each set, instead of its own number")
     parser.add_argument("--model", choices=ARCHITECTURES, default="60m", help="the model's size")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -80,7 +80,8 @@ def arguments(question: Question, *, sweep: bool = False) -> argparse.Namespace:
         import torch
 
         chosen.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not chosen.no_peers:
+    chosen.peers = list(question.peers) if chosen.peers is None else chosen.peers
+    if chosen.peers:
         need_peers()
     return chosen
 
@@ -94,7 +95,7 @@ class Contest:
         self.asked = 0
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self.size = save_model(self.folder / "model", chosen.model)
-        names = [OURS] if chosen.no_peers else [OURS, *question.peers]
+        names = [OURS, *chosen.peers]
         self.sides: dict[str, Side] = {}
         for name in names:
             self.sides[name] = Side(name, self.folder)
@@ -154,7 +155,9 @@ class Contest:
                 side.ask(self.job(name, row_set, round_.rows))
 
     def find_best(self) -> dict[str, float]:
-        """Seconds of each candidate on the same rows; the fastest becomes what `trl_best` is."""
+        """Seconds of each candidate on the same rows; the fastest becomes what `trl_best` is, where it takes part."""
+        if "trl_best" not in self.sides:
+            return {}
         row_set, timed = self.question.sets[-1], {}
         on_gpu = self.chosen.device == "cuda"
         candidates = self.question.gpu_candidates if on_gpu else self.question.candidates
@@ -196,7 +199,7 @@ class Contest:
         """Question, commit, hardware, versions and config."""
         question, chosen = self.question, self.chosen
         versions = {OURS: self.versions[OURS]["versions"]}
-        for name in question.peers if not chosen.no_peers else ():
+        for name in chosen.peers:
             versions["trl"] = self.versions[name]["versions"]  # of one environment, all of them
         config = {
             "model": chosen.model,
@@ -204,7 +207,7 @@ class Contest:
             "device": chosen.device,
             "quick": chosen.quick,
             "learning_rate": question.learning_rate,
-            "peers": {name: options for name, options in self.options.items() if name != OURS},
+            "peers": {name: self.options[name] for name in chosen.peers},
         }
         return {
             "question": question.name,
@@ -234,7 +237,7 @@ def run(question: Question, chosen: argparse.Namespace) -> dict[str, Any]:
         contest = Contest(question, chosen, stack)
         deadline = contest.begun + QUICK_SECONDS if chosen.quick else None
         contest.warm_up()
-        probed = {} if chosen.no_peers else contest.find_best()
+        probed = contest.find_best()
         raced: list[tuple[RowSet, int, Results]] = []
         for row_set in contest.question.sets:
             count = chosen.rounds or (row_set.quick_rounds if chosen.quick else row_set.full_rounds)

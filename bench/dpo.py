@@ -54,7 +54,7 @@ def sweep(chosen: Any) -> dict[str, Any]:
         contest = Contest(QUESTION, chosen, stack)
         row_set = contest.question.sets[-1]
         contest.warm_up()
-        probed = {} if chosen.no_peers else contest.find_best()
+        probed = contest.find_best()
         count = chosen.rounds or (1 if chosen.quick else 4)
         whole = replace(row_set, rows_per_round=count * row_set.rows_per_round)
         (round_,) = contest.rounds(whole, 1)

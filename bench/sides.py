@@ -74,4 +74,4 @@ def environment(folder: Path, ours: bool) -> dict[str, str]:
 def need_peers() -> None:
     """Say what is missing before anything is measured."""
     if not PEER.exists():
-        raise SystemExit(f"{PEER}: the peers' environment is not there. Run `make peers`, or pass --no-peers")
+        raise SystemExit(f"{PEER}: the peers' environment is not there. Run `make peers`, or pass --peers alone")

@@ -170,7 +170,7 @@ def bench_run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("question", ["dpo", "sft"])
 def test_the_last_line_is_one_row_that_says_everything(question: str) -> None:
-    done = bench_run(f"bench/{question}.py", "--quick", "--no-peers", "--rounds", "1")
+    done = bench_run(f"bench/{question}.py", "--quick", "--peers", "--rounds", "1")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.splitlines()[-1])
     assert row["question"] == question
@@ -189,7 +189,7 @@ def test_the_last_line_is_one_row_that_says_everything(question: str) -> None:
 def test_missing_peers_are_one_line(tmp_path: Path) -> None:
     done = bench_run("bench/dpo.py", "--quick", BENCH_PEER_PYTHON=str(tmp_path / "python"))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("Run `make peers`, or pass --no-peers")
+    assert done.stderr.splitlines()[-1].endswith("Run `make peers`, or pass --peers alone")
     assert "Traceback" not in done.stderr
 
 
