@@ -102,6 +102,8 @@ def facts_line(artifact: Artifact) -> str:
     if isinstance(dropped, dict) and sum(dropped.values()):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=_by_count))
         words.append(f"{sum(dropped.values()):,} left out ({reasons})" if len(dropped) < 5 else f"{reasons} left out")
+    if loss := facts.get("held_out_loss"):
+        words.append(f"held-out loss {number(loss['first'])} to {number(loss['best'])}")
     scalars = {name: value for name, value in facts.items() if isinstance(value, int | float | str) and value}
     for name, value in list(scalars.items())[:FACTS_SHOWN]:
         words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str | bool) else number(value)}")

@@ -329,6 +329,9 @@ def test_facts_in_few_words():
     facts = {"rows": 8120, "dropped": {"tie": 2, "hedge": 12}, "cut": 0, "mean_margin": 1.234, "keep": "best"}
     artifact = Artifact(Path("x"), {"produces": "pairs", "facts": facts})
     assert console.facts_line(artifact) == ("8,120 pairs, 14 left out (12 hedge, 2 tie), mean margin 1.23, keep best")
+    facts = {"steps": 140, "kept": "step 110", "held_out_loss": {"first": 2.5, "best": 0.632, "last": 0.7}, "rows": 12}
+    artifact = Artifact(Path("x"), {"produces": "model", "facts": facts})
+    assert console.facts_line(artifact) == "12 rows, held-out loss 2.5 to 0.632, steps 140, kept step 110"
 
 
 # Chat, with a teacher that repeats what it was asked.

@@ -334,7 +334,13 @@ WHAT = {
     "data": "more.jsonl", "global_batch": "8", "max_length": "100",
 }  # fmt: skip
 OWN = {
-    "tuned": {"on_long": "cut", "learn": "all", "new_tokens": "[a, b]", "neftune_alpha": "1"},
+    "tuned": {
+        "on_long": "cut",
+        "learn": "all",
+        "new_tokens": "[a, b]",
+        "template": "'{{ eos_token }}'",
+        "neftune_alpha": "1",
+    },
     "better": {"loss": "hinge", "beta": "0.3", "sft_term": "0.1"},
 }
 

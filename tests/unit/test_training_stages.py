@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, pipeline
 
 from potstill.artifact import write_rows
 from potstill.errors import DataError, ModelError
-from potstill.records import Chat, Feedback, Pair
+from potstill.records import Chat, Feedback, Message, Pair, ToolCall
 from potstill.sources import Data, LocalModel, Model
 from potstill.stages import dpo, pretrain, sft
 from potstill.teachers.base import Request
@@ -223,3 +223,24 @@ def test_kto_reads_pairs_from_a_file_and_warns_of_one_label_alone(made: Any, tmp
 def test_what_goes_by_held_out_rows_wants_some(field: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="goes by the held-out loss, and no rows are held out"):
         sft.SftConfig(kind="sft", model="base", data="chats", **field)
+
+
+TOOLS = """\
+{% for m in messages %}[{{ m.role }}] {{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}\
+{% endfor %}{{ eos_token }}{% endfor %}{{ tools | tojson if tools }}\
+{% if add_generation_prompt %}[assistant] {% endif %}"""
+
+
+def test_another_template_takes_the_place_of_the_models_own_and_is_kept(made: Any, tmp_path: Path) -> None:
+    _, _, models = made
+    bench = Bench(tmp_path)
+    config = {**SFT, "template": TOOLS, "epochs": 1, "held_out": 0, "keep": "last"}
+    call = ToolCall(name="look", arguments='{"animal": "cat"}')
+    asked = (*say("user: what does the cat do?"), Message(role="assistant", content="", tool_calls=(call,)))
+    rows = [*CHATS[:8], Chat(id="call", messages=asked)]
+    plain = {**config, "template": None}
+    with pytest.raises(ModelError, match="leaves out a tool's call"):
+        bench.run(sft, "plain", plain, bench.data("chats", "chats", rows), models["base"])
+    tuned, facts = bench.run(sft, "out", config, bench.data("chats", "chats", rows), models["base"])
+    assert facts["rows"] == 9
+    assert AutoTokenizer.from_pretrained(tuned.local.path).chat_template == TOOLS

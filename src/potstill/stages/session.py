@@ -156,7 +156,7 @@ class Session:
     def finish(self, split: Split, happened: dict[str, Any]) -> Facts:
         """Save what was trained and the rows left out; returns everything that belongs into the manifest."""
         decided = {**self.team.scorer.facts(), "micro_batch_tokens": self.settings.micro_tokens}
-        facts = {**split.facts(), **decided, **self.team.facts(), **happened, **self._adapter, **self._mixture}
+        facts = {**happened, **split.facts(), **decided, **self.team.facts(), **self._adapter, **self._mixture}
         model, path, store = self.team.scorer.release(), self.work.path, self.config.store
         weights = self.team.whole(trained_only=is_adapted(model))
         if self.team.rank > 0:

@@ -17,6 +17,8 @@ class SftConfig(TrainingConfig):
     kind: Literal["sft"]
     model: ModelName
     """The model to start from. Without a chat template of its own it gets Zephyr's."""
+    template: str | None = Field(default=None, min_length=1)
+    """A chat template, as Jinja, in place of the model's own; what is made keeps it. Tools need one that knows them."""
     data: Annotated[Mixture, Reference(("chats",))]
     """The conversations, or several sources of them."""
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -47,6 +49,8 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
     from potstill.training.tasks import likelihood
 
     session = Session(config, inputs, work)
+    if config.template is not None:
+        session.tokenizer.chat_template = config.template
     known = set(session.tokenizer.get_vocab())
     add_tokens(session.tokenizer, config.new_tokens)
     vocabulary = session.tokenizer.get_vocab()
