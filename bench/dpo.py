@@ -81,6 +81,7 @@ def totals(answers: dict[str, list[dict[str, Any]]], amount: int) -> dict[str, A
         "peers": {name: rates[name] for name in peers},
         "ratios": {name: short(seconds[name] / seconds[OURS]) for name in peers},
         "spread": {name: spread([amount / answer["seconds"] for answer in done]) for name, done in answers.items()},
+        "last_loss": {name: short(done[-1]["last_loss"]) for name, done in answers.items()},
         "total_seconds": {name: short(value) for name, value in seconds.items()},
         "reference_seconds": {n: short(sum(a["reference_seconds"] for a in done)) for n, done in answers.items()},
         "peak_bytes": {name: max(answer["peak_bytes"] for answer in done) for name, done in answers.items()},

@@ -141,7 +141,7 @@ AGREEMENT = 0.02
 
 def disagreement(answers: Mapping[str, Mapping[str, Any]]) -> str:
     """What shows that the sides did not train on the same thing, or nothing. They start from the same weights, and the
-    learning rates are small: their mean loss and log-probability over the same rows are alike."""
+    learning rates are small: their mean loss and log-probability over the first epoch are alike."""
     ours = answers[OURS]
     for name, theirs in answers.items():
         for figure in ("loss", "chosen_logp"):

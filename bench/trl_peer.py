@@ -78,13 +78,15 @@ def train(job: Job) -> Measured:
     trainer = make(job, {**named, **options}, clock)
     trainer.train()
     steps = [row for row in trainer.state.log_history if "loss" in row]
+    first = steps[: len(steps) // job["epochs"]]
     reference = getattr(trainer, "reference_seconds", 0.0)
     shutil.rmtree(out, ignore_errors=True)
     return {
         "seconds": clock.seconds + reference,
         "reference_seconds": reference,
-        "loss": fmean(row["loss"] for row in steps),
-        "chosen_logp": fmean(row["logps/chosen"] for row in steps) if job["kind"] == "dpo" else None,
+        "loss": fmean(row["loss"] for row in first),
+        "last_loss": steps[-1]["loss"],
+        "chosen_logp": fmean(row["logps/chosen"] for row in first) if job["kind"] == "dpo" else None,
         "facts": {"steps": trainer.state.global_step, "resolved": _resolved(trainer)},
     }
 
