@@ -64,7 +64,7 @@ def test_layers_are_computed_again_only_in_training_and_not_after_release() -> N
 def test_a_model_whose_layers_cannot_be_computed_again_is_refused() -> None:
     model = tiny_model()
     model.model.layers = torch.nn.ModuleList()
-    with pytest.raises(ModelError, match=r"cannot be computed a second time.*checkpoint_activations: false"):
+    with pytest.raises(ModelError, match=r"cannot be computed a second time.*activation_checkpointing: false"):
         Scorer(model, checkpoint_activations=True)
 
 

@@ -133,8 +133,8 @@ def test_a_run_that_goes_on_goes_on_in_its_trackers(tmp_path: Path) -> None:
     assert all(row["tokens_per_second"] > 0 for row in told)
 
 
-def test_a_run_that_goes_on_knows_what_was_warned_of(tmp_path: Path) -> None:
-    """Its manifest says the same as that of a run that was never stopped."""
+def test_a_run_that_goes_on_tells_its_followers_the_whole_curve(tmp_path: Path) -> None:
+    """So that a guard knows what it warned of, and the manifest says the same as that of a run never stopped."""
     asked = iter(range(1, 100))
     with pytest.raises(Stopped):
         run(tmp_path, stopping=lambda: next(asked) == 11)

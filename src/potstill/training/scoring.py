@@ -275,7 +275,7 @@ def _checkpoint_layers(model: nn.Module, on: bool) -> None:
         raise ModelError(
             f"model {getattr(model, 'name_or_path', '')}",
             "its layers cannot be computed a second time in the backward",
-            "Set checkpoint_activations: false",
+            "Set activation_checkpointing: false",
         )
     for layer in layers:
         layer.gradient_checkpointing = on
