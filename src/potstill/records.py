@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Role = Literal["system", "user", "assistant", "tool"]
-Finish = Literal["stop", "length", "filter", "error"]
+Finish = Literal["stop", "length", "refusal", "filter", "empty", "error"]
+"""How an answer ended: as it should, cut at its limit, declined, stopped by a filter, saying nothing, or not at all."""
 
 
 def _object_text(value: Any) -> Any:

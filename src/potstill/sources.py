@@ -57,6 +57,8 @@ class EndpointModel(Spec):
     """The environment variable that holds the API key. The key itself never stands in a recipe."""
     price: Price | None = None
     """What it charges, for `potstill plan`."""
+    structured: bool = False
+    """The server takes a JSON Schema that an answer has to keep to (response_format)."""
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight at once."""
     timeout_seconds: float = Field(default=120.0, gt=0)
@@ -113,7 +115,7 @@ ModelSpec = LocalModel | EndpointModel
 ServerSpec = Annotated[MiniatureServer, Field(description="A server that the run starts and stops.")]
 
 # What of a spec decides the words that come back. Prices, limits and keys do not, so changing them reruns nothing.
-IDENTITY_FIELDS = {"path", "revision", "trust_remote_code", "endpoint", "name"}
+IDENTITY_FIELDS = {"path", "revision", "trust_remote_code", "endpoint", "name", "structured"}
 
 
 class Share(Spec):
@@ -178,6 +180,18 @@ class Model:
         """The spec of a model whose weights are at hand."""
         assert isinstance(self.spec, LocalModel), f"{self.name} is an endpoint"
         return self.spec
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where replies are kept, who asks for them, and what they may cost."""
+
+    workspace: Path
+    """The folder that holds the journal."""
+    stage: str = ""
+    """What the replies are for: spending is counted by it."""
+    budget_usd: float | None = None
+    """What all replies of the workspace together may cost; None: anything."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ def _run(job: dict[str, Any], speaker: "_Speaker | None", stop: "_Stop") -> dict
     config = stage.config.model_validate(job["config"])
     path, workspace = Path(job["path"]), Path(job["workspace"])
     progress, warn = (speaker.progress, speaker.warn) if speaker else (no_progress, no_warning)
-    work = Work(path, workspace, job["seed"], progress, warn, job["name"], job["launched"], stop.awaited)
+    work = Work(
+        path, workspace, job["seed"], progress, warn, job["name"], launched=job["launched"], stoppable=stop.awaited
+    )
     return stage.run(config, Inputs.from_json(job["inputs"]), work)
 
 

@@ -13,7 +13,7 @@ from stub_server import Stub, completion, cut_body, hang, page, refusal, reply
 
 from potstill.errors import TeacherError
 from potstill.records import Message
-from potstill.sources import EndpointModel, Model
+from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Reply, Request, remedy
 from potstill.teachers.client import Endpoint, Patience
 from potstill.teachers.journal import JOURNAL
@@ -41,7 +41,7 @@ def ended_by(reason: object) -> dict[str, Any]:
 
 
 def run(stub: Stub, workspace: Path, count: int = 1, **fields: Any) -> list[Reply]:
-    with Endpoint(model(stub.base_url, **fields), workspace, QUICK) as teacher:
+    with Endpoint(model(stub.base_url, **fields), Account(workspace), QUICK) as teacher:
         return list(teacher.complete(ask(f"q{i}") for i in range(count)))
 
 
@@ -71,7 +71,7 @@ def test_requests_are_read_a_bounded_window_ahead(tmp_path: Path) -> None:
             taken += 1
             yield ask(f"q{taken}")
 
-    with Stub() as stub, Endpoint(model(stub.base_url, concurrency=2), tmp_path, QUICK) as teacher:
+    with Stub() as stub, Endpoint(model(stub.base_url, concurrency=2), Account(tmp_path), QUICK) as teacher:
         replies = teacher.complete(endless())
         assert [next(replies).text for _ in range(3)] == ["echo q1", "echo q2", "echo q3"]
         assert taken <= 3 + 16 * 2
@@ -191,7 +191,7 @@ def test_an_exhausted_quota_stops_everything(tmp_path: Path) -> None:
     ],
 )
 def test_no_server_is_one_clear_line(tmp_path: Path, url: str, fields: dict[str, str], says: str) -> None:
-    with pytest.raises(TeacherError, match=says), Endpoint(model(url, **fields), tmp_path, QUICK) as teacher:
+    with pytest.raises(TeacherError, match=says), Endpoint(model(url, **fields), Account(tmp_path), QUICK) as teacher:
         list(teacher.complete([ask("q0")] * 3))
 
 
@@ -207,13 +207,13 @@ def test_a_server_that_only_fails_is_given_up(tmp_path: Path) -> None:
     ("body", "expected"),
     [
         (completion("half an ans", "length"), Reply("half an ans", "length", "the answer was cut at max_tokens", 5, 3)),
-        (completion("", "stop"), Reply("", "error", "the answer is empty", 5, 3)),
-        (completion(" \n", "stop"), Reply(" \n", "error", "the answer is empty", 5, 3)),
+        (completion("", "stop"), Reply("", "empty", "the answer is empty", 5, 3)),
+        (completion(" \n", "stop"), Reply(" \n", "empty", "the answer is empty", 5, 3)),
         (
             completion(None, "content_filter"),
             Reply("", "filter", "the server's content filter stopped the answer", 5, 3),
         ),
-        (completion(None, "stop", refusal="I won't"), Reply("", "filter", "the model refused: I won't", 5, 3)),
+        (completion(None, "stop", refusal="I won't"), Reply("", "refusal", "the model refused: I won't", 5, 3)),
         (completion("x", "tool_calls"), Reply("x", "error", "the answer ended with finish_reason 'tool_calls'", 5, 3)),
         (completion("x", None), Reply("x", "stop", "", 5, 3)),
         (ended_by(["stop"]), Reply("x", "error", "the answer ended with finish_reason ['stop']", 5, 3)),
@@ -254,7 +254,7 @@ def test_a_second_run_costs_no_call_and_a_changed_request_does(tmp_path: Path) -
             Request((Message(role="system", content="Be brief."), Message(role="user", content="q0")), 16),
             Request((Message(role="user", content="q0"),), 17),
         ]
-        with Endpoint(model(stub.base_url), tmp_path, QUICK) as teacher:
+        with Endpoint(model(stub.base_url), Account(tmp_path), QUICK) as teacher:
             list(teacher.complete(changes))
         assert stub.seen.total() == 20 + len(changes)
         for fields in ({"revision": "2"}, {"endpoint": "elsewhere"}, {"name": "other"}):
@@ -263,7 +263,7 @@ def test_a_second_run_costs_no_call_and_a_changed_request_does(tmp_path: Path) -
 
 
 def test_the_same_thing_twice_in_one_go_is_asked_for_once(tmp_path: Path) -> None:
-    with Stub() as stub, Endpoint(model(stub.base_url), tmp_path, QUICK) as teacher:
+    with Stub() as stub, Endpoint(model(stub.base_url), Account(tmp_path), QUICK) as teacher:
         assert [r.text for r in teacher.complete([ask("q1")] * 30)] == ["echo q1"] * 30
         assert stub.seen.total() == 1
 
@@ -289,7 +289,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(tmp_path: Path, monkeypatch: py
 def test_a_key_that_is_not_set_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STUB_KEY", raising=False)
     with pytest.raises(TeacherError, match="the environment variable STUB_KEY is not set"):
-        Endpoint(model("http://127.0.0.1:9/v1", key_env="STUB_KEY"), tmp_path)
+        Endpoint(model("http://127.0.0.1:9/v1", key_env="STUB_KEY"), Account(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -316,14 +316,14 @@ def test_an_error_in_the_requests_themselves_comes_out_and_nothing_is_left_runni
         yield ask("q0")
         raise RuntimeError("a bug of the stage")
 
-    with Stub() as stub, Endpoint(model(stub.base_url), tmp_path, QUICK) as teacher:
+    with Stub() as stub, Endpoint(model(stub.base_url), Account(tmp_path), QUICK) as teacher:
         with pytest.raises(RuntimeError, match="a bug of the stage"):
             list(teacher.complete(broken()))
         assert [r.text for r in teacher.complete([ask("q1")])] == ["echo q1"]
 
 
 def test_what_is_sent_is_what_the_protocol_has(tmp_path: Path) -> None:
-    with Stub() as stub, Endpoint(model(stub.base_url), tmp_path, QUICK) as teacher:
+    with Stub() as stub, Endpoint(model(stub.base_url), Account(tmp_path), QUICK) as teacher:
         list(teacher.complete([ask("q0", temperature=0.5, top_p=0.9, top_k=7, seed=3)]))
         (sent,) = stub.seen
     assert json.loads(sent) == {

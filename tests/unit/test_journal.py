@@ -15,7 +15,7 @@ from stub_server import Stub
 
 from potstill.errors import StorageError
 from potstill.records import Message
-from potstill.sources import EndpointModel, Model
+from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Request
 from potstill.teachers.client import Endpoint
 from potstill.teachers.journal import JOURNAL, Entry, Journal
@@ -26,12 +26,12 @@ CHILD = """
 import sys
 from pathlib import Path
 from potstill.records import Message
-from potstill.sources import EndpointModel, Model
+from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Request
 from potstill.teachers.client import Endpoint
 url, workspace = sys.argv[1:]
 model = Model("t", EndpointModel(endpoint="declared", name="m", concurrency=8), url)
-with Endpoint(model, Path(workspace)) as teacher:
+with Endpoint(model, Account(Path(workspace))) as teacher:
     requests = (Request((Message(role="user", content=f"q{i}"),), 8) for i in range(300))
     for i, reply in enumerate(teacher.complete(requests)):
         print(i, reply.text, flush=True)
@@ -112,7 +112,7 @@ def test_a_damaged_journal_is_to_be_moved_away(tmp_path: Path, case: str) -> Non
 
     def go() -> list[str]:
         model = Model("t", EndpointModel(endpoint="declared", name="m"), stub.base_url)
-        with Endpoint(model, tmp_path) as teacher:
+        with Endpoint(model, Account(tmp_path)) as teacher:
             asked = [Request((Message(role="user", content=f"q{i}"),), 8) for i in range(50)]
             return [reply.text for reply in teacher.complete(asked)]
 

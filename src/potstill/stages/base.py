@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
 from potstill.records import Dropped, Record
-from potstill.sources import Inputs, Spec
+from potstill.sources import Account, Inputs, Spec
 
 UNFINISHED = "unfinished"
 """The folder of a run for what stages keep until they are sealed."""
@@ -86,10 +86,17 @@ class Work:
     """Told what somebody who watches should know now, in a line."""
     name: str = "stage"
     """Of what this makes: the stage's name and key."""
+    budget_usd: float | None = None
+    """What the replies of the whole run may cost, as the recipe says."""
     launched: bool = False
     """Whether a launcher started this process, perhaps as one of several: they share the stage's work."""
     stoppable: Callable[[], AbstractContextManager[Callable[[], bool]]] = field(default=never_asked)
     """Within this, a request to end is answered by whoever asks for it often; elsewhere the process just ends."""
+
+    @property
+    def account(self) -> Account:
+        """What a teacher is connected with."""
+        return Account(self.workspace, self.name.rpartition("-")[0] or self.name, self.budget_usd)
 
     @property
     def state(self) -> Path:

@@ -92,8 +92,8 @@ def run(config: Converse, inputs: Inputs, work: Work) -> Facts:
         raise DataError(inputs.one("prompts").name, "there are no prompts", "Give it some")
     total, done = sum(dialogue.turns for dialogue in dialogues), 0
     with ExitStack() as stack:
-        teacher = stack.enter_context(connect(inputs.model("teacher"), work.workspace))
-        user = stack.enter_context(connect(inputs.model("user"), work.workspace)) if config.user else teacher
+        teacher = stack.enter_context(connect(inputs.model("teacher"), work.account))
+        user = stack.enter_context(connect(inputs.model("user"), work.account)) if config.user else teacher
         for turn in range(config.turns[1]):
             if turn:
                 _ask_users(config, user, [d for d in dialogues if d.open], turn, work.seed)

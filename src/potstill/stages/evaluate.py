@@ -220,7 +220,7 @@ def _ask_models(bench: _Bench, asked: Mapping[str, Sequence[Prompt]]) -> dict[st
     tick = bench.ticker(turns * len(bench.models), "answers")
     sheets: dict[str, list[Sheet]] = {name: [] for name in asked}
     for model in bench.models if questions else ():
-        with connect(model, bench.work.workspace) as teacher:
+        with connect(model, bench.work.account) as teacher:
             held = hold_dialogues(
                 teacher,
                 list(questions.values()),
@@ -245,7 +245,7 @@ def _judge(
 ) -> None:
     """Grade one suite's answers and keep them under `name`."""
     tick = bench.ticker(sum(turn.assistant is not None for sheet in answers for turn in sheet.turns), "judgments")
-    with connect(bench.judge(suite), bench.work.workspace) as judge:
+    with connect(bench.judge(suite), bench.work.account) as judge:
         graded = grade(judge, [replace(sheet, suite=name) for sheet in answers], ask, read, tick)
     bench.sheets += graded
     observations: dict[str, list[Observation]] = {model.name: [] for model in bench.models}

@@ -95,7 +95,7 @@ def run(config: Judge, inputs: Inputs, work: Work) -> Facts:
     rows = list(inputs.one("data").rows(Answers))
     dropped = [Dropped(id=row.id, reason="no_usable_answer") for row in rows if not _usable(row)]
     sittings = [sitting for row in rows if _usable(row) for sitting in _sittings(config, row, work.seed)]
-    with connect(model, work.workspace) as judge:
+    with connect(model, work.account) as judge:
         replies = judge.complete(_request(config, sitting, work.seed) for sitting in sittings)
         count = work.keep(_rated(config, _judge(sittings, replies, tally, work)))
     work.drop(dropped)

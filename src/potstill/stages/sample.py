@@ -102,7 +102,7 @@ def _prompts(config: Sample, inputs: Inputs) -> Iterator[Prompt]:
 def _ask(config: Sample, model: Model, prompts: list[Prompt], work: Work) -> Iterator[Reply]:
     if not prompts:
         return
-    with connect(model, work.workspace) as teacher:
+    with connect(model, work.account) as teacher:
         requests = (
             Request(
                 messages=prompt.messages,

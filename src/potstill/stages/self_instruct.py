@@ -132,7 +132,7 @@ def run(config: SelfInstruct, inputs: Inputs, work: Work) -> Facts:
         harvest.seen.add(_normal(seed))
     model, requests, failed = inputs.model("teacher"), 0, Counter[str]()
     first: Reply | None = None
-    with connect(model, work.workspace) as teacher:
+    with connect(model, work.account) as teacher:
         while not harvest.full and requests < config.most_requests:
             size = min(config.round_size, config.most_requests - requests)
             asked = [_request(config, seeds, harvest.kept, work.seed, requests + i) for i in range(size)]
@@ -175,7 +175,7 @@ def _request(config: SelfInstruct, seeds: list[str], kept: list[str], seed: int,
 
 def _harvest_reply(config: SelfInstruct, harvest: _Harvest, failed: Counter[str], number: int, reply: Reply) -> None:
     name = f"reply-{number}"
-    if reply.finish in ("error", "filter"):
+    if reply.finish not in ("stop", "length"):
         failed[reply.finish] += 1
         harvest.dropped.append(Dropped(id=name, reason=f"reply_{reply.finish}", detail=reply.reason))
         return

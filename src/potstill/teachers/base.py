@@ -1,17 +1,21 @@
 """What every teacher is: something that completes chats, in order, and says why where it could not."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
-from potstill.records import Finish, Message
-from potstill.sources import EndpointModel, Model
+from potstill.records import Finish, Message, ToolCall
+from potstill.sources import Account, EndpointModel, Model
 
 REPLIES_ARE_KEPT = "Its replies are kept: give a model that was mended under its old name a revision of its own"
 """What whoever finds a teacher's replies useless has to know: the same request is not asked a second time."""
+
+
+def is_whole(reply: "Reply") -> bool:
+    """It ended by itself and says something."""
+    return reply.finish == "stop"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,16 @@ class Request:
     seed: int = 0
     sample: int = 0
     """Tells several completions of the same request apart."""
+    tools: tuple[str, ...] = ()
+    """What the model may call: JSON Schemas as chat templates take them, each as text."""
+    schema: str = ""
+    """A JSON Schema, as text, that the answer is to keep to. Sent where the model is declared `structured`."""
+    opening: str = ""
+    """Text to go on from as it stands, without a chat template; `messages` are then empty (Magpie)."""
+    attempts: int = 1
+    """How often to ask, each time with another seed, until `accept` takes the reply; the last one stands."""
+    accept: "Callable[[Reply], bool]" = is_whole
+    """Whether a reply is of use. Called from another thread."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,9 @@ class Reply:
     reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning: str = ""
+    """What the model thought before it answered, where the server tells it apart from the answer."""
+    tool_calls: tuple[ToolCall, ...] = ()
     origin: Literal["model", "journal", "nobody"] = "model"
     """Who gave it: a model at hand; a server, in which case the journal holds it; or nobody, as no answer came."""
 
@@ -69,12 +86,12 @@ class Teacher(Protocol):
         ...
 
 
-def connect(model: Model, workspace: Path) -> AbstractContextManager[Teacher]:
-    """The teacher behind a model of the recipe. Replies that were paid for are kept in the workspace's journal."""
+def connect(model: Model, account: Account) -> AbstractContextManager[Teacher]:
+    """The teacher behind a model of the recipe. Replies that were paid for are kept in the journal."""
     if isinstance(model.spec, EndpointModel):
         from potstill.teachers.client import Endpoint
 
-        return Endpoint(model, workspace)
+        return Endpoint(model, account)
     from potstill.teachers.local import LocalTeacher  # imports torch
 
     return LocalTeacher(model)

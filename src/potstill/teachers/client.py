@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from potstill.errors import PotstillError, StorageError, TeacherError
-from potstill.sources import EndpointModel, Model
+from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Reply, Request
 from potstill.teachers.journal import JOURNAL, Entry, Journal, entry_key
 from potstill.teachers.wire import Failure, failure, failures, read_reply, request_body
@@ -61,14 +60,14 @@ class Endpoint:
     many requests in a row. Anything that concerns one request alone becomes a Reply with finish "error" and a reason.
     """
 
-    def __init__(self, model: Model, workspace: Path, patience: Patience | None = None) -> None:
+    def __init__(self, model: Model, account: Account, patience: Patience | None = None) -> None:
         assert isinstance(model.spec, EndpointModel)
         self.name = model.name
         self._spec = model.spec
         self._url = model.base_url or model.spec.endpoint
         self._where = f"{model.name} ({self._url})"
         self._patience = patience or Patience()
-        self._workspace = workspace
+        self._workspace = account.workspace
         self._secret = self._read_key()
         self._window = 16 * model.spec.concurrency
         self._tasks: dict[asyncio.Task[None], _Job] = {}
@@ -151,7 +150,7 @@ class Endpoint:
 
     def _submit(self, request: Request, asked: dict[str, "Future[Reply]"]) -> _Job:
         """Ask, unless the journal knows the reply or the same thing is being asked already."""
-        body = request_body(self._spec.name, request)
+        body = request_body(self._spec.name, request, structured=self._spec.structured)
         key = entry_key(body, endpoint=self._spec.endpoint, revision=self._spec.revision, sample=request.sample)
         job = _Job(request, body, key, asked.get(key) or Future())
         if key in asked:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from potstill.records import Finish
+from potstill.records import Finish, Message, ToolCall
 from potstill.teachers.base import Reply, Request
 
 LONGEST_WORDS = 300
@@ -21,16 +21,44 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _STOPPED = (None, "stop", "eos", "eos_token", "stop_sequence", "end_turn")
 
 
-def request_body(name: str, request: Request) -> dict[str, Any]:
-    """The body of a chat completion, as it is sent and as the journal hashes it."""
-    return {
-        "model": name,
-        "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+def request_body(name: str, request: Request, *, structured: bool = False) -> dict[str, Any]:
+    """The body of a completion, as it is sent and as the journal hashes it: of a chat, or of the text to go on from.
+
+    `structured`: the server takes a schema that the answer has to keep to.
+    """
+    body: dict[str, Any] = {"model": name}
+    if request.opening:
+        body["prompt"] = request.opening
+    else:
+        body["messages"] = [_message(message) for message in request.messages]
+    if request.tools:
+        body["tools"] = [json.loads(tool) for tool in request.tools]
+    if request.schema and structured:
+        form = {"name": "answer", "schema": json.loads(request.schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body | {
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "seed": request.seed,
     }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A turn in the protocol's columns."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id or f"call-{place}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for place, call in enumerate(message.tool_calls)
+        ]
+    if message.role == "tool":
+        turn["tool_call_id"] = message.tool_call_id or "call-0"
+    return turn
 
 
 def read_reply(raw: str) -> Reply:
@@ -41,15 +69,17 @@ def read_reply(raw: str) -> Reply:
         raise ValueError(f"the reply is not JSON: {_short(raw)!r}") from error
     try:
         choice = body["choices"][0]
-        message = choice["message"]
+        message = choice.get("message") or {"content": choice["text"]}  # a chat, or a text that was gone on from
         text, refusal = message.get("content"), message.get("refusal")
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
         stopped = choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the reply is not a chat completion: {_short(raw)!r}") from error
     if not isinstance(text, str | None):
         raise ValueError(f"the reply's content is not text: {_short(raw)!r}")
     text = _whole(text or "")
-    finish, reason = _finish(text, refusal, stopped)
+    finish, reason = _finish(text, refusal, stopped, called=bool(calls))
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Reply(
@@ -58,21 +88,30 @@ def read_reply(raw: str) -> Reply:
         reason,
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
+        reasoning=_whole(reasoning) if isinstance(reasoning, str) else "",
+        tool_calls=calls,
         origin="journal",
     )
 
 
-def _finish(text: str, refusal: object, stopped: object) -> tuple[Finish, str]:
+def _tool_call(value: Any) -> ToolCall:
+    function = value["function"]
+    return ToolCall(name=function["name"], arguments=function.get("arguments") or "{}", id=value.get("id") or "")
+
+
+def _finish(text: str, refusal: object, stopped: object, *, called: bool) -> tuple[Finish, str]:
     if stopped == "content_filter":
         return "filter", "the server's content filter stopped the answer"
     if refusal and not text:
-        return "filter", f"the model refused: {_short(str(refusal))}"
+        return "refusal", f"the model refused: {_short(str(refusal))}"
     if stopped == "length":
         return "length", "the answer was cut at max_tokens"
+    if called and stopped in (*_STOPPED, "tool_calls", "function_call"):
+        return "stop", ""
     if stopped not in _STOPPED:
         return "error", f"the answer ended with finish_reason {_short(repr(stopped))}"
     if not text.strip():
-        return "error", "the answer is empty"
+        return "empty", "the answer is empty"
     return "stop", ""
 
 
