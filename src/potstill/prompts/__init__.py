@@ -1,10 +1,14 @@
 """The prompt files, by name: what potstill says to teachers and judges. Jinja2 text, no markup, no escaping."""
 
 import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from potstill.errors import DataError
 
 # What marks the parts of a judge's prompt. A text under judgment must not be able to close its own frame, nor an answer
 # to look like the next speaker's turn.
@@ -22,9 +26,33 @@ def guard(text: str) -> str:
     return _SPEAKER.sub(" ", _MARK.sub(r"\1 ", text))
 
 
+def compile_prompt(text: str, name: str) -> Callable[[Mapping[str, Any]], str]:
+    """A user's own prompt, ready to be filled. DataError, naming the file, where it is no template or has other blanks."""
+    try:
+        template = _environment().from_string(text)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f"{name}:{line}" if line else name
+        raise DataError(where, f"this is no Jinja2 text: {error}", "Mend it, or start from potstill's own") from error
+
+    def fill(values: Mapping[str, Any]) -> str:
+        try:
+            return template.render(values)
+        except Exception as error:  # whatever a user's expression may raise
+            known = ", ".join(sorted(values))
+            raise DataError(name, f"the prompt cannot be filled: {error}", f"It may use: {known}") from error
+
+    return fill
+
+
 @cache
 def _template(name: str) -> Template:
-    environment = Environment(
+    return _environment().get_template(f"{name}.txt")
+
+
+@cache
+def _environment() -> SandboxedEnvironment:
+    environment = SandboxedEnvironment(
         loader=PackageLoader("potstill", "prompts"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -32,4 +60,4 @@ def _template(name: str) -> Template:
         autoescape=False,
     )
     environment.filters["guard"] = guard
-    return environment.get_template(f"{name}.txt")
+    return environment
