@@ -90,7 +90,7 @@ def test_a_turn_that_failed_drops_its_dialogue_with_the_reason(tmp_path: Path) -
     with Stub(answer=talker, fault=some_fail) as stub:
         made = converse(tmp_path, stub, PROMPTS, turns=[2, 2])
     assert {row.id: row.reason for row in made.dropped} == {
-        "p0": "answer_empty", "p1": "answer_length", "p2": "answer_error", "p3": "answer_filter", "p4": "user_unread",
+        "p0": "answer_error", "p1": "answer_length", "p2": "answer_empty", "p3": "answer_filter", "p4": "user_unread",
     }  # fmt: skip
     assert made.dropped[0].detail == "HTTP 400: too long"
     assert [row.id for row in made.rows] == [f"p{i}" for i in range(5, 12)]

@@ -27,7 +27,7 @@ def guard(text: str) -> str:
 
 
 def compile_prompt(text: str, name: str) -> Callable[[Mapping[str, Any]], str]:
-    """A user's own prompt, ready to be filled. DataError, naming the file, where it is no template or has other blanks."""
+    """A user's own prompt, ready to be filled. DataError, naming the file, where it is no template or asks for more."""
     try:
         template = _environment().from_string(text)
     except TemplateError as error:

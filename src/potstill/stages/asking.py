@@ -22,7 +22,7 @@ class Asking(StageConfig):
     PROMPTS: ClassVar[tuple[str, ...]] = ()
     """The prompt files that it renders."""
 
-    prompt_files: dict[str, Annotated[str, Reference(("file",))]] = {}
+    prompt_files: dict[str, Annotated[str, Reference(("file",))]] = Field(default_factory=dict)
     """Your own wording in place of potstill's, by the prompt's name: {self_instruct: mine.txt}. Jinja2 text; the
     originals, with the blanks that each may use, lie in potstill/prompts."""
     truncated: Literal["drop", "keep"] = "drop"
