@@ -5,6 +5,7 @@
     ├── DataError      ValueError  a row or file that a stage was given
     ├── ModelError     ValueError  a model, tokenizer or template that does not fit its use
     ├── TeacherError               a teacher or judge that cannot be reached or answers rubbish
+    ├── BudgetError                the next request could cost more than the budget has left
     ├── StorageError   OSError     a folder, a disk, a sealed artifact
     ├── BusyError      OSError     another run holds the folder
     └── Stopped                    it was asked to stop, and can go on; exit code 143
@@ -44,6 +45,10 @@ class ModelError(PotstillError, ValueError):
 
 class TeacherError(PotstillError):
     """A teacher or judge cannot be reached, refuses, or answers nothing that can be used."""
+
+
+class BudgetError(PotstillError):
+    """The next request could cost more than the budget has left. What came is kept."""
 
 
 class StorageError(PotstillError, OSError):

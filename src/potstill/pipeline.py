@@ -17,10 +17,12 @@ from potstill import stages
 from potstill.artifact import Artifact, read_json, seal, storage_errors
 from potstill.errors import RecipeError
 from potstill.launch import check_launcher, run_job
+from potstill.money import Ledger
 from potstill.plan import Plan, Step, make_plan, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
 from potstill.stages.base import Facts, Progress, Work
+from potstill.teachers.journal import JOURNAL, Journal
 from potstill.workspace import Asked, Description, Hashes, Workspace
 
 
@@ -90,12 +92,13 @@ def run(
         whole = make_plan(recipe, workspace, hashes)
         plan = whole.until(until)
         check_keys(plan)
+        check_prices(plan)
         _check_launch(plan, launcher)
         hashes.save()
         workspace.note_run(_description(whole, until, launcher))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
-        means = _Means(workspace, servers, listener, launcher)
+        means = _Means(workspace, servers, listener, launcher, _ledger(recipe, workspace))
         for step in plan.steps.values():
             if step.artifact is not None:
                 sealed[step.name] = step.artifact
@@ -122,6 +125,29 @@ def check_keys(plan: Plan) -> None:
                     )
 
 
+def check_prices(plan: Plan) -> None:
+    """RecipeError where there is a budget and nobody says what a model costs that has to be asked."""
+    if plan.recipe.budget_usd is None:
+        return
+    for step in plan.to_run:
+        for link in step.entry.links:
+            for model in link.models:
+                if isinstance(model.spec, EndpointModel) and model.spec.is_url and model.spec.price is None:
+                    raise RecipeError(
+                        link.place,
+                        f"there is a budget, but the model '{model.name}' that '{step.name}' asks has no price",
+                        "Give it one, in USD per million tokens: price: {input: 2.5, output: 10}; 0 where it is free",
+                    )
+
+
+def _ledger(recipe: Recipe, workspace: Workspace) -> Ledger:
+    """What earlier runs in this folder have spent counts too."""
+    if not (workspace.path / JOURNAL).exists():
+        return Ledger(recipe.budget_usd)
+    with contextlib.closing(Journal(workspace.path / JOURNAL)) as journal:
+        return Ledger(recipe.budget_usd, journal.spent_usd())
+
+
 def _description(plan: Plan, until: str | None, launcher: Sequence[str]) -> Description:
     return Description(
         recipe=plan.recipe.name,
@@ -133,6 +159,7 @@ def _description(plan: Plan, until: str | None, launcher: Sequence[str]) -> Desc
         },
         until=until,
         launch=list(launcher),
+        budget_usd=plan.recipe.budget_usd,
     )
 
 
@@ -156,6 +183,7 @@ class _Means:
     servers: "Servers"
     listener: Listener
     launcher: Sequence[str]
+    ledger: Ledger
 
 
 def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Means) -> Artifact:
@@ -169,7 +197,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
         draft.mkdir(parents=True)
         inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
         progress, warn = _relay(step, listener), partial(listener.warned, step)
-        work = Work(draft, workspace.path, step.seed, progress, warn, step.folder)
+        work = Work(draft, workspace.path, step.seed, progress, warn, step.folder, ledger=means.ledger)
         facts = _in_child(step, inputs, work, means) if step.entry.stage.trains else _in_process(step, inputs, work)
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
     except BaseException:
@@ -247,7 +275,7 @@ def _servers_of(step: Step) -> Iterator[str]:
     for link in step.entry.links:
         for model in link.models:
             if isinstance(model.spec, EndpointModel):
-                yield model.spec.endpoint
+                yield model.spec.server
 
 
 def _report(plan: Plan, sealed: Mapping[str, Artifact], workspace: Workspace) -> Mapping[str, Any] | None:

@@ -130,8 +130,8 @@ class _Planner:
     def _model(self, model: Model) -> str:
         identity = model.spec.model_dump(mode="json", include=IDENTITY_FIELDS)
         if isinstance(model.spec, EndpointModel):
-            if model.spec.endpoint in self._recipe.servers:
-                identity["endpoint"] = _server_identity(self._recipe, model.spec.endpoint)
+            if model.spec.server:
+                identity["endpoint"] = _server_identity(self._recipe, model.spec.server)
         elif Path(model.spec.path).is_absolute():  # a recipe's folders are; a name on the Hub is not
             identity["path"] = self._hashes.folder(Path(model.spec.path))
         return digest(identity)
@@ -221,8 +221,8 @@ def _placed(recipe: Recipe, model: Model, urls: Mapping[str, str]) -> Model:
     another world is another model, and the journal must not answer for it."""
     if not isinstance(model.spec, EndpointModel):
         return model
-    spec, name = model.spec, model.spec.endpoint
-    if name in recipe.servers:
+    spec, name = model.spec, model.spec.server
+    if name:
         world = _server_identity(recipe, name)[:KEY_LENGTH]
         spec = spec.model_copy(update={"revision": f"{spec.revision}+{world}" if spec.revision else world})
     return Model(model.name, spec, urls.get(name, name))

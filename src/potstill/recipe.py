@@ -6,6 +6,7 @@ Whatever is wrong with it is one RecipeError that names the line, before anythin
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, 
 from potstill.stages.base import Stage, StageConfig
 from potstill.validation import LONGEST_NAME, PLAIN, check_utf8, complain, nearest, true_as_number
 
-TOP_LEVEL = ("name", "seed", "variables", "servers", "models", "stages")
+TOP_LEVEL = ("name", "seed", "budget_usd", "variables", "servers", "models", "stages")
 RESERVED = {*TOP_LEVEL, "artifacts", "cache", "unfinished", "work", "logs", "lock"}
 """Top-level keys, and what else lies in a run's folder: no part of a recipe may be called so."""
 
@@ -40,6 +41,8 @@ class Recipe:
     source: str
     """As it was named: a file, or the name of a shipped recipe."""
     overrides: tuple[str, ...]
+    budget_usd: float | None = None
+    """What the replies of a run may cost, all together; None: anything."""
 
 
 def recipe_folder() -> Path:
@@ -153,7 +156,17 @@ class _Builder:
         resolver = Resolver(self._document, self._folder, servers, models, configs)
         entries = {name: resolver.entry(name) for name in configs}
         in_order = {entry: entries[entry] for entry in ordered(entries)}
-        return Recipe(name, seed, self._variables, servers, models, in_order, self._source, self._overrides)
+        budget = self._budget()
+        return Recipe(name, seed, self._variables, servers, models, in_order, self._source, self._overrides, budget)
+
+    def _budget(self) -> float | None:
+        value = self._values(("budget_usd",)) if "budget_usd" in self._document.value else None
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
+            what = f"budget_usd is {value!r}; expected a number of US dollars above 0"
+            raise RecipeError(self._document.place(("budget_usd",)), what, "Write for example budget_usd: 20")
+        return float(value)
 
     def _top(self, key: str, default: Any) -> Any:
         return self._document.value.get(key, default)
@@ -250,10 +263,10 @@ class _Builder:
         if "path" in value:
             return self._local(self._spec(LocalModel, value, steps), steps)
         spec = self._spec(EndpointModel, value, steps)
-        if not spec.is_url and spec.endpoint not in servers:
+        if not spec.is_url and spec.server not in servers:
             raise RecipeError(
                 self._document.place((*steps, "endpoint")),
-                f"'{spec.endpoint}' is neither a URL nor a server of this recipe{nearest(spec.endpoint, servers)}",
+                f"'{spec.server}' is neither a URL nor a server of this recipe{nearest(spec.server, servers)}",
                 "Write a URL such as http://localhost:8000/v1, or declare it under 'servers'",
             )
         return spec

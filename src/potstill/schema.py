@@ -51,6 +51,10 @@ def recipe_schema() -> dict[str, Any]:
                 "description": "The recipe's name, and its folder's under runs/.",
             },
             "seed": {"type": "integer", "default": 0, "description": "Every stage's seed is made from this one."},
+            "budget_usd": {
+                "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}, {"$ref": "#/$defs/Variable"}],
+                "description": "What the replies of a run may cost, in US dollars: a hard stop, from which it goes on.",
+            },
             "variables": {
                 "type": ["object", "null"],
                 "propertyNames": word,

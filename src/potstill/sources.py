@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serial
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows
 from potstill.errors import RecipeError
+from potstill.money import Ledger
 from potstill.records import ROWS, Record
 
 R = TypeVar("R", bound=Record)
@@ -31,6 +32,12 @@ class Price(Spec):
     """USD per million prompt tokens."""
     output: float = Field(ge=0)
     """USD per million completion tokens."""
+    batch: float = Field(default=0.5, ge=0, le=1)
+    """The share of these that a batch job pays."""
+
+    def usd(self, prompt_tokens: int, completion_tokens: int, *, batch: bool = False) -> float:
+        """What a reply costs."""
+        return (self.input * prompt_tokens + self.output * completion_tokens) / 1e6 * (self.batch if batch else 1)
 
 
 class LocalModel(Spec):
@@ -47,8 +54,9 @@ class LocalModel(Spec):
 class EndpointModel(Spec):
     """A model behind an OpenAI-compatible server."""
 
-    endpoint: str
-    """The base URL, such as http://localhost:8000/v1, or the name of one of the recipe's servers."""
+    endpoint: str | tuple[str, ...]
+    """The base URL, such as http://localhost:8000/v1, or the name of one of the recipe's servers. Several URLs are
+    replicas of one model: requests are spread over them, and go to another where one fails."""
     name: str
     """The model's name as the server knows it."""
     revision: str = ""
@@ -56,26 +64,56 @@ class EndpointModel(Spec):
     key_env: str | None = Field(default=None, min_length=1)
     """The environment variable that holds the API key. The key itself never stands in a recipe."""
     price: Price | None = None
-    """What it charges, for `potstill plan`."""
+    """What it charges. A budget needs it, and `potstill plan`, `status` and `journal` tell money by it."""
     structured: bool = False
     """The server takes a JSON Schema that an answer has to keep to (response_format)."""
-    concurrency: int = Field(default=16, ge=1)
-    """Requests in flight at once."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Fields written over the body of each request, such as {reasoning_effort: low}; null leaves one out that the
+    server does not take, such as {seed: null}."""
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the field that bounds an answer."""
+    concurrency: int = Field(default=32, ge=1, le=10_000)
+    """Requests in flight at once, at each URL. Fewer while the server says that it is overloaded."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """The most requests that go to each URL in a minute."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """The most tokens, of prompts and answers together, that each URL is asked for in a minute."""
     timeout_seconds: float = Field(default=120.0, gt=0)
     """How long one request may take."""
+    max_unserved: float = Field(default=0.0, ge=0, le=1)
+    """A request that fails at every try becomes a row with its reason. Where more than this share of a stage's
+    requests do, the stage is not sealed: run again, and only those are asked again."""
+    batch: bool = False
+    """Send requests as batch jobs, which cost less and take up to a day, where the server offers them."""
 
     @field_validator("endpoint")
     @classmethod
-    def _can_be_asked(cls, endpoint: str) -> str:
-        fault = _url_fault(endpoint) if endpoint.startswith(URL_BEGINS) else ""
-        if fault:
-            raise RecipeError("endpoint", fault, "Write a URL such as http://localhost:8000/v1")
+    def _can_be_asked(cls, endpoint: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (endpoint,) if isinstance(endpoint, str) else endpoint
+        if not names:
+            raise RecipeError("endpoint", "there is no URL in it", "Write a URL such as http://localhost:8000/v1")
+        for name in names:
+            fault = _url_fault(name) if name.startswith(URL_BEGINS) else ""
+            if len(names) > 1 and not name.startswith(URL_BEGINS):
+                fault = f"replicas are URLs, and '{name}' is none"
+            if fault:
+                raise RecipeError("endpoint", fault, "Write a URL such as http://localhost:8000/v1")
         return endpoint
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where it answers: URLs, or the name of one server of the recipe."""
+        return (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint
 
     @property
     def is_url(self) -> bool:
         """Whether the endpoint says where it answers; otherwise it names a server of the recipe."""
-        return self.endpoint.startswith(URL_BEGINS)
+        return self.endpoints[0].startswith(URL_BEGINS)
+
+    @property
+    def server(self) -> str:
+        """The server of the recipe that it names, or nothing."""
+        return "" if self.is_url else self.endpoints[0]
 
     def key_fault(self) -> str:
         """What is wrong with the variable that is to hold the API key: "is not set". Never says what it holds."""
@@ -114,8 +152,9 @@ class MiniatureServer(Spec):
 ModelSpec = LocalModel | EndpointModel
 ServerSpec = Annotated[MiniatureServer, Field(description="A server that the run starts and stops.")]
 
-# What of a spec decides the words that come back. Prices, limits and keys do not, so changing them reruns nothing.
-IDENTITY_FIELDS = {"path", "revision", "trust_remote_code", "endpoint", "name", "structured"}
+# What of a spec decides the words that come back. Prices, limits, keys and addresses do not, so changing them reruns
+# nothing; that another address under an old name is another model is noticed by the journal.
+IDENTITY_FIELDS = {"path", "revision", "trust_remote_code", "name", "structured", "options"}
 
 
 class Share(Spec):
@@ -190,8 +229,8 @@ class Account:
     """The folder that holds the journal."""
     stage: str = ""
     """What the replies are for: spending is counted by it."""
-    budget_usd: float | None = None
-    """What all replies of the workspace together may cost; None: anything."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """What was spent, and how much may be."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What `plan` and `status` print."""
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from potstill.artifact import find
 from potstill.console import duration, facts_line
 from potstill.plan import Plan, Step
 from potstill.sources import EndpointModel, Price
+from potstill.teachers.journal import JOURNAL, Journal
 from potstill.workspace import Description, Workspace
 
 ROOM_FOR_DATES = 110
@@ -83,6 +85,8 @@ def status_view(console: Console, workspace: Workspace) -> None:
         table.add_row(name, asked.kind, Text("sealed", "green"), *when, seconds, escape(facts_line(artifact)))
     console.print(table)
     console.print()
+    if spent := _spent(described, workspace):
+        console.print(spent, soft_wrap=True)
     if holder:
         console.print(f"Process {holder} works in {workspace.path}.", soft_wrap=True)
     elif left:
@@ -90,6 +94,23 @@ def status_view(console: Console, workspace: Workspace) -> None:
         console.print(f"  {_resume(described, workspace)}", soft_wrap=True)
     else:
         console.print(f"All {len(described.stages)} stages are sealed in {workspace.path}.", soft_wrap=True)
+
+
+def _spent(described: Description, workspace: Workspace) -> str:
+    """What replies have cost, and what of the budget is left."""
+    path = workspace.path / JOURNAL
+    if not path.exists():
+        return ""
+    with contextlib.closing(Journal(path, read_only=True)) as journal:
+        totals = journal.totals()
+    calls, usd = sum(total.calls for total in totals), sum(total.usd for total in totals)
+    tokens = sum(total.prompt_tokens + total.completion_tokens for total in totals)
+    words = f"{calls:,} replies with {tokens:,} tokens are kept"
+    if usd or described.budget_usd is not None:
+        words += f"; ${usd:,.2f} spent"
+    if described.budget_usd is not None:
+        words += f" of ${described.budget_usd:,.2f}, ${max(0.0, described.budget_usd - usd):,.2f} left"
+    return f"{words}. What they are: potstill journal {shlex.quote(str(workspace.path))}"
 
 
 def _resume(described: Description, workspace: Workspace) -> str:

@@ -61,6 +61,7 @@ class Description(BaseModel):
     stages: dict[str, Asked]
     until: str | None = None
     launch: list[str] = []
+    budget_usd: float | None = None
 
 
 Stamp = tuple[int, int, int, str]

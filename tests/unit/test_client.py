@@ -15,7 +15,7 @@ from potstill.errors import TeacherError
 from potstill.records import Message
 from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Reply, Request, remedy
-from potstill.teachers.client import Endpoint, Patience
+from potstill.teachers.client import LEAST_WINDOW, Endpoint, Patience
 from potstill.teachers.journal import JOURNAL
 from potstill.teachers.wire import read_reply
 
@@ -74,7 +74,7 @@ def test_requests_are_read_a_bounded_window_ahead(tmp_path: Path) -> None:
     with Stub() as stub, Endpoint(model(stub.base_url, concurrency=2), Account(tmp_path), QUICK) as teacher:
         replies = teacher.complete(endless())
         assert [next(replies).text for _ in range(3)] == ["echo q1", "echo q2", "echo q3"]
-        assert taken <= 3 + 16 * 2
+        assert taken <= 3 + LEAST_WINDOW
         replies.close()
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_served_ends_as_a_reply_with_its_reason(tmp_path: Path) -
         return refusal(500, "this one breaks me") if number(body) == 3 else None
 
     with Stub(fault=third_never) as stub:
-        answers = run(stub, tmp_path, 6)
+        answers = run(stub, tmp_path, 6, max_unserved=0.2)
     assert [a.finish for a in answers] == ["stop"] * 3 + ["error"] + ["stop"] * 2
     assert answers[3].reason == "HTTP 500: this one breaks me (after 4 tries)"
     assert [a.origin for a in answers] == ["journal"] * 3 + ["nobody"] + ["journal"] * 2
@@ -140,7 +140,7 @@ def test_a_server_that_never_answers_is_said_to(tmp_path: Path) -> None:
         return await hang(5)
 
     with Stub(fault=never) as stub:
-        (answer,) = run(stub, tmp_path, timeout_seconds=0.2)
+        (answer,) = run(stub, tmp_path, timeout_seconds=0.2, max_unserved=1)
     assert answer == Reply("", "error", "no reply came in 0.2 s (after 4 tries)", origin="nobody")
 
 
@@ -257,9 +257,28 @@ def test_a_second_run_costs_no_call_and_a_changed_request_does(tmp_path: Path) -
         with Endpoint(model(stub.base_url), Account(tmp_path), QUICK) as teacher:
             list(teacher.complete(changes))
         assert stub.seen.total() == 20 + len(changes)
-        for fields in ({"revision": "2"}, {"endpoint": "elsewhere"}, {"name": "other"}):
+        for fields in ({"revision": "2"}, {"name": "other"}, {"options": {"reasoning_effort": "low"}}):
             run(stub, tmp_path, **fields)
         assert stub.seen.total() == 20 + len(changes) + 3
+
+
+def test_another_address_under_an_old_name_is_refused_until_it_is_declared(tmp_path: Path) -> None:
+    """TRAPS: a changed base URL that the cache key does not see."""
+    with Stub() as one, Stub(answer=lambda body: "another model") as other:
+        first = run_at(tmp_path, one.base_url)
+        with pytest.raises(TeacherError, match=rf"holds 3 replies of this model from {one.base_url}, and .* now asks"):
+            run_at(tmp_path, other.base_url)
+        assert run_at(tmp_path, [other.base_url, one.base_url]) == first, "replicas share what is kept"
+        assert run_at(tmp_path, other.base_url) == first, "it was declared"
+        assert not other.seen
+        assert run_at(tmp_path, other.base_url, revision="b") == ["another model"] * 3
+
+
+def run_at(workspace: Path, endpoint: str | list[str], count: int = 3, **fields: Any) -> list[str]:
+    """Ask whoever is there, by addresses alone."""
+    at = Model("teacher", EndpointModel(endpoint=endpoint, name="m", **fields))
+    with Endpoint(at, Account(workspace), QUICK) as teacher:
+        return [r.text for r in teacher.complete(ask(f"q{i}") for i in range(count))]
 
 
 def test_the_same_thing_twice_in_one_go_is_asked_for_once(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ SOURCE = ROOT / "src" / "potstill"
 # Imports point down this list, or stay inside one line of it.
 LAYERS = [
     ["errors"],
-    ["records", "document"],
+    ["records", "document", "money"],
     ["artifact"],
     ["sources"],
     ["formats", "shapes", "found", "prompts"],

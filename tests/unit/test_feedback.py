@@ -94,7 +94,13 @@ def test_a_turn_that_failed_drops_its_dialogue_with_the_reason(tmp_path: Path) -
     }  # fmt: skip
     assert made.dropped[0].detail == "HTTP 400: too long"
     assert [row.id for row in made.rows] == [f"p{i}" for i in range(5, 12)]
-    assert made.facts["dropped"] == {"answer_empty": 2, "answer_filter": 1, "answer_length": 1, "user_unread": 1}
+    assert made.facts["dropped"] == {
+        "answer_empty": 1,
+        "answer_error": 1,
+        "answer_filter": 1,
+        "answer_length": 1,
+        "user_unread": 1,
+    }
 
 
 def test_no_dialogue_at_all_is_an_error(tmp_path: Path) -> None:

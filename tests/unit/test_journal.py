@@ -6,9 +6,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stub_server import Stub
@@ -20,7 +21,9 @@ from potstill.teachers.base import Request
 from potstill.teachers.client import Endpoint
 from potstill.teachers.journal import JOURNAL, Entry, Journal
 
-ENTRY = Entry("m", "", "declared", 0, "{}", '{"a": 1}')
+ENTRY = Entry(
+    "k", "m", "", "declared", "s", 0, 0, "{}", '{"a": 1}', "stop", 5, 3, 0.5, 0.1, "2026-01-01T00:00:00+00:00"
+)
 
 CHILD = """
 import sys
@@ -38,22 +41,14 @@ with Endpoint(model, Account(Path(workspace))) as teacher:
 """
 
 
-def put(journal: Journal, key: str, entry: Entry = ENTRY) -> StorageError | None:
-    done, failures = threading.Event(), []
-
-    def failed(error: StorageError) -> None:
-        failures.append(error)
-        done.set()
-
-    journal.put(key, entry, done.set, failed)
-    assert done.wait(10)
-    return failures[0] if failures else None
+def put(journal: Journal, key: str, **fields: Any) -> None:
+    journal.keep([replace(ENTRY, key=key, **fields)])
 
 
 def test_a_reply_is_on_disk_when_it_is_told_so(tmp_path: Path) -> None:
     journal = Journal(tmp_path / JOURNAL)
     assert journal.get("k") is None
-    assert put(journal, "k") is None
+    put(journal, "k")
     with sqlite3.connect(tmp_path / JOURNAL) as other:  # another process would see it too
         assert other.execute("SELECT reply FROM replies").fetchall() == [('{"a": 1}',)]
     other.close()
@@ -64,7 +59,7 @@ def test_a_reply_is_on_disk_when_it_is_told_so(tmp_path: Path) -> None:
 def test_the_first_reply_stays(tmp_path: Path) -> None:
     journal = Journal(tmp_path / JOURNAL)
     put(journal, "k")
-    put(journal, "k", Entry("m", "", "declared", 0, "{}", '{"a": 2}'))
+    put(journal, "k", reply='{"a": 2}')
     assert (journal.get("k"), len(journal)) == ('{"a": 1}', 1)
     journal.close()
 
@@ -72,8 +67,8 @@ def test_the_first_reply_stays(tmp_path: Path) -> None:
 def test_two_journals_of_one_workspace_live_together(tmp_path: Path) -> None:
     one, other = Journal(tmp_path / JOURNAL), Journal(tmp_path / JOURNAL)
     for i in range(50):
-        assert put(one, f"a{i}") is None
-        assert put(other, f"b{i}") is None
+        put(one, f"a{i}")
+        put(other, f"b{i}")
     assert len(one) == len(other) == 100
     one.close()
     other.close()
@@ -91,9 +86,8 @@ def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / JOURNAL) as other:
         other.execute("DROP TABLE replies")
     other.close()
-    failed = put(journal, "l")
-    assert failed is not None
-    assert "no such table" in str(failed)
+    with pytest.raises(StorageError, match="no such table"):
+        put(journal, "l")
     journal.close()
 
 
@@ -133,9 +127,11 @@ def test_a_journal_that_another_program_holds(tmp_path: Path, monkeypatch: pytes
     journal = Journal(tmp_path / JOURNAL)
     other = sqlite3.connect(tmp_path / JOURNAL)
     other.execute("BEGIN IMMEDIATE")
-    assert "database is locked. Another program holds it: end that and run again" in str(put(journal, "k"))
+    with pytest.raises(StorageError, match=r"database is locked\. Another program holds it: end that and run again"):
+        put(journal, "k")
     other.close()
-    assert put(journal, "k") is None
+    put(journal, "k")
+    assert len(journal) == 1
     journal.close()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
+from potstill.money import Ledger
 from potstill.records import Dropped, Record
 from potstill.sources import Account, Inputs, Spec
 
@@ -86,8 +87,8 @@ class Work:
     """Told what somebody who watches should know now, in a line."""
     name: str = "stage"
     """Of what this makes: the stage's name and key."""
-    budget_usd: float | None = None
-    """What the replies of the whole run may cost, as the recipe says."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """What the run has spent on replies, and how much it may."""
     launched: bool = False
     """Whether a launcher started this process, perhaps as one of several: they share the stage's work."""
     stoppable: Callable[[], AbstractContextManager[Callable[[], bool]]] = field(default=never_asked)
@@ -96,7 +97,7 @@ class Work:
     @property
     def account(self) -> Account:
         """What a teacher is connected with."""
-        return Account(self.workspace, self.name.rpartition("-")[0] or self.name, self.budget_usd)
+        return Account(self.workspace, self.name.rpartition("-")[0] or self.name, self.ledger)
 
     @property
     def state(self) -> Path:

@@ -1,91 +1,170 @@
 """Every reply that was paid for, in one SQLite file per workspace: on disk before anybody sees it.
 
-One thread writes. It takes whatever has gathered since its last commit as one transaction, so a commit is shared by
-as many replies as came in meanwhile, and nobody waits for a timer.
+A reply's key is a hash of what was asked: the rendered request with the model's name, the model's revision, and which
+sample and attempt it is. No code, limit, price or address is in it. The reply is kept as it came, so that a better
+parser can read it again.
 """
 
-import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill.artifact import digest
-from potstill.errors import StorageError
+from potstill.errors import StorageError, TeacherError
 
 JOURNAL = "journal.sqlite"
-BATCH = 1000
 BUSY_SECONDS = 60
 """How long to wait for another program that holds it."""
+FORM = 2
+"""Of the tables below; a file of another form is refused."""
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY,
     model TEXT NOT NULL,
     revision TEXT NOT NULL,
-    endpoint TEXT NOT NULL,
+    replica TEXT NOT NULL,
+    stage TEXT NOT NULL,
     sample INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
     request TEXT NOT NULL,
-    reply TEXT NOT NULL
-)
+    reply TEXT NOT NULL,
+    finish TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    usd REAL NOT NULL,
+    seconds REAL NOT NULL,
+    at TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS endpoints (
+    model TEXT NOT NULL, revision TEXT NOT NULL, endpoint TEXT NOT NULL, PRIMARY KEY (model, revision, endpoint)
+);
+CREATE TABLE IF NOT EXISTS pruned (
+    stage TEXT NOT NULL, model TEXT NOT NULL, revision TEXT NOT NULL, calls INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, usd REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS batches (
+    id TEXT PRIMARY KEY, model TEXT NOT NULL, revision TEXT NOT NULL, keys TEXT NOT NULL
+);
+PRAGMA user_version = {FORM};
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One reply and what it answered. Holds no header, so no key."""
+    """One reply and what it answered. Holds no header, so no key of an API."""
 
+    key: str
     model: str
+    """The name that the server knows."""
     revision: str
-    endpoint: str
-    """As the recipe declares it, not where it answered this time."""
+    replica: str
+    """The base URL that answered."""
+    stage: str
+    """Who asked first."""
     sample: int
+    attempt: int
     request: str
     """The body as it was sent, in JSON."""
     reply: str
-    """The body that came back, unparsed, so that a better parser can read it again."""
-
-
-def entry_key(body: Mapping[str, Any], *, endpoint: str, revision: str, sample: int) -> str:
-    """What names a reply: the rendered request (with the model's name), who was asked, and which sample it is."""
-    return digest({"body": body, "endpoint": endpoint, "revision": revision, "sample": sample})
+    """The body that came back, unparsed."""
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+    """What it cost at the price of the time."""
+    seconds: float
+    """How long it took to come."""
+    at: str
+    """When it came, UTC."""
 
 
 @dataclass(frozen=True)
-class _Put:
-    key: str
-    entry: Entry
-    kept: Callable[[], None]
-    failed: Callable[[StorageError], None]
+class Total:
+    """What a group of replies comes to."""
+
+    stage: str
+    model: str
+    revision: str
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+    seconds: float
+    """The mean time that a reply took."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which replies are meant; an empty field means all."""
+
+    model: str = ""
+    stage: str = ""
+    finish: str = ""
+    before: str = ""
+    """Those that came before this time (UTC, ISO 8601)."""
+    key: str = ""
+    """The beginning of a key."""
+
+    def where(self) -> tuple[str, list[str]]:
+        """The condition in SQL and its values."""
+        named = [("model = ?", self.model), ("stage = ?", self.stage), ("finish = ?", self.finish)]
+        named += [("at < ?", self.before), ("substr(key, 1, length(?)) = ?", self.key)]
+        said = [(text, value) for text, value in named if value]
+        values = [value for text, value in said for _ in range(text.count("?"))]
+        return " AND ".join(text for text, _ in said) or "1", values
+
+
+def entry_key(body: Mapping[str, Any], *, revision: str, sample: int, attempt: int = 0) -> str:
+    """What names a reply: the rendered request (with the model's name), and which answer to it this is."""
+    return digest({"body": body, "revision": revision, "sample": sample, "attempt": attempt})
+
+
+_COLUMNS = ", ".join(Entry.__dataclass_fields__)
+_BLANKS = ", ".join("?" for _ in Entry.__dataclass_fields__)
 
 
 class Journal:
-    """The store. `get` answers from committed replies; `put` calls back once the reply is durable."""
+    """The store. `get` answers from committed replies; `keep` returns once they are durable. Threads may share it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._reading, self._writing = threading.Lock(), threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._reader, connection = self._open(), self._open()
-            with self._reader:
-                self._reader.execute(_SCHEMA)
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._reader = self._open(read_only)
+            self._writer = self._reader if read_only else self._open(read_only)
+            self._prepare(read_only)
         except (OSError, sqlite3.Error) as error:
             raise self.unusable(error) from error
-        self._puts: queue.SimpleQueue[_Put | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, args=(connection,), name="journal", daemon=True)
-        self._writer.start()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, read_only: bool) -> sqlite3.Connection:
+        if read_only:
+            return sqlite3.connect(
+                f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+            )
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut, not only a kill
         return connection
+
+    def _prepare(self, read_only: bool) -> None:
+        (form,) = self._reader.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if form == FORM:
+            return
+        if tables or read_only:
+            raise StorageError(
+                str(self.path), "this journal was written by another version of potstill", "Move it away and run again"
+            )
+        self._writer.executescript(_SCHEMA)
 
     def unusable(self, error: Exception) -> StorageError:
         """What to say of an error that came up with it, or of a reply in it that cannot be read."""
@@ -101,58 +180,110 @@ class Journal:
 
     def get(self, key: str) -> str | None:
         """The raw reply kept under the key."""
+        found = self._select("SELECT reply FROM replies WHERE key = ?", [key])
+        return str(found[0][0]) if found else None
+
+    def keep(self, entries: Sequence[Entry]) -> None:
+        """Keep replies, in one transaction. StorageError where they could not be."""
+        rows = [tuple(getattr(entry, name) for name in Entry.__dataclass_fields__) for entry in entries]
+        self._write(f"INSERT OR IGNORE INTO replies ({_COLUMNS}) VALUES ({_BLANKS})", rows)
+
+    def declare(self, model: str, revision: str, endpoints: Sequence[str]) -> None:
+        """Note where a model answers. TeacherError where its replies come from elsewhere and none of that is named."""
+        rows = self._select("SELECT endpoint FROM endpoints WHERE model = ? AND revision = ?", [model, revision])
+        known = [str(row[0]) for row in rows]
+        if known and not set(known) & set(endpoints):
+            (count,) = self._select("SELECT count(*) FROM replies WHERE model = ? AND revision = ?", [model, revision])[
+                0
+            ]
+            raise TeacherError(
+                model,
+                f"the journal holds {count} replies of this model from {', '.join(known)}, and the recipe now asks "
+                f"{', '.join(endpoints)}",
+                f"If it is the same model there, name both: endpoint: [{known[0]}, {endpoints[0]}]; if it is another, "
+                "give it a revision of its own",
+            )
+        new = [(model, revision, endpoint) for endpoint in endpoints if endpoint not in known]
+        if new:
+            self._write("INSERT OR IGNORE INTO endpoints VALUES (?, ?, ?)", new)
+
+    def open_batches(self, model: str, revision: str) -> list[tuple[str, list[str]]]:
+        """(id, keys) of the batch jobs that were sent and not yet fetched."""
+        rows = self._select("SELECT id, keys FROM batches WHERE model = ? AND revision = ?", [model, revision])
+        return [(str(name), str(keys).split()) for name, keys in rows]
+
+    def note_batch(self, name: str, model: str, revision: str, keys: Sequence[str]) -> None:
+        """A batch job was sent: its replies are to be fetched, whoever comes."""
+        self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", [(name, model, revision, " ".join(keys))])
+
+    def forget_batch(self, name: str) -> None:
+        """Its replies are kept."""
+        self._write("DELETE FROM batches WHERE id = ?", [(name,)])
+
+    def totals(self) -> list[Total]:
+        """By stage, model and revision, pruned replies included."""
+        rows = self._select(
+            "SELECT stage, model, revision, sum(calls), sum(p), sum(c), sum(usd), sum(s) / max(1, sum(calls)) FROM ("
+            " SELECT stage, model, revision, count(*) calls, sum(prompt_tokens) p, sum(completion_tokens) c,"
+            "  sum(usd) usd, sum(seconds) s FROM replies GROUP BY stage, model, revision"
+            " UNION ALL SELECT stage, model, revision, calls, prompt_tokens, completion_tokens, usd, 0 FROM pruned"
+            ") GROUP BY stage, model, revision ORDER BY stage, model, revision",
+            [],
+        )
+        return [Total(*row) for row in rows]
+
+    def spent_usd(self) -> float:
+        """What all its replies have cost, pruned ones included."""
+        return sum(total.usd for total in self.totals())
+
+    def entries(self, selection: Selection) -> Iterator[Entry]:
+        """The replies that are meant, oldest first."""
+        where, values = selection.where()
         try:
-            with self._lock:
-                found = self._reader.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+            with self._reading:
+                cursor = self._reader.execute(f"SELECT {_COLUMNS} FROM replies WHERE {where} ORDER BY rowid", values)
+            for row in cursor:
+                yield Entry(*row)
         except sqlite3.Error as error:
             raise self.unusable(error) from error
-        return None if found is None else str(found[0])
 
-    def put(self, key: str, entry: Entry, kept: Callable[[], None], failed: Callable[[StorageError], None]) -> None:
-        """Keep a reply. One of the two is called, from the writer's thread, when that is settled."""
-        self._puts.put(_Put(key, entry, kept, failed))
+    def count(self, selection: Selection) -> int:
+        """How many are meant."""
+        where, values = selection.where()
+        return int(self._select(f"SELECT count(*) FROM replies WHERE {where}", values)[0][0])
 
-    def __len__(self) -> int:
-        with self._lock:
-            return int(self._reader.execute("SELECT count(*) FROM replies").fetchone()[0])
+    def prune(self, selection: Selection) -> int:
+        """Forget the replies that are meant; what they cost stays known. Returns how many went."""
+        where, values = selection.where()
+        try:
+            with self._writing, self._writer:
+                self._writer.execute(
+                    "INSERT INTO pruned SELECT stage, model, revision, count(*), sum(prompt_tokens), "
+                    f"sum(completion_tokens), sum(usd) FROM replies WHERE {where} GROUP BY stage, model, revision",
+                    values,
+                )
+                return self._writer.execute(f"DELETE FROM replies WHERE {where}", values).rowcount
+        except sqlite3.Error as error:
+            raise self.unusable(error) from error
 
     def close(self) -> None:
-        """Write what waits, and let go of the file."""
-        self._puts.put(None)
-        self._writer.join()
+        """Let go of the file."""
         self._reader.close()
+        self._writer.close()
 
-    def _write(self, connection: sqlite3.Connection) -> None:
+    def __len__(self) -> int:
+        return int(self._select("SELECT count(*) FROM replies", [])[0][0])
+
+    def _select(self, statement: str, values: Sequence[Any]) -> list[Any]:
         try:
-            going = True
-            while going:
-                batch, going = self._gather()
-                self._commit(connection, batch)
-        finally:
-            connection.close()
-
-    def _gather(self) -> tuple[list[_Put], bool]:
-        """Everything that waits, at least one; and whether more may come."""
-        batch: list[_Put] = []
-        item = self._puts.get()
-        while item is not None:
-            batch.append(item)
-            if len(batch) == BATCH or self._puts.empty():
-                return batch, True
-            item = self._puts.get()
-        return batch, False
-
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Put]) -> None:
-        rows = [
-            (p.key, p.entry.model, p.entry.revision, p.entry.endpoint, p.entry.sample, p.entry.request, p.entry.reply)
-            for p in batch
-        ]
-        try:
-            with connection:
-                connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            with self._reading:
+                return self._reader.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            for put in batch:
-                put.failed(self.unusable(error))
-        else:
-            for put in batch:
-                put.kept()
+            raise self.unusable(error) from error
+
+    def _write(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        try:
+            with self._writing, self._writer:
+                self._writer.executemany(statement, rows)
+        except sqlite3.Error as error:
+            raise self.unusable(error) from error

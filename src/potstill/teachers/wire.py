@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from potstill.records import Finish, Message, ToolCall
+from potstill.sources import EndpointModel
 from potstill.teachers.base import Reply, Request
 
 LONGEST_WORDS = 300
@@ -21,27 +22,39 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _STOPPED = (None, "stop", "eos", "eos_token", "stop_sequence", "end_turn")
 
 
-def request_body(name: str, request: Request, *, structured: bool = False) -> dict[str, Any]:
-    """The body of a completion, as it is sent and as the journal hashes it: of a chat, or of the text to go on from.
-
-    `structured`: the server takes a schema that the answer has to keep to.
-    """
-    body: dict[str, Any] = {"model": name}
+def request_body(spec: EndpointModel, request: Request) -> dict[str, Any]:
+    """The body of a completion, as it is sent and as the journal hashes it: of a chat, or of the text to go on from."""
+    body: dict[str, Any] = {"model": spec.name}
     if request.opening:
         body["prompt"] = request.opening
     else:
         body["messages"] = [_message(message) for message in request.messages]
     if request.tools:
         body["tools"] = [json.loads(tool) for tool in request.tools]
-    if request.schema and structured:
+    if request.schema and spec.structured:
         form = {"name": "answer", "schema": json.loads(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
-    return body | {
-        "max_tokens": request.max_tokens,
+    body |= {
+        spec.token_limit: request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "seed": request.seed,
     }
+    return {name: value for name, value in (body | spec.options).items() if value is not None}
+
+
+def most_prompt_tokens(body: dict[str, Any]) -> int:
+    """The most tokens that a request's prompt may have: no tokenizer makes more tokens than bytes."""
+    return len(json.dumps({name: body[name] for name in ("messages", "prompt", "tools") if name in body}))
+
+
+def used_tokens(body: dict[str, Any], reply: Reply) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer as the server counts them; where it does not, at most: by their bytes."""
+    if reply.prompt_tokens or reply.completion_tokens:
+        return reply.prompt_tokens, reply.completion_tokens
+    limit = _count(body.get("max_tokens") or body.get("max_completion_tokens"))
+    said = len((reply.text + reply.reasoning).encode()) + sum(len(call.arguments) for call in reply.tool_calls)
+    return most_prompt_tokens(body), min(limit, said) if limit else said
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -141,6 +154,8 @@ class Failure:
     status: int = 0
     after: float | None = None
     """Seconds that the server asks to wait."""
+    slow: bool = False
+    """No reply came in time, which may be for too much being asked at once."""
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -163,7 +178,7 @@ def failure(error: Exception, timeout_seconds: float) -> Failure:
     if any(_is_absent(cause) for cause in causes):
         return Failure("absent", _short(str(causes[-1])))
     if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Failure("retry", f"no reply came in {timeout_seconds:g} s")
+        return Failure("retry", f"no reply came in {timeout_seconds:g} s", slow=True)
     return Failure("retry", f"the connection failed: {_short(str(causes[-1]) or type(causes[-1]).__name__)}")
 
 

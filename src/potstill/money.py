@@ -1,0 +1,42 @@
+"""What replies cost, kept together for everybody who asks in one run, so that a budget holds whoever spends it."""
+
+import threading
+
+
+class Ledger:
+    """Money in USD: what was spent, and what is set aside for requests that are on their way.
+
+    A request is sent only after the most that it can cost was set aside, so the budget is never passed.
+    """
+
+    def __init__(self, budget_usd: float | None = None, spent_usd: float = 0.0) -> None:
+        self.budget_usd = budget_usd
+        self._spent, self._reserved = spent_usd, 0.0
+        self._open = 0
+        self._lock = threading.Lock()
+
+    @property
+    def spent_usd(self) -> float:
+        """What the replies that came have cost."""
+        return self._spent
+
+    @property
+    def waits(self) -> bool:
+        """Whether requests are on their way, which may cost less than what is set aside for them."""
+        return self._open > 0
+
+    def reserve(self, usd: float) -> bool:
+        """Set money aside for one request; False where the budget does not allow it."""
+        with self._lock:
+            if self.budget_usd is not None and usd > 0 and self._spent + self._reserved + usd > self.budget_usd:
+                return False
+            self._reserved += usd
+            self._open += 1
+            return True
+
+    def settle(self, reserved_usd: float, spent_usd: float) -> None:
+        """A request ended: give back what was set aside, and note what it cost."""
+        with self._lock:
+            self._open -= 1
+            self._reserved = self._reserved - reserved_usd if self._open else 0.0
+            self._spent += spent_usd
