@@ -86,12 +86,18 @@ class Stub:
             if fault is not None:
                 return fault
             self.answered[key] += 1
+            if "prompt" in body:
+                whole = completion(None)
+                return reply(
+                    {**whole, "choices": [{"text": f"goes on from {body['prompt']}", "finish_reason": "stop"}]}
+                )
             return reply(completion(self.answer(body)))
         finally:
             self.in_flight -= 1
 
     def __enter__(self) -> "Stub":
-        app = Starlette(routes=[Route("/v1/chat/completions", self._complete, methods=["POST"])])
+        paths = ("/v1/chat/completions", "/v1/completions")
+        app = Starlette(routes=[Route(path, self._complete, methods=["POST"]) for path in paths])
         config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._socket = socket.socket()

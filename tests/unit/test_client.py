@@ -15,7 +15,8 @@ from potstill.errors import TeacherError
 from potstill.records import Message
 from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Reply, Request, remedy
-from potstill.teachers.client import LEAST_WINDOW, Endpoint, Patience
+from potstill.teachers.client import LEAST_WINDOW, Endpoint
+from potstill.teachers.dispatcher import Patience
 from potstill.teachers.journal import JOURNAL
 from potstill.teachers.wire import read_reply
 
