@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   potstill plan my-recipe.yaml               what would run, and what it is likely to cost
   potstill run my-recipe.yaml dpo.beta=0.05  only what that changes runs again
   potstill show runs/miniature pairs         what a stage made
+  potstill journal runs/miniature            the replies that were paid for
   potstill chat runs/miniature               talk to the last model
 """
 
@@ -147,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=_count, default=3, metavar="N", help="how many rows (default: 3)")
     show.add_argument("--dropped", action="store_true", help="the rows that were left out instead, with their reasons")
 
+    _add_journal(verbs)
+
     chat = verbs.add_parser("chat", help="talk to a model of a run, or to any model folder")
     chat.set_defaults(verb=_chat)
     chat.add_argument("run", metavar="RUN_OR_MODEL", help="a run's folder, name or recipe, or a model's folder")
@@ -162,6 +165,33 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-tokens", type=_count, default=256, help="the longest answer (default: 256)")
     chat.add_argument("--seed", type=int, default=0, help="the same seed and words give the same answers (default: 0)")
     return parser
+
+
+def _add_journal(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    journal = verbs.add_parser("journal", help="count, list, price, export or prune the replies that were paid for")
+    journal.set_defaults(verb=_journal)
+    journal.add_argument("run", metavar="RUN", help="a run's folder; or its name or recipe: then runs/NAME")
+    journal.add_argument(
+        "action",
+        nargs="?",
+        default="count",
+        choices=("count", "list", "show", "price", "export", "prune"),
+        help="count: tokens and money by stage (default); show: whole, by --key; price: at --input and --output",
+    )
+    journal.add_argument(
+        "--model", default="", metavar="NAME", help="only replies of the model that the server calls so"
+    )
+    journal.add_argument("--stage", default="", metavar="STAGE", help="only those that this stage asked for first")
+    journal.add_argument(
+        "--finish", default="", metavar="END", help="only those that ended so: stop, length, empty, ..."
+    )
+    journal.add_argument("--before", default="", metavar="TIME", help="only those that came before it: 2026-01-31")
+    journal.add_argument("--key", default="", metavar="KEY", help="only those whose key begins so")
+    journal.add_argument("--rows", type=_count, default=20, metavar="N", help="how many to list (default: 20)")
+    journal.add_argument("--input", type=_within(0, 1e6), metavar="USD", help="per million prompt tokens, for price")
+    journal.add_argument("--output", type=_within(0, 1e6), metavar="USD", help="per million answer tokens, for price")
+    journal.add_argument("--to", type=Path, metavar="FILE", help="a new file to export to (default: standard output)")
+    journal.add_argument("--yes", action="store_true", help="prune without a selection: all of them")
 
 
 def _count(text: str) -> int:
@@ -246,6 +276,43 @@ def _show(args: argparse.Namespace) -> int:
     from potstill.workspace import open_run
 
     show(_console(), open_run(args.run), args.stage, args.rows, args.dropped)
+    return 0
+
+
+@reading()
+def _journal(args: argparse.Namespace) -> int:
+    from potstill import replies
+    from potstill.errors import DataError
+    from potstill.sources import Price
+    from potstill.teachers.journal import Selection
+    from potstill.workspace import open_run
+
+    workspace = open_run(args.run)
+    meant = Selection(args.model, args.stage, args.finish, args.before, args.key)
+    price = None
+    if args.action == "price":
+        if args.input is None or args.output is None:
+            raise DataError("command line, price", "no price is given", "Add --input USD and --output USD")
+        price = Price(input=args.input, output=args.output)
+    if args.action in ("count", "price"):
+        replies.totals_view(_console(), workspace, meant, price)
+    elif args.action == "list":
+        replies.list_view(_console(), workspace, meant, args.rows)
+    elif args.action == "show":
+        if not args.key:
+            raise DataError("command line, show", "no reply is named", "Add --key and the beginning of its key")
+        replies.show_view(_console(), workspace, meant)
+    elif args.action == "export":
+        count = replies.export(workspace, meant, args.to)
+        if args.to:
+            sys.stdout.write(f"{count:,} replies in {args.to}.\n")
+    else:
+        if meant == Selection() and not args.yes:
+            what = "this would forget every reply, and the same questions would be paid for again"
+            raise DataError(
+                "command line, prune", what, "Select some (--stage, --model, --finish, --before), or add --yes"
+            )
+        sys.stdout.write(f"{replies.prune(workspace, meant):,} replies forgotten; what they cost stays counted.\n")
     return 0
 
 

@@ -38,7 +38,7 @@ LAYERS = [
     ["launch"],
     ["pipeline", "worker"],
     ["console"],
-    ["views", "show", "chat"],
+    ["views", "show", "chat", "replies"],
     ["cli"],
 ]
 # What the floor holds for those above: a stage's contract knows no stage.

@@ -112,10 +112,10 @@ class Endpoint:
 
     def _check_served(self) -> None:
         """TeacherError where more requests than may be failed at every try."""
-        unserved = self._dispatcher.unserved
+        unserved, first = self._dispatcher.unserved, self._dispatcher.first_unserved
         if unserved > self._spec.max_unserved * self._asked:
             raise self._who.error(
-                f"{unserved} of {self._asked} requests could not be served; the first: {self._dispatcher.first_unserved}",
+                f"{unserved} of {self._asked} requests could not be served; the first: {first}",
                 "Run again: replies that came are kept, and only the others are asked again. "
                 "Or raise max_unserved to go on without them",
             )

@@ -1,0 +1,133 @@
+"""What `potstill journal` prints, writes and takes away: the replies of a run that were paid for."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from potstill.artifact import storage_errors
+from potstill.errors import DataError
+from potstill.sources import Price
+from potstill.teachers.journal import JOURNAL, Entry, Journal, Selection, Total
+from potstill.teachers.wire import read_reply
+from potstill.workspace import Workspace
+
+SHOWN = 60
+"""Characters of a reply in a list."""
+KEY_SHOWN = 12
+
+
+@contextlib.contextmanager
+def _opened(workspace: Workspace, *, read_only: bool = True) -> Iterator[Journal]:
+    path = workspace.path / JOURNAL
+    if not path.exists():
+        raise DataError(str(workspace.path), "there is no journal here: no model was asked", "Name another run")
+    with contextlib.closing(Journal(path, read_only=read_only)) as journal:
+        yield journal
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Totals of replies, and what they come to at a price of the user's."""
+
+    totals: list[Total]
+    price: Price | None
+
+    def usd(self, total: Total) -> float:
+        return self.price.usd(total.prompt_tokens, total.completion_tokens) if self.price else total.usd
+
+
+def totals_view(console: Console, workspace: Workspace, selection: Selection, price: Price | None) -> None:
+    """Replies, tokens and money by stage and model; at another price where one is given."""
+    with _opened(workspace) as journal:
+        found = _Sum([t for t in journal.totals() if _meant(t, selection)], price)
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for name in ("stage", "model", "revision"):
+        table.add_column(name, no_wrap=name == "stage")
+    for name in ("replies", "prompt tokens", "answer tokens", "USD", "seconds each"):
+        table.add_column(name, justify="right")
+    for t in found.totals:
+        figures = (f"{t.calls:,}", f"{t.prompt_tokens:,}", f"{t.completion_tokens:,}", f"{found.usd(t):,.4f}")
+        table.add_row(Text(t.stage), Text(t.model), Text(t.revision), *figures, f"{t.seconds:.2f}")
+    console.print(table)
+    console.print()
+    calls = sum(t.calls for t in found.totals)
+    usd = sum(found.usd(t) for t in found.totals)
+    at = "at this price" if price else "at the prices of the time"
+    console.print(f"{calls:,} replies in {workspace.path / JOURNAL}; ${usd:,.4f} {at}.", soft_wrap=True)
+
+
+def _meant(total: Total, selection: Selection) -> bool:
+    return selection.model in ("", total.model) and selection.stage in ("", total.stage)
+
+
+def list_view(console: Console, workspace: Workspace, selection: Selection, rows: int) -> None:
+    """One line a reply, oldest first."""
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for name in ("key", "came", "stage", "model", "ended", "tokens"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "tokens" else "left")
+    table.add_column("reply", no_wrap=True, overflow="ellipsis", ratio=1, min_width=20)
+    table.expand = True
+    with _opened(workspace) as journal:
+        count, shown = journal.count(selection), 0
+        for entry in journal.entries(selection):
+            if shown == rows:
+                break
+            shown += 1
+            tokens = f"{entry.prompt_tokens}+{entry.completion_tokens}"
+            words = " ".join(read_reply(entry.reply).text.split())[:SHOWN]
+            columns = (
+                entry.key[:KEY_SHOWN],
+                entry.at[5:16].replace("T", " "),
+                entry.stage,
+                entry.model,
+                entry.finish,
+                tokens,
+                words,
+            )
+            table.add_row(*map(Text, columns))
+    console.print(table)
+    more = f"; {count - shown:,} more (--rows)" if count > shown else ""
+    console.print(f"{shown:,} of {count:,} replies{more}.", soft_wrap=True)
+
+
+def show_view(console: Console, workspace: Workspace, selection: Selection) -> None:
+    """What was asked and what came, whole. DataError where the key is nobody's."""
+    with _opened(workspace) as journal:
+        found = list(journal.entries(selection))
+    if not found:
+        raise DataError(selection.key, "no reply has a key that begins so", "See them with: potstill journal RUN list")
+    for entry in found:
+        console.print(json.dumps(_opened_up(entry), indent=1, ensure_ascii=False), markup=False, soft_wrap=True)
+
+
+def export(workspace: Workspace, selection: Selection, target: Path | None) -> int:
+    """Write the replies that are meant as JSON lines, to a file or to standard output; returns how many."""
+    with _opened(workspace) as journal, storage_errors(target or Path("standard output")):
+        file = target.open("x", encoding="utf-8") if target else sys.stdout
+        try:
+            count = 0
+            for entry in journal.entries(selection):
+                file.write(json.dumps(_opened_up(entry), ensure_ascii=False) + "\n")
+                count += 1
+        finally:
+            if target:
+                file.close()
+    return count
+
+
+def _opened_up(entry: Entry) -> dict[str, object]:
+    """The entry with its bodies as values, not as text."""
+    return asdict(entry) | {"request": json.loads(entry.request), "reply": json.loads(entry.reply)}
+
+
+def prune(workspace: Workspace, selection: Selection) -> int:
+    """Forget the replies that are meant; returns how many. BusyError while a run works in the folder."""
+    with workspace.hold(), _opened(workspace, read_only=False) as journal:
+        return journal.prune(selection)
