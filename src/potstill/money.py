@@ -34,6 +34,11 @@ class Ledger:
             self._open += 1
             return True
 
+    def settle_late(self, usd: float) -> None:
+        """Note what replies cost that nothing was set aside for: those of a batch job, perhaps of an earlier run."""
+        with self._lock:
+            self._spent += usd
+
     def settle(self, reserved_usd: float, spent_usd: float) -> None:
         """A request ended: give back what was set aside, and note what it cost."""
         with self._lock:

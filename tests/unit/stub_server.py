@@ -95,9 +95,13 @@ class Stub:
         finally:
             self.in_flight -= 1
 
-    def __enter__(self) -> "Stub":
+    def routes(self) -> list[Route]:
+        """What it serves."""
         paths = ("/v1/chat/completions", "/v1/completions")
-        app = Starlette(routes=[Route(path, self._complete, methods=["POST"]) for path in paths])
+        return [Route(path, self._complete, methods=["POST"]) for path in paths]
+
+    def __enter__(self) -> "Stub":
+        app = Starlette(routes=self.routes())
         config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._socket = socket.socket()

@@ -89,6 +89,10 @@ class Teacher(Protocol):
 def connect(model: Model, account: Account) -> AbstractContextManager[Teacher]:
     """The teacher behind a model of the recipe. Replies that were paid for are kept in the journal."""
     if isinstance(model.spec, EndpointModel):
+        if model.spec.batch:
+            from potstill.teachers.batches import BatchEndpoint
+
+            return BatchEndpoint(model, account)
         from potstill.teachers.client import Endpoint
 
         return Endpoint(model, account)

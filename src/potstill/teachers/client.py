@@ -146,7 +146,7 @@ class Endpoint:
     def _submit(self, request: Request, asked: dict[str, "Future[Reply]"]) -> tuple[str, "Future[Reply]"]:
         """Ask, unless the journal knows the reply or the same thing is being asked already."""
         job = Job(self._spec, request)
-        key = job.key
+        key = job.first_key
         if key not in asked:
             asked[key] = job.future
             self._asked += 1

@@ -29,10 +29,13 @@ class Job:
     failed_at: Lane | None = None
     reserved_usd: float | None = None
     """Money set aside for it, while it is in flight."""
+    first_key: str = field(init=False)
+    """Of its first attempt: it names the request, whatever attempt it is at."""
     _prompt_most: int = 0
 
     def __post_init__(self) -> None:
         self._render(self.request)
+        self.first_key = self.key
 
     def _render(self, request: Request) -> None:
         self.body = request_body(self.spec, request)

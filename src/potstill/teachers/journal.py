@@ -5,6 +5,7 @@ sample and attempt it is. No code, limit, price or address is in it. The reply i
 parser can read it again.
 """
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ CREATE TABLE IF NOT EXISTS pruned (
     prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, usd REAL NOT NULL
 );
 CREATE TABLE IF NOT EXISTS batches (
-    id TEXT PRIMARY KEY, model TEXT NOT NULL, revision TEXT NOT NULL, keys TEXT NOT NULL
+    id TEXT PRIMARY KEY, model TEXT NOT NULL, revision TEXT NOT NULL, jobs TEXT NOT NULL
 );
 PRAGMA user_version = {FORM};
 """
@@ -207,14 +208,15 @@ class Journal:
         if new:
             self._write("INSERT OR IGNORE INTO endpoints VALUES (?, ?, ?)", new)
 
-    def open_batches(self, model: str, revision: str) -> list[tuple[str, list[str]]]:
-        """(id, keys) of the batch jobs that were sent and not yet fetched."""
-        rows = self._select("SELECT id, keys FROM batches WHERE model = ? AND revision = ?", [model, revision])
-        return [(str(name), str(keys).split()) for name, keys in rows]
+    def open_batches(self, model: str, revision: str) -> list[tuple[str, list[Any]]]:
+        """(id, what was asked) of the batch jobs that were sent and not yet fetched."""
+        rows = self._select("SELECT id, jobs FROM batches WHERE model = ? AND revision = ?", [model, revision])
+        return [(str(name), json.loads(jobs)) for name, jobs in rows]
 
-    def note_batch(self, name: str, model: str, revision: str, keys: Sequence[str]) -> None:
-        """A batch job was sent: its replies are to be fetched, whoever comes."""
-        self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", [(name, model, revision, " ".join(keys))])
+    def note_batch(self, name: str, model: str, revision: str, jobs: Sequence[Any]) -> None:
+        """A batch job is sent: its replies are to be fetched, whoever comes."""
+        text = json.dumps(jobs, ensure_ascii=False)
+        self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", [(name, model, revision, text)])
 
     def forget_batch(self, name: str) -> None:
         """Its replies are kept."""
