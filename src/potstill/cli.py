@@ -129,6 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("overrides", nargs="*", metavar="key=value", help="written over the recipe: dpo.beta=0.05")
         verb.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
         verb.add_argument("--until", metavar="STAGE", help="only what this stage needs, and itself")
+    plan.add_argument(
+        "--trial",
+        type=_count,
+        metavar="N",
+        help="first try N rows in each stage that asks, to tell calls, tokens and money better; replies are kept",
+    )
     run.add_argument(
         "--launch",
         type=shlex.split,
@@ -256,8 +262,12 @@ def _plan(args: argparse.Namespace) -> int:
     from potstill.workspace import Hashes, Workspace
 
     recipe, folder = _load(args)
+    if args.trial:
+        from potstill.trial import run_trial
+
+        run_trial(recipe, folder, args.trial, args.until)
     plan = make_plan(recipe, Workspace(folder), Hashes(folder / "hashes.json")).until(args.until)
-    plan_view(_console(), plan, folder)
+    plan_view(_console(), plan, Workspace(folder))
     return 0
 
 

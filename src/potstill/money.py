@@ -1,6 +1,7 @@
-"""What replies cost, kept together for everybody who asks in one run, so that a budget holds whoever spends it."""
+"""What replies cost and hold, counted for everybody who asks, so that a budget holds whoever spends it."""
 
 import threading
+from dataclasses import dataclass
 
 
 class Ledger:
@@ -45,3 +46,21 @@ class Ledger:
             self._open -= 1
             self._reserved = self._reserved - reserved_usd if self._open else 0.0
             self._spent += spent_usd
+
+
+@dataclass
+class Meter:
+    """Counts the replies that a stage was handed, those of the journal too."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    squares: float = 0.0
+    """The sum of the squares of each reply's tokens, prompt and answer together."""
+
+    def add(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count one reply."""
+        self.calls += 1
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self.squares += float(prompt_tokens + completion_tokens) ** 2

@@ -98,7 +98,7 @@ def run(
         workspace.note_run(_description(whole, until, launcher))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
-        means = _Means(workspace, servers, listener, launcher, _ledger(recipe, workspace))
+        means = _Means(workspace, servers, listener, launcher, open_ledger(recipe, workspace))
         for step in plan.steps.values():
             if step.artifact is not None:
                 sealed[step.name] = step.artifact
@@ -140,7 +140,7 @@ def check_prices(plan: Plan) -> None:
                     )
 
 
-def _ledger(recipe: Recipe, workspace: Workspace) -> Ledger:
+def open_ledger(recipe: Recipe, workspace: Workspace) -> Ledger:
     """What earlier runs in this folder have spent counts too."""
     if not (workspace.path / JOURNAL).exists():
         return Ledger(recipe.budget_usd)

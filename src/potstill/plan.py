@@ -86,6 +86,7 @@ def make_plan(recipe: Recipe, workspace: Workspace, hashes: Hashes) -> Plan:
 class _Planner:
     def __init__(self, recipe: Recipe, workspace: Workspace, hashes: Hashes) -> None:
         self._recipe, self._workspace, self._hashes = recipe, workspace, hashes
+        self._trials = workspace.trials()
         self.steps: dict[str, Step] = {}
 
     def add(self, name: str) -> None:
@@ -115,7 +116,7 @@ class _Planner:
         if artifact is not None and artifact.key != key:
             artifact = None
         why = "" if artifact else self._why(entry, head)
-        self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact))
+        self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact, key))
 
     def _identity(self, link: Link) -> Any:
         """What a reference adds to the key: names count, because rows and scores carry them."""
@@ -156,14 +157,15 @@ class _Planner:
         fields = [field for field in head["inputs"] if before["inputs"].get(field) != head["inputs"][field]]
         return f"what {', '.join(fields)} names changed"
 
-    def _expected(self, entry: Entry, artifact: Artifact | None) -> Expected:
+    def _expected(self, entry: Entry, artifact: Artifact | None, key: str) -> Expected:
         rows: dict[str, int] = {}
         for link in entry.links:
             if link.file or (link.stage and self.steps[link.stage].entry.produces in ROWS):
                 rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
         if artifact is not None:
             return Expected(rows=int(artifact.facts.get("rows", 0)))
-        return entry.config.expect(rows)
+        trial = self._trials.get(entry.name)
+        return entry.config.extrapolate(rows, trial) if trial and trial.key == key else entry.config.expect(rows)
 
     def _rows(self, link: Link) -> int:
         if link.stage:

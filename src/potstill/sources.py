@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serial
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows
 from potstill.errors import RecipeError
-from potstill.money import Ledger
+from potstill.money import Ledger, Meter
 from potstill.records import ROWS, Record
 
 R = TypeVar("R", bound=Record)
@@ -188,9 +189,15 @@ class Data:
     """The artifact's folder, or the file."""
     weight: float = 1.0
     """How often an epoch of training passes over its rows."""
+    part: tuple[int, int] | None = None
+    """For a trial: at most so many rows, and only each so-manieth."""
 
     def rows(self, row_type: type[R]) -> Iterator[R]:
         """Its rows, validated."""
+        found = self._all(row_type)
+        return found if self.part is None else islice(found, 0, self.part[0] * self.part[1], self.part[1])
+
+    def _all(self, row_type: type[R]) -> Iterator[R]:
         if self.kind == "file":
             from potstill.formats import read_file  # formats knows this module
 
@@ -231,6 +238,8 @@ class Account:
     """What the replies are for: spending is counted by it."""
     ledger: Ledger = field(default_factory=Ledger)
     """What was spent, and how much may be."""
+    meter: Meter = field(default_factory=Meter)
+    """What was handed out."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from potstill.artifact import find
 from potstill.console import duration, facts_line
 from potstill.plan import Plan, Step
 from potstill.sources import EndpointModel, Price
+from potstill.stages.base import Range
 from potstill.teachers.journal import JOURNAL, Journal
 from potstill.workspace import Description, Workspace
 
@@ -20,47 +21,95 @@ ROOM_FOR_DATES = 110
 """Columns of a terminal from which on `status` says when each stage was sealed."""
 
 
-def plan_view(console: Console, plan: Plan, folder: Path) -> None:
+def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     """Each stage: sealed, or why it will run, and what that is expected to take."""
     table = _table("stage", "kind", "")
-    for name in ("rows", "calls", "tokens"):
+    priced = any(_prices(step) for step in plan.to_run)
+    for name in ("rows", "calls", "tokens", *(["USD"] if priced else [])):
         table.add_column(name, justify="right")
     for step in plan.steps.values():
         runs, expected = step.artifact is None, step.expected
         state = Text.assemble(("will run", "cyan"), f"  {step.why}") if runs else Text("sealed", "green")
+        usd = [_between(*_usd(step)) if runs and _prices(step) else ""] if priced else []
         table.add_row(
             Text(step.name, style="bold" if runs else "dim"),
             Text(str(step.head["kind"]), style="" if runs else "dim"),
             state,
             f"{'~' if runs else ''}{expected.rows:,}" if expected.rows else "",
-            f"{expected.calls:,}" if runs and expected.calls else "",
-            f"{expected.tokens:,}" if runs and expected.tokens else "",
+            _ranged(expected.calls, expected.calls_range) if runs and expected.calls else "",
+            _ranged(expected.tokens, expected.tokens_range) if runs and expected.tokens else "",
+            *usd,
         )
     console.print(table)
     console.print()
-    console.print(_sum(plan, folder), soft_wrap=True)
+    console.print(_sum(plan, workspace), soft_wrap=True)
 
 
-def _sum(plan: Plan, folder: Path) -> str:
+def _ranged(value: int, between: Range | None) -> str:
+    """A figure with its interval; a guess where there is none."""
+    if between is None:
+        return f"~{value:,}"
+    return f"{value:,}" if between[0] == between[1] else f"{value:,} ({between[0]:,} to {between[1]:,})"
+
+
+def _between(low: float, high: float) -> str:
+    return f"{low:,.2f}" if f"{low:,.2f}" == f"{high:,.2f}" else f"{low:,.2f} to {high:,.2f}"
+
+
+def _sum(plan: Plan, workspace: Workspace) -> str:
     waiting = plan.to_run
     if not waiting:
-        return f"All {len(plan.steps)} stages are sealed in {folder}; nothing would run."
-    calls = sum(step.expected.calls for step in waiting)
-    cost = sum(_cost_usd(step) for step in waiting)
-    words = f"{len(waiting)} of {len(plan.steps)} stages would run in {folder}"
-    words += f"; about {calls:,} calls of teachers and judges" if calls else ""
-    return words + (f", at most about ${cost:,.2f}" if cost else "") + "."
+        return f"All {len(plan.steps)} stages are sealed in {workspace.path}; nothing would run."
+    asking = [step for step in waiting if step.expected.calls]
+    words = f"{len(waiting)} of {len(plan.steps)} stages would run in {workspace.path}"
+    if asking:
+        words += f"; about {sum(step.expected.calls for step in asking):,} calls of teachers and judges"
+    low, high = (sum(_usd(step)[end] for step in asking) for end in (0, 1))
+    words += f", ${_between(low, high)}" if high else ""
+    if plan.recipe.budget_usd is not None:
+        words += f", with a budget of ${plan.recipe.budget_usd:,.2f}"
+    words += _time(asking, workspace)
+    guessed = [step.name for step in asking if step.expected.calls_range is None]
+    if guessed:
+        words += f". Guesses, marked ~: {', '.join(guessed)}; a trial tells better: potstill plan ... --trial 50"
+    return f"{words}."
 
 
-def _cost_usd(step: Step) -> float:
-    """Every expected token at the dearest price that one of the stage's models asks."""
+def _prices(step: Step) -> list[Price]:
     specs = [model.spec for link in step.entry.links for model in link.models]
-    prices = [spec.price for spec in specs if isinstance(spec, EndpointModel) and spec.price is not None]
-    return step.expected.tokens * max((_dearest(price) for price in prices), default=0.0) / 1e6
+    return [spec.price for spec in specs if isinstance(spec, EndpointModel) and spec.price is not None]
 
 
-def _dearest(price: Price) -> float:
-    return max(price.input, price.output)
+def _usd(step: Step) -> tuple[float, float]:
+    """What its calls cost, from the least to the most: where models differ in price, the cheapest to the dearest."""
+    expected, prices = step.expected, _prices(step)
+    if not prices:
+        return 0.0, 0.0
+    low, high = expected.tokens_range or (expected.tokens, expected.tokens)
+    share = expected.prompt_share
+    each = [(share * price.input + (1 - share) * price.output) / 1e6 for price in prices]
+    if expected.tokens_range is None:  # a guess: every token may be of the dearer kind
+        each += [max(price.input, price.output) / 1e6 for price in prices]
+    return low * min(each), high * max(each)
+
+
+def _time(asking: list[Step], workspace: Workspace) -> str:
+    """How long the calls take, as far as these models have answered before in this folder."""
+    path = workspace.path / JOURNAL
+    if not path.exists():
+        return ""
+    with contextlib.closing(Journal(path, read_only=True)) as journal:
+        totals = journal.totals()
+    seconds = 0.0
+    for step in asking:
+        specs = [model.spec for link in step.entry.links for model in link.models]
+        asked = [spec for spec in specs if isinstance(spec, EndpointModel)]
+        known = [t for t in totals if t.model in {spec.name for spec in asked} and t.seconds]
+        if known:
+            each = sum(t.seconds * t.calls for t in known) / sum(t.calls for t in known)
+            at_once = sum(spec.concurrency * len(spec.endpoints) for spec in asked) / len(asked)
+            seconds += each * step.expected.calls / at_once
+    return f", about {duration(seconds)} of waiting for them" if seconds else ""
 
 
 def status_view(console: Console, workspace: Workspace) -> None:

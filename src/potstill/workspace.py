@@ -3,7 +3,7 @@
 artifacts/<stage>-<key>/  sealed           work/     unsealed, removed at the next start
 <stage>                   link to the latest logs/     what training processes said
 journal.sqlite            paid replies      lock      the process that runs
-run.json                  the last recipe   times.json, hashes.json
+run.json                  the last recipe   times.json, hashes.json, trials.json
 unfinished/<stage>-<key>/ checkpoints, until it is sealed
 cache/                    tokens, references' log-probabilities
 """
@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +24,7 @@ from potstill.artifact import Artifact, digest, find, hash_file, read_json, stor
 from potstill.document import read_document
 from potstill.errors import BusyError, DataError, RecipeError, StorageError, reason
 from potstill.recipe import locate
-from potstill.stages.base import UNFINISHED
+from potstill.stages.base import UNFINISHED, Trial
 from potstill.validation import PLAIN
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ Stamp = tuple[int, int, int, str]
 _TIMES = TypeAdapter(dict[str, Took])
 _HASHES = TypeAdapter(dict[str, Stamp])
 _RUN = TypeAdapter(Description)
+_TRIALS = TypeAdapter(dict[str, Trial])
 
 
 def _remembered(path: Path, shape: TypeAdapter[T]) -> T | None:
@@ -91,6 +92,7 @@ class Workspace:
         self._lock = path / "lock"
         self._times = path / "times.json"
         self._run = path / "run.json"
+        self._trials = path / "trials.json"
         self.lock_descriptor = -1
 
     @contextmanager
@@ -119,6 +121,14 @@ class Workspace:
                 self.lock_descriptor = -1
         finally:
             os.close(descriptor)
+
+    def trials(self) -> dict[str, Trial]:
+        """How stages came out on a few rows, by name."""
+        return _remembered(self._trials, _TRIALS) or {}
+
+    def note_trials(self, trials: Mapping[str, Trial]) -> None:
+        """Keep how they came out, for plans to come."""
+        write_json(self._trials, {name: trial.model_dump(mode="json") for name, trial in trials.items()})
 
     def _make(self) -> None:
         """StorageError where the folder cannot be, or libraries could not be told its name."""

@@ -37,6 +37,7 @@ LAYERS = [
     ["plan"],
     ["launch"],
     ["pipeline", "worker"],
+    ["trial"],
     ["console"],
     ["views", "show", "chat", "replies"],
     ["cli"],

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, Self
+
+from pydantic import BaseModel
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
-from potstill.money import Ledger
+from potstill.money import Ledger, Meter
 from potstill.records import Dropped, Record
 from potstill.sources import Account, Inputs, Spec
 
@@ -38,10 +40,29 @@ class StageConfig(Spec):
 
     HOW: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how fast a stage works and what it needs, never what it makes: they are no part of its key."""
+    WHOLE: ClassVar[frozenset[str]] = frozenset()
+    """Fields whose rows a trial leaves whole, since the stage makes as much whatever number of them there is."""
 
     def expect(self, rows: Mapping[str, int]) -> "Expected":
         """What a run is likely to make, from the rows expected of each input field. For `potstill plan`."""
         return Expected(rows=max(rows.values(), default=0))
+
+    def for_trial(self, rows: int) -> Self:
+        """The same on a small scale, where the config itself says how much is made."""
+        return self
+
+    def extrapolate(self, rows: Mapping[str, int], trial: "Trial") -> "Expected":
+        """The forecast after a trial: what `expect` says, corrected by how a small one came out."""
+        whole, small = self.expect(rows), trial.expected
+        calls = round(whole.calls * trial.calls / small.calls) if small.calls else whole.calls
+        made = round(whole.rows * trial.rows / small.rows) if small.rows else whole.rows
+        return trial.spread(made, calls, (calls, calls))
+
+
+Range = tuple[int, int]
+"""The ends of an interval that holds nine times in ten."""
+NINE_IN_TEN = 1.645
+"""Standard errors on either side."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,47 @@ class Expected:
     rows: int = 0
     calls: int = 0
     tokens: int = 0
+    calls_range: Range | None = None
+    """Where a trial was made: an interval of 90%."""
+    tokens_range: Range | None = None
+    prompt_share: float = 0.5
+    """The part of the tokens that prompts have."""
+
+
+class Trial(BaseModel):
+    """How a stage came out on a few rows."""
+
+    key: str
+    """Of the stage as the recipe has it."""
+    expected: Expected
+    """What was expected of so few."""
+    rows: int
+    """What was made."""
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    squares: float
+    """Of the tokens of each call, summed."""
+    facts: dict[str, Any]
+
+    def spread(self, rows: int, calls: int, calls_range: Range) -> Expected:
+        """The forecast for so many calls, each with as many tokens as those of the trial."""
+        if not self.calls:
+            return Expected(rows, calls, 0, calls_range, (0, 0))
+        tokens = self.prompt_tokens + self.completion_tokens
+        mean = tokens / self.calls
+        deviation = max(0.0, self.squares / self.calls - mean**2) ** 0.5
+        # Calls on one row are alike, so that each counts for less than one of its own: as many as there were rows.
+        error = NINE_IN_TEN * deviation / max(1, min(self.calls, self.expected.rows or self.calls)) ** 0.5
+        low, high = calls_range[0] * max(0.0, mean - error), calls_range[1] * (mean + error)
+        return Expected(
+            rows,
+            calls,
+            round(calls * mean),
+            calls_range,
+            (round(low), round(high)),
+            self.prompt_tokens / max(1, tokens),
+        )
 
 
 class Progress(Protocol):
@@ -89,6 +151,8 @@ class Work:
     """Of what this makes: the stage's name and key."""
     ledger: Ledger = field(default_factory=Ledger)
     """What the run has spent on replies, and how much it may."""
+    meter: Meter = field(default_factory=Meter)
+    """What replies this stage was handed."""
     launched: bool = False
     """Whether a launcher started this process, perhaps as one of several: they share the stage's work."""
     stoppable: Callable[[], AbstractContextManager[Callable[[], bool]]] = field(default=never_asked)
@@ -97,7 +161,7 @@ class Work:
     @property
     def account(self) -> Account:
         """What a teacher is connected with."""
-        return Account(self.workspace, self.name.rpartition("-")[0] or self.name, self.ledger)
+        return Account(self.workspace, self.name.rpartition("-")[0] or self.name, self.ledger, self.meter)
 
     @property
     def state(self) -> Path:

@@ -114,7 +114,9 @@ class BatchEndpoint:
             while waiting:
                 waiting.extend(job for job in self._sent(waiting) if not self._settled(job))
             for job in same:
-                yield job.future.result()
+                reply = job.future.result()
+                self._account.meter.add(reply.prompt_tokens, reply.completion_tokens)
+                yield reply
         self._check_served()
 
     def _settled(self, job: Job) -> bool:

@@ -137,9 +137,9 @@ class Endpoint:
                     future.cancel()
                 self._loop.call_soon_threadsafe(self._dispatcher.abandon)
 
-    @staticmethod
-    def _take(waiting: deque[tuple[str, "Future[Reply]"]], asked: dict[str, "Future[Reply]"]) -> Reply:
+    def _take(self, waiting: deque[tuple[str, "Future[Reply]"]], asked: dict[str, "Future[Reply]"]) -> Reply:
         reply = waiting[0][1].result()
+        self._account.meter.add(reply.prompt_tokens, reply.completion_tokens)
         asked.pop(waiting.popleft()[0], None)
         return reply
 

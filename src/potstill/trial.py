@@ -1,0 +1,91 @@
+"""A trial: the stages that ask run on a few rows, so that `plan` can say what all of them will take.
+
+The replies go into the run's own journal, so that what the trial paid for, the run does not pay for again. What the
+stages made of them is thrown away.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from potstill.artifact import Artifact, seal, storage_errors
+from potstill.errors import DataError, RecipeError
+from potstill.money import Meter
+from potstill.pipeline import Servers, check_keys, check_prices, open_ledger
+from potstill.plan import Step, make_plan, stage_inputs
+from potstill.recipe import Recipe
+from potstill.records import ROWS
+from potstill.sources import Data, Inputs
+from potstill.stages.base import StageConfig, Trial, Work
+from potstill.workspace import Hashes, Workspace
+
+SCRATCH = "trial"
+
+
+def run_trial(recipe: Recipe, folder: Path, rows: int, until: str | None = None) -> dict[str, Trial]:
+    """Run what asks a model on `rows` rows; returns how each stage came out, which later plans of the folder use.
+
+    Stages that train, and what reads them before they are sealed, are left out. Raises what a run would.
+    """
+    workspace, hashes = Workspace(folder), Hashes(folder / "hashes.json")
+    with workspace.hold(), storage_errors(folder), Servers(recipe, workspace) as servers:
+        plan = make_plan(recipe, workspace, hashes).until(until)
+        check_keys(plan)
+        check_prices(plan)
+        trials = {}
+        scratch, ledger = workspace.work / SCRATCH, open_ledger(recipe, workspace)
+        there: dict[str, Artifact] = {}
+        try:
+            for step in plan.steps.values():
+                if step.artifact is not None:
+                    there[step.name] = step.artifact
+                elif not step.entry.stage.trains and all(name in there for name in step.entry.reads):
+                    inputs = _few(step, stage_inputs(plan, step, there, servers.needed_by(step)), there, rows)
+                    config, meter = step.entry.config.for_trial(rows), Meter()
+                    draft = scratch / "drafts" / step.name
+                    draft.mkdir(parents=True)
+                    work = Work(draft, workspace.path, step.seed, name=step.folder, ledger=ledger, meter=meter)
+                    try:
+                        facts = step.entry.stage.run(config, inputs, work)
+                    except (DataError, RecipeError):  # too few rows for it; what reads it is left out too
+                        continue
+                    there[step.name] = seal(draft, scratch / step.folder, {**step.head, "facts": facts})
+                    if meter.calls:
+                        trials[step.name] = _trial(step, config, there, rows, meter)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        workspace.note_trials(trials)
+    return trials
+
+
+def _trial(step: Step, config: StageConfig, there: Mapping[str, Artifact], rows: int, meter: Meter) -> Trial:
+    counts: dict[str, int] = {}
+    for link in step.entry.links:
+        if link.file:
+            counts[link.field] = counts.get(link.field, 0) + rows
+        elif link.stage and there[link.stage].produces in ROWS:
+            counts[link.field] = counts.get(link.field, 0) + min(rows, int(there[link.stage].facts.get("rows", 0)))
+    facts = dict(there[step.name].facts)
+    return Trial(
+        key=step.key,
+        expected=config.expect(counts),
+        rows=int(facts.get("rows", 0)),
+        calls=meter.calls,
+        prompt_tokens=meter.prompt_tokens,
+        completion_tokens=meter.completion_tokens,
+        squares=meter.squares,
+        facts=facts,
+    )
+
+
+def _few(step: Step, inputs: Inputs, there: Mapping[str, Artifact], rows: int) -> Inputs:
+    """The same inputs, a few rows of each, taken evenly where it is known how many there are."""
+
+    def part(data: Data) -> Data:
+        known = int(there[data.name].facts.get("rows", 0)) if data.name in there else 0
+        return replace(data, part=(rows, max(1, known // rows)))
+
+    whole = step.entry.config.WHOLE
+    data = {name: group if name in whole else tuple(map(part, group)) for name, group in inputs.data.items()}
+    return replace(inputs, data=data)
