@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEVELOPMENT := .[dev,hub,scale]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench peers clean
+.PHONY: help demo test check lint bench peers peers-data clean
 
 # $(call install,ENVIRONMENT,CONSTRAINTS,WHAT): into an environment that is made anew where the last install into it
 # was cut short. The file `whole` stands in it only while nothing is being installed. DeepSpeed compiles nothing then.
@@ -26,6 +26,10 @@ $(VENV)/dev: $(VENV)/run
 
 $(PEERS)/peers: constraints-peers.txt
 	$(call install,$(PEERS),constraints-peers.txt,torch trl)
+
+# An environment a library that data stages are compared with; the first line of its constraints says what to install.
+.venv-%/peers: constraints-%.txt
+	$(call install,.venv-$*,$<,$$(sed -n 's/^# installs: //p' $<))
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 12
@@ -48,7 +52,9 @@ bench: $(VENV)/dev $(PEERS)/peers  ## training against TRL's, quickly; a quarter
 	$(BIN)/python bench/dpo.py --quick
 	$(BIN)/python bench/sft.py --quick
 
-peers: $(PEERS)/peers  ## the environment of the libraries that results are compared with
+peers: $(PEERS)/peers  ## the environment of TRL, which training is compared with
+
+peers-data: .venv-distilabel/peers .venv-curator/peers .venv-datatrove/peers  ## those that data stages are compared with
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(PEERS) build dist runs
+	rm -rf $(VENV) $(PEERS) .venv-* build dist runs

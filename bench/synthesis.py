@@ -3,7 +3,7 @@
     python bench/synthesis.py [--quick] [--memory] [--record]
 
 Ours with its journal on disk, distilabel and curator as they come, each in a process of its own with the server beside
-it on the same machine, in turns. The peers live in environments of their own: `make peers-synthesis`. `--memory` asks
+it on the same machine, in turns. The peers live in environments of their own: `make peers-data`. `--memory` asks
 10,000 and then a million times, ours alone: a quarter of an hour.
 """
 
