@@ -99,7 +99,8 @@ class EndpointModel(Spec):
                 fault = f"replicas are URLs, and '{name}' is none"
             if fault:
                 raise RecipeError("endpoint", fault, "Write a URL such as http://localhost:8000/v1")
-        return endpoint
+        plain = tuple(name.rstrip("/") for name in names)  # with a slash or without, it is the same place
+        return plain[0] if isinstance(endpoint, str) else plain
 
     @property
     def endpoints(self) -> tuple[str, ...]:

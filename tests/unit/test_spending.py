@@ -86,6 +86,9 @@ def test_replicas_share_the_work_and_one_takes_over(tmp_path: Path) -> None:
         assert 15 <= two.answered.total() <= 20
         assert one.answered.total() == 200 - two.answered.total()
     with Stub(fault=slow) as one:
+        run(Account(tmp_path / "c"), one.base_url, asked(1))
+        run(Account(tmp_path / "c"), one.base_url + "/", asked(1))
+        assert one.seen.total() == 1, "with a slash or without, it is the same place"
         replies = run(Account(tmp_path / "b"), ["http://127.0.0.1:9/v1", one.base_url], asked(50))
     assert {r.finish for r in replies} == {"stop"}
 
