@@ -202,6 +202,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return ids
 
 
+def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """Text to go on from as it stands: no template, nothing added; what it spells of control tokens steers."""
+    ((ids, _),) = _tokenized(tokenizer, [text])
+    return ids
+
+
 def encode_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], learn: str = "assistant", tools: Tools = ()
 ) -> Encoded:

@@ -25,7 +25,7 @@ def says(text):
 def fake_scorer(model, exchanges):
     """A token a word; dpo likes answers with "good" in them."""
     found = []
-    for _, answer in exchanges:
+    for answer in (exchange.answer for exchange in exchanges):
         words = answer[-1].content.split()
         liked = 3.0 if model.name == "dpo" and "good" in words else 0.0
         found.append((liked - LOSS[model.name] * len(words), len(words)))

@@ -10,7 +10,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from potstill.records import Message
 from potstill.sources import LocalModel, Model
-from potstill.teachers.base import Request
+from potstill.teachers.base import Exchange, Request
 from potstill.teachers.local import LocalTeacher, answer_logprobs
 from potstill.tokenization import encode_chat, encode_prompt
 from potstill.training.models import save_model
@@ -116,12 +116,13 @@ def test_what_does_not_fit_is_said(model: Model) -> None:
 
 def test_scores_are_the_models_own_log_probabilities(model: Model) -> None:
     answers = [say("assistant: it is a cat."), say("assistant: "), say("assistant: hello", "user: a", "assistant: mat")]
-    rows = list(zip([*PROMPTS[:2], (*PROMPTS[2], *say("assistant: hi", "user: b"))], answers, strict=True))
+    prompts = [*PROMPTS[:2], (*PROMPTS[2], *say("assistant: hi", "user: b"))]
+    rows = [Exchange(str(n), *both) for n, both in enumerate(zip(prompts, answers, strict=True))]
     scores = answer_logprobs(model, rows)
     with LocalTeacher(model) as teacher:
-        for (prompt, answer), (ours, count) in zip(rows, scores, strict=True):
-            silent: list[Message] = [message.model_copy(update={"train": False}) for message in prompt]
-            encoded = encode_chat(teacher.tokenizer, [*silent, *answer])
+        for row, (ours, count) in zip(rows, scores, strict=True):
+            silent: list[Message] = [message.model_copy(update={"train": False}) for message in row.prompt]
+            encoded = encode_chat(teacher.tokenizer, [*silent, *row.answer])
             ids = torch.from_numpy(encoded.ids_L.astype(np.int64))
             logp = (
                 teacher.model(input_ids=ids[None])
@@ -137,5 +138,5 @@ def test_scores_are_the_models_own_log_probabilities(model: Model) -> None:
 def test_a_scored_model_can_still_answer(model: Model, tmp_path: Path) -> None:
     with LocalTeacher(model) as teacher:
         before = list(teacher.complete(requests()[:3]))
-        teacher.score([(PROMPTS[0], say("assistant: mat"))])
+        list(teacher.score([Exchange("1", PROMPTS[0], say("assistant: mat"))]))
         assert list(teacher.complete(requests()[:3])) == before

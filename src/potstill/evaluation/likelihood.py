@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from potstill.evaluation.statistics import Observation
-from potstill.records import Chat, Message
+from potstill.records import Chat
 from potstill.sources import Model
-
-Exchange = tuple[Sequence[Message], Sequence[Message]]
-"""A prompt that ends with the user, and the messages that answer it."""
+from potstill.teachers.base import Exchange
 
 
 class AnswerScorer(Protocol):
@@ -28,7 +26,7 @@ def exchanges(chats: Sequence[Chat]) -> list[tuple[Chat, int, Exchange]]:
             if message.role == "assistant":
                 turn += 1
                 if message.train and i > 0:
-                    found.append((chat, turn, (chat.messages[:i], (message,))))
+                    found.append((chat, turn, Exchange(chat.id, chat.messages[:i], (message,), chat.tools)))
     return found
 
 

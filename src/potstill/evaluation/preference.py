@@ -8,10 +8,11 @@ same pairs: the longer answer, and the reference model's own likelihood, summed 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from potstill.evaluation.likelihood import AnswerScorer, Exchange
+from potstill.evaluation.likelihood import AnswerScorer
 from potstill.evaluation.statistics import Observation
 from potstill.records import Message, Pair
 from potstill.sources import Model
+from potstill.teachers.base import Exchange
 
 LONGER = "longer answer"
 
@@ -28,7 +29,7 @@ class PairLikelihood:
 
 def pair_likelihoods(model: Model, pairs: Sequence[Pair], scorer: AnswerScorer) -> list[PairLikelihood]:
     """Both answers of every pair under one model."""
-    exchanges: list[Exchange] = [(p.prompt, answer) for p in pairs for answer in (p.chosen, p.rejected)]
+    exchanges = [Exchange(p.id, p.prompt, answer, p.tools) for p in pairs for answer in (p.chosen, p.rejected)]
     scored = scorer(model, exchanges)
     return [
         PairLikelihood(a, b, a / a_tokens if a_tokens else None, b / b_tokens if b_tokens else None)

@@ -12,7 +12,6 @@ from potstill.artifact import storage_errors, write_json
 from potstill.errors import DataError, RecipeError
 from potstill.evaluation import aspects as aspect_protocol
 from potstill.evaluation import likelihood, mt_bench, preference
-from potstill.evaluation.likelihood import Exchange
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Ask, Read, Sheet, grade, hold_dialogues
 from potstill.evaluation.statistics import Observation
@@ -20,7 +19,7 @@ from potstill.records import Chat, Pair, Prompt
 from potstill.sources import Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
 from potstill.teachers.aspects import ASPECTS, HIGHEST, LOWEST, Aspect
-from potstill.teachers.base import connect
+from potstill.teachers.base import Exchange, connect
 
 R = TypeVar("R", Prompt, Chat, Pair)
 

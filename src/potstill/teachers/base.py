@@ -1,7 +1,7 @@
 """What every teacher is: something that completes chats, in order, and says why where it could not."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -58,6 +58,18 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
     origin: Literal["model", "journal", "nobody"] = "model"
     """Who gave it: a model at hand; a server, in which case the journal holds it; or nobody, as no answer came."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A given answer and what it answers: a local model says how likely it is."""
+
+    row: str
+    """The row that they come from, by its id."""
+    prompt: Sequence[Message]
+    answer: Sequence[Message]
+    tools: tuple[str, ...] = ()
+    """What the model may call, as in a Request."""
 
 
 def remedy(reply: Reply, advice: str, limit: str = "") -> str:

@@ -1,31 +1,52 @@
-"""A teacher whose weights are at hand: completes chats in batches, streams one, and scores given answers."""
+"""A teacher whose weights are at hand: completes chats in one running batch, streams one, and scores given answers."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from potstill.records import Message
+from potstill.records import Finish
 from potstill.sources import Model
-from potstill.teachers.base import Reply, Request, request_seed
-from potstill.teachers.decoding import Sampling, decode
-from potstill.tokenization import encode_chats, encode_prompt
+from potstill.teachers.base import Exchange, Reply, Request, request_seed
+from potstill.teachers.decoding import MOST_ROWS, Batch, Row
+from potstill.tokenization import encode_chats, encode_opening, encode_prompt
 from potstill.training.batch import Item, micro_batches
 from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids
-from potstill.training.scoring import build_scorer
+from potstill.training.probe import check_positions, position_limit
+from potstill.training.scoring import Scorer, build_scorer
 
-BATCH_TOKENS = 16384
-"""Prompt and answer tokens of the rows decoded together."""
+REORDER = 16384
+"""Replies that may wait for one that was asked for before them and is still being written."""
 SCORE_TOKENS = 4096
 """Tokens scored at once."""
+SCORE_ROWS = 256
+"""Answers that are tokens at once."""
 
-Conversation = tuple[Sequence[Message], Sequence[Message]]
-"""A prompt, and the answer to it."""
+THINK, THOUGHT = "<think>", "</think>"
+"""What many models write around what they think before they answer."""
+
+
+@dataclass
+class _Asked:
+    request: Request
+    place: int
+    attempt: int = 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its reply stands, whatever it is. A greedy answer would be the same again."""
+        return self.request.temperature == 0 or self.attempt + 1 >= self.request.attempts
 
 
 class LocalTeacher:
-    """A transformers model in this process. Use it in a `with` block: its memory is given back at the end."""
+    """A transformers model in this process. Use it in a `with` block: its memory is given back at the end.
+
+    It cannot be held to a schema: of a request's `schema` it knows what the prompt says.
+    """
 
     def __init__(self, model: Model) -> None:
         device = choose_device()
@@ -36,7 +57,7 @@ class LocalTeacher:
         )
         self.model.eval()  # type: ignore[no-untyped-call]
         self.stops = stop_ids(self.model, self.tokenizer)
-        self.context = self.model.config.get_text_config().max_position_embeddings
+        self.context = position_limit(self.model)
 
     def __enter__(self) -> Self:
         return self
@@ -44,100 +65,145 @@ class LocalTeacher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         del self.model
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        """One reply a request, in order. Requests of like length are decoded together; the same requests give the
-        same replies."""
-        asked = list(requests)
-        rows = [self._row(request) for request in asked]
+    def complete(self, requests: Iterable[Request], cache_tokens: int | None = None) -> Iterator[Reply]:
+        """One reply a request, in order. Where an answer ends, the next request takes its place in the batch.
+
+        Requests are read as places come free, so a million of them take no more memory than a thousand. The same
+        requests give the same replies, and each by itself what it gives among others (`decoding.Batch` says how far).
+        A greedy answer is asked for once, whatever `attempts` says: it would only be the same again. `cache_tokens`
+        bounds what the running batch holds; where it is None, memory does.
+        """
+        source = enumerate(requests)
+        batch = Batch(self.model, self.stops, cache_tokens)
+        asked: dict[Row, _Asked] = {}
+        waiting: deque[Row] = deque()
         replies: dict[int, Reply] = {}
-        for index, row in enumerate(rows):
-            if row.limit < 1:
-                reason = f"the prompt has {len(row.prompt_ids)} tokens and the model reads {self.context}"
-                replies[index] = Reply("", "error", reason, len(row.prompt_ids), 0)
-        for group in _groups(rows, [index for index in range(len(rows)) if index not in replies]):
-            steps = list(decode(self.model, [rows[index] for index in group], self.stops))
-            for place, index in enumerate(group):
-                tokens = [step[place] for step in steps if step[place] >= 0]
-                replies[index] = self._reply(rows[index], tokens)
-        for index in range(len(rows)):
-            yield replies[index]
+        following = 0  # the place of the next reply to hand out
+        while True:
+            room = min(MOST_ROWS - len(waiting), REORDER - len(replies))
+            for place, request in islice(source, max(0, room)):
+                row = self._row(request)
+                if fault := self._fault(row):
+                    replies[place] = fault
+                else:
+                    asked[row] = _Asked(request, place)
+                    waiting.append(row)
+            for row in batch.step(waiting) if asked else ():
+                its = asked.pop(row)
+                reply = self._reply(row, its.request)
+                if its.is_last or its.request.accept(reply):
+                    replies[its.place] = reply
+                else:
+                    its.attempt += 1
+                    asked[anew := self._row(its.request, its.attempt)] = its
+                    waiting.appendleft(anew)
+            if not (asked or replies):
+                return
+            while following in replies:
+                yield replies.pop(following)
+                following += 1
 
     def stream(self, request: Request) -> Iterator[str]:
-        """The answer to one request, piece by piece as it is written."""
+        """The answer to one request, piece by piece as it is written: all of it, what was thought first as well."""
         row = self._row(request)
-        tokens: list[int] = []
-        given = ""
-        if row.limit < 1:
+        if self._fault(row):
             return
-        for (token,) in decode(self.model, [row], self.stops):
-            if token not in self.stops:
-                tokens.append(token)
-            text = self._text(tokens)
+        batch, waiting, given = Batch(self.model, self.stops), deque([row]), ""
+        while waiting or batch.rows:
+            batch.step(waiting)
+            text = self._text(row)
             if len(text) > len(given) and not text.endswith("\ufffd"):  # half a character waits for its other half
                 yield text[len(given) :]
                 given = text
-        rest = self._text(tokens)[len(given) :]
+        rest = self._text(row)[len(given) :]
         if rest:
             yield rest
 
-    def score(self, conversations: Sequence[Conversation]) -> list[tuple[float, int]]:
-        """The summed log-probability, in nats, of each answer's tokens and end given its prompt, and their number."""
-        silent = [
-            [*(m.model_copy(update={"train": False}) for m in prompt), *answer] for prompt, answer in conversations
-        ]
-        encoded = encode_chats(self.tokenizer, silent)
-        items = [Item.chat(str(index), row) for index, row in enumerate(encoded)]
+    def score(self, exchanges: Iterable[Exchange]) -> Iterator[tuple[float, int]]:
+        """The summed log-probability, in nats, of each answer's tokens and end given its prompt, and their number.
+
+        In order, some at a time. ModelError where a row is longer than the model has positions for.
+        """
+        source = iter(exchanges)
         scorer = build_scorer(self.model).eval()
-        sums: dict[str, float] = {}
         try:
-            with torch.no_grad():
-                for batch in micro_batches(items, SCORE_TOKENS):
-                    found = batch.by_answer(scorer(batch.to(scorer.device)).cpu()).tolist()
-                    sums |= dict(zip(batch.row_ids, found, strict=True))
+            while some := list(islice(source, SCORE_ROWS)):
+                yield from self._score(scorer, some)
         finally:
             scorer.release()
+
+    def _score(self, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[tuple[float, int]]:
+        silent = [[*(m.model_copy(update={"train": False}) for m in e.prompt), *e.answer] for e in exchanges]
+        encoded = encode_chats(self.tokenizer, silent, tools=[e.tools for e in exchanges])
+        remedy = "Take the row out of the data, or measure a model that reads more"
+        for exchange, row in zip(exchanges, encoded, strict=True):
+            check_positions(self.model, [Item.chat(exchange.row, row)], remedy)
+        items = [Item.chat(str(index), row) for index, row in enumerate(encoded)]
+        sums: dict[str, float] = {}
+        with torch.no_grad():
+            for batch in micro_batches(items, SCORE_TOKENS):
+                found = batch.by_answer(scorer(batch.to(scorer.device)).cpu()).tolist()
+                sums |= dict(zip(batch.row_ids, found, strict=True))
         return [(sums[item.row], item.scored) for item in items]
 
-    def _row(self, request: Request) -> Sampling:
-        prompt_ids = encode_prompt(self.tokenizer, request.messages)
-        return Sampling(
+    def _row(self, request: Request, attempt: int = 0) -> Row:
+        if request.opening:
+            prompt_ids = encode_opening(self.tokenizer, request.opening)
+        else:
+            prompt_ids = encode_prompt(self.tokenizer, request.messages, request.tools)
+        seed = request_seed(request.seed, "attempt", attempt) if attempt else request.seed
+        return Row(
             prompt_ids=prompt_ids,
             limit=min(request.max_tokens, self.context - len(prompt_ids)),
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
-            seed=request_seed(request.seed, request.sample),
+            seed=request_seed(seed, request.sample),
         )
 
-    def _reply(self, row: Sampling, tokens: list[int]) -> Reply:
-        stopped = tokens[-1] in self.stops
-        text = self._text(tokens[:-1] if stopped else tokens)
-        if stopped:
-            return Reply(text, "stop", "", len(row.prompt_ids), len(tokens))
-        return Reply(text, "length", f"not finished after {len(tokens)} tokens", len(row.prompt_ids), len(tokens))
+    def _fault(self, row: Row) -> Reply | None:
+        """The reply where nothing can be written: the prompt leaves no room for an answer, or is none."""
+        length = len(row.prompt_ids)
+        if not length:
+            return Reply("", "error", "the prompt holds no token")
+        if row.limit < 1:
+            return Reply("", "error", f"the prompt has {length} tokens and the model reads {self.context}", length)
+        return None
 
-    def _text(self, tokens: list[int]) -> str:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+    def _reply(self, row: Row, request: Request) -> Reply:
+        text, reasoning = self._text(row), ""
+        if not request.opening:
+            tail = str(self.tokenizer.decode(row.prompt_ids[-8:].tolist()))
+            reasoning, text = split_reasoning(text, begun=tail.rstrip().endswith(THINK))
+        finish: Finish = "stop"
+        reason = ""
+        if row.tokens[-1] not in self.stops:
+            finish, reason = "length", f"not finished after {len(row.tokens)} tokens"
+        elif not text.strip():
+            finish, reason = "empty", "the answer is empty"
+        return Reply(text, finish, reason, len(row.prompt_ids), len(row.tokens), reasoning)
+
+    def _text(self, row: Row) -> str:
+        said = row.tokens[:-1] if row.tokens[-1:] and row.tokens[-1] in self.stops else row.tokens
+        text = self.tokenizer.decode(said, skip_special_tokens=True)
         assert isinstance(text, str)
         return text
 
 
-def _groups(rows: Sequence[Sampling], indices: Sequence[int]) -> Iterator[list[int]]:
-    """Rows to decode together: longest first, as many as the budget of tokens allows."""
-    group: list[int] = []
-    width = 0
-    for index in sorted(indices, key=lambda i: (-len(rows[i].prompt_ids), -rows[i].limit, i)):
-        wide = max(width, len(rows[index].prompt_ids) + rows[index].limit)
-        if group and wide * (len(group) + 1) > BATCH_TOKENS:
-            yield group
-            group, wide = [], len(rows[index].prompt_ids) + rows[index].limit
-        group.append(index)
-        width = wide
-    if group:
-        yield group
+def split_reasoning(text: str, *, begun: bool) -> tuple[str, str]:
+    """What was thought and what was answered. Where `begun`, the prompt has opened the thought already.
+
+    A thought without an end is all there is: no answer came. Text that begins with anything else is all answer.
+    """
+    if not begun:
+        if not text.lstrip().startswith(THINK):
+            return "", text
+        text = text.lstrip().removeprefix(THINK)
+    reasoning, _, answer = text.partition(THOUGHT)
+    return reasoning.strip(), answer.lstrip()
 
 
-def answer_logprobs(model: Model, conversations: Sequence[Conversation]) -> list[tuple[float, int]]:
+def answer_logprobs(model: Model, exchanges: Iterable[Exchange]) -> list[tuple[float, int]]:
     """`LocalTeacher.score` of a model that is loaded for it."""
     with LocalTeacher(model) as teacher:
-        return teacher.score(conversations)
+        return list(teacher.score(exchanges))

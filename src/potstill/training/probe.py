@@ -39,24 +39,29 @@ def bare(model: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, unwrap()) if unwrap else model
 
 
-def check_positions(model: PreTrainedModel, items: Sequence[Item]) -> None:
-    """ModelError where a row is longer than the model has positions for.
+def position_limit(model: PreTrainedModel) -> int:
+    """The longest row, in tokens, that the model has positions for.
 
     Longrope has other frequencies beyond the length that a model was first trained with, and transformers picks them
-    for a whole batch: one long row would change what is computed for all others.
+    for a whole batch: one long row would change what is computed for all others. So there that length is the limit.
     """
     config = bare(model).config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     limits = [part["original_max_position_embeddings"] for part in ropes if part.get("rope_type") == "longrope"]
     known = getattr(config, "max_position_embeddings", None)
-    limit = min([*limits, *([] if known is None else [known])], default=1 << 62)
+    return min([*limits, *([] if known is None else [known])], default=1 << 62)
+
+
+def check_positions(model: PreTrainedModel, items: Sequence[Item], remedy: str = "Set max_length: {limit}") -> None:
+    """ModelError where a row is longer than the model has positions for; `remedy` says what to do about it."""
+    limit = position_limit(model)
     longest = max(items, key=lambda item: item.longest)
     if longest.longest > limit:
         raise ModelError(
             f"row '{longest.row}'",
             f"it has {longest.longest:,} tokens, and the model reads {limit:,} at most",
-            f"Set max_length: {limit}",
+            remedy.format(limit=limit),
         )
 
 
