@@ -1,5 +1,8 @@
 """Local models as teachers: batches, seeds, streams and scores."""
 
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +11,12 @@ import torch
 from engine import say, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
+from potstill.errors import ModelError
 from potstill.records import Message
 from potstill.sources import LocalModel, Model
-from potstill.teachers.base import Exchange, Request
-from potstill.teachers.local import LocalTeacher, answer_logprobs
+from potstill.teachers import decoding, local
+from potstill.teachers.base import Exchange, Reply, Request, request_seed
+from potstill.teachers.local import LocalTeacher, answer_logprobs, split_reasoning
 from potstill.tokenization import encode_chat, encode_prompt
 from potstill.training.models import save_model
 
@@ -140,3 +145,172 @@ def test_a_scored_model_can_still_answer(model: Model, tmp_path: Path) -> None:
         before = list(teacher.complete(requests()[:3]))
         list(teacher.score([Exchange("1", PROMPTS[0], say("assistant: mat"))]))
         assert list(teacher.complete(requests()[:3])) == before
+
+
+def test_requests_are_read_as_places_come_free(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies come in order; one long answer holds up at most REORDER others, and nothing is read far ahead."""
+    monkeypatch.setattr(decoding, "MOST_ROWS", 4)
+    monkeypatch.setattr(local, "MOST_ROWS", 4)
+    monkeypatch.setattr(local, "REORDER", 6)
+    ask = [Request(PROMPTS[n % 4], max_tokens=60 if n == 0 else 1 + n % 3, seed=n, temperature=1.0) for n in range(40)]
+    read = []
+
+    def source() -> Iterator[Request]:
+        for request in ask:
+            read.append(request)
+            yield request
+
+    with LocalTeacher(model) as teacher:
+        teacher.stops = []
+        ahead, replies = [], []
+        for reply in teacher.complete(source()):
+            replies.append(reply)
+            ahead.append(len(read) - len(replies))
+        assert replies == [reply for request in ask for reply in teacher.complete([request])]
+    assert max(ahead) <= 4 + 4 + 6 + 4  # waiting, being written, written out of turn and those that ended with them
+    assert [reply.completion_tokens for reply in replies] == [request.max_tokens for request in ask]
+
+
+def test_a_million_requests_take_no_more_memory_than_a_thousand(model: Model) -> None:
+    """Of Python's own: what 3,000 requests leave behind at the end is what they left behind in the middle."""
+    held = []
+    with LocalTeacher(model) as teacher:
+        ask = (Request(PROMPTS[n % 4], max_tokens=1 + n % 3, seed=n) for n in range(3000))
+        tracemalloc.start()
+        try:
+            for number, _ in enumerate(teacher.complete(ask)):
+                if number % 1000 == 500:
+                    held.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert held[2] - held[0] < 100_000, held  # 2,000 requests and replies kept would be more than 1 MB
+
+
+def test_an_opening_is_gone_on_from_as_it_stands(model: Model) -> None:
+    """What it spells of control tokens steers, nothing is added, and what it writes is not taken apart."""
+    with LocalTeacher(model) as teacher:
+        text = "<s><|user|>\nwhat is"
+        (reply,) = teacher.complete([Request((), 12, opening=text)])
+        ids = teacher.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        assert ids[0, 0] == teacher.tokenizer.bos_token_id
+        out = teacher.model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        assert reply.text == teacher.tokenizer.decode(out, skip_special_tokens=True)
+        assert reply.prompt_tokens == ids.shape[1]
+
+
+def test_tools_go_through_the_template(model: Model) -> None:
+    tool = '{"type": "function", "function": {"name": "look", "parameters": {}}}'
+    with LocalTeacher(model) as teacher:
+        with pytest.raises(ModelError, match="leaves out the tools that it offers"):
+            list(teacher.complete([Request(PROMPTS[0], 5, tools=(tool,))]))
+        teacher.tokenizer.chat_template = "{{ tools | tojson if tools }}" + teacher.tokenizer.chat_template
+        plain, offered = teacher.complete([Request(PROMPTS[0], 5), Request(PROMPTS[0], 5, tools=(tool,))])
+        assert offered.prompt_tokens == len(encode_prompt(teacher.tokenizer, PROMPTS[0], [tool])) > plain.prompt_tokens
+        answer = say("assistant: mat")
+        silent = [message.model_copy(update={"train": False}) for message in PROMPTS[0]]
+        bare, told = teacher.score([Exchange("1", PROMPTS[0], answer), Exchange("1", PROMPTS[0], answer, (tool,))])
+        assert bare[0] != told[0]
+        whole = encode_chat(teacher.tokenizer, [*silent, *answer], tools=[tool])
+        assert told[1] == bare[1] == whole.learn_L.sum()
+
+
+def test_it_is_asked_again_until_the_reply_is_accepted(model: Model) -> None:
+    """Each time with another seed, the one that an endpoint is sent too; the last stands; greedy ones are asked once."""
+    seen: dict[int, list[Reply]] = {}
+
+    def accept(number: int) -> Callable[[Reply], bool]:
+        def judge(reply: Reply) -> bool:
+            seen.setdefault(number, []).append(reply)
+            return number % 2 == 1 and len(seen[number]) == 3
+
+        return judge
+
+    ask = [
+        Request(PROMPTS[n % 4], 8, temperature=0.0 if n == 4 else 1.5, seed=n, sample=n, attempts=4, accept=accept(n))
+        for n in range(6)
+    ]
+    with LocalTeacher(model) as teacher:
+        replies = list(teacher.complete(ask))
+        for number, (request, reply) in enumerate(zip(ask, replies, strict=True)):
+            tried = 1 if number == 4 else 3 if number % 2 else 4
+            seeds = [number, *(request_seed(number, "attempt", k) for k in range(1, tried))]
+            alone = list(teacher.complete(replace(request, seed=seed, attempts=1) for seed in seeds))
+            assert reply == alone[-1]
+            assert seen.get(number, []) == alone[: len(seen.get(number, []))]
+            assert len(seen.get(number, [])) == {0: 3, 1: 3, 2: 3, 3: 3, 4: 0, 5: 3}[number]
+            assert len({one.text for one in alone}) > (number != 4) - (tried == 1)
+
+
+def test_blanks_alone_are_no_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalTeacher(model) as teacher:
+        script = [*teacher.tokenizer.encode(" ", add_special_tokens=False), teacher.tokenizer.eos_token_id]
+        monkeypatch.setattr(decoding, "choose", lambda logits_RV, rows: [script[len(row.tokens)] for row in rows])
+        empty, cut = teacher.complete([Request(PROMPTS[0], 5), Request(PROMPTS[0], 1)])
+    assert (empty.finish, empty.reason, empty.text) == ("empty", "the answer is empty", " ")
+    assert (cut.finish, cut.reason) == ("length", "not finished after 1 tokens")
+
+
+def test_a_bad_row_is_alone_in_its_trouble(model: Model) -> None:
+    """Trap: "One bad row that turns its whole batch into nothing (distilabel 864)"."""
+    fine = requests()
+    bad = [Request(say("user: " + "cat " * 200), 5), Request(PROMPTS[0], 0)]
+    with LocalTeacher(model) as teacher:
+        expected = list(teacher.complete(fine))
+        found = list(teacher.complete([*fine[:3], bad[0], *fine[3:9], bad[1], *fine[9:]]))
+    assert [found.pop(10).finish, found.pop(3).finish] == ["error", "error"]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "reasoning", "answer"),
+    [
+        ("<think>\nis it?\n</think>\n\nIt is.", False, "is it?", "It is."),
+        ("\n<think></think> It is.", False, "", "It is."),
+        ("It is a <think>tag</think>.", False, "", "It is a <think>tag</think>."),
+        ("is it?\n</think>\n\nIt is. </think>", True, "is it?", "It is. </think>"),
+        ("<think>is it", False, "is it", ""),
+        ("is it", True, "is it", ""),
+        ("", False, "", ""),
+    ],
+)
+def test_what_was_thought_is_told_from_the_answer(text: str, begun: bool, reasoning: str, answer: str) -> None:
+    assert split_reasoning(text, begun=begun) == (reasoning, answer)
+
+
+def test_a_template_may_open_the_thought_itself(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalTeacher(model) as teacher:
+        end = teacher.tokenizer.eos_token_id
+        script = [*teacher.tokenizer.encode("it is</think>\na cat", add_special_tokens=False), end]
+        monkeypatch.setattr(decoding, "choose", lambda logits_RV, rows: [script[len(row.tokens)] for row in rows])
+        template = teacher.tokenizer.chat_template
+        for opens in ("<think>\n", "<think>"):
+            teacher.tokenizer.chat_template = template + opens
+            whole, cut, raw = teacher.complete(
+                [Request(PROMPTS[0], 40), Request(PROMPTS[0], 2), Request((), 40, opening="hello <think>\n")]
+            )
+            assert (whole.reasoning, whole.text, whole.finish) == ("it is", "a cat", "stop")
+            assert (cut.text, cut.finish) == ("", "length")
+            assert (raw.reasoning, raw.text) == ("", "it is</think>\na cat")
+
+
+def test_scores_are_made_some_at_a_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "SCORE_ROWS", 3)
+    rows = [Exchange(str(n), PROMPTS[n % 4], say(f"assistant: {'mat ' * (n + 1)}")) for n in range(8)]
+    read = []
+    with LocalTeacher(model) as teacher:
+        scored = teacher.score(read.append(row) or row for row in rows)  # type: ignore[func-returns-value]
+        first = next(scored)
+        assert len(read) == 3
+        found = [first, *scored]
+        alone = [one for row in rows for one in teacher.score([row])]
+    assert [count for _, count in found] == [count for _, count in alone] == [n + 3 for n in range(8)]
+    assert [logp for logp, _ in found] == pytest.approx([logp for logp, _ in alone], rel=1e-6)
+
+
+def test_a_row_beyond_the_models_positions_is_named(model: Model) -> None:
+    answers = {"fine": "assistant: mat", "row-7": "assistant: " + "mat " * 200}
+    rows = [Exchange(name, PROMPTS[0], say(answer)) for name, answer in answers.items()]
+    with pytest.raises(
+        ModelError, match=r"row 'row-7': it has \d+ tokens, and the model reads 96 at most. Take the row"
+    ):
+        answer_logprobs(model, rows)
