@@ -215,7 +215,7 @@ def test_tools_go_through_the_template(model: Model) -> None:
 
 
 def test_it_is_asked_again_until_the_reply_is_accepted(model: Model) -> None:
-    """Each time with another seed, the one that an endpoint is sent too; the last stands; greedy ones are asked once."""
+    """Each time with another seed, as an endpoint is; the last stands; a greedy one is asked once."""
     seen: dict[int, list[Reply]] = {}
 
     def accept(number: int) -> Callable[[Reply], bool]:
