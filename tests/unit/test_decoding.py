@@ -148,6 +148,18 @@ def test_the_budget_is_memory_by_what_a_token_takes() -> None:
     assert Batch(model, []).budget == decoding.CACHE_BYTES // per_token
 
 
+@pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (1.0, 3), (0.6, 0), (0.9, 2)])
+def test_draws_follow_the_distribution_that_is_cut_as_asked(top_p: float, top_k: int) -> None:
+    """Probabilities 0.4, 0.3, 0.2, 0.1 out of order; top-p keeps the fewest that reach it, top-k the first k."""
+    p_V = torch.tensor([0.2, 0.4, 0.1, 0.3])
+    kept = {(1.0, 0): [0, 1, 2, 3], (1.0, 3): [0, 1, 3], (0.6, 0): [1, 3], (0.9, 2): [1, 3]}[top_p, top_k]
+    rows = [Row(np.zeros(1, dtype=np.int32), 1, 2.0, top_p, top_k, seed) for seed in range(4000)]
+    drawn = torch.tensor(choose(2 * p_V.log().expand(4000, 4), rows))
+    for token in range(4):
+        share = p_V[token] / p_V[kept].sum() if token in kept else torch.tensor(0.0)
+        assert abs((drawn == token).float().mean() - share) <= 4 * (share * (1 - share) / 4000) ** 0.5
+
+
 def test_many_rows_are_drawn_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     logits_RV = torch.randn(20, VOCABULARY, generator=torch.Generator().manual_seed(1))
     whole = choose(logits_RV, some_rows(20))

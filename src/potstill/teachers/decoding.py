@@ -8,6 +8,7 @@ Suffixes: R rows, T columns of the cache, P prompt length, V vocabulary.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ REFILL = 8
 """Rows join once one of so many parts of the batch has ended: prompts that are read together cost less, and with up to
 so many rows it is at once."""
 CHUNK_LOGITS = 1 << 23
-"""Logits that are sorted at once to draw from them."""
+"""Logits that are drawn from at once."""
 
 
 @dataclass(eq=False)
@@ -68,6 +69,11 @@ class Row:
     def reach(self) -> int:
         """Its length when it has grown by as much as room is kept for."""
         return len(self) + min(HEADROOM, self.limit - len(self.tokens))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether not every token may be drawn."""
+        return self.top_p < 1 or self.top_k > 0
 
     def draw(self) -> float:
         """Its next number between 0 and 1."""
@@ -284,30 +290,39 @@ def _first_group(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 def choose(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
     """Each row's next token: greedy where its temperature is 0, else drawn."""
     tokens_R = logits_RV.argmax(-1)
-    drawn = [index for index, row in enumerate(rows) if row.temperature > 0]
     most = max(1, CHUNK_LOGITS // logits_RV.shape[1])
-    for first in range(0, len(drawn), most):
-        part = drawn[first : first + most]
-        tokens_R[part] = _draw(logits_RV[part], [rows[index] for index in part])
+    for cut in (False, True):
+        drawn = [index for index, row in enumerate(rows) if row.temperature > 0 and row.is_cut == cut]
+        for first in range(0, len(drawn), most):
+            part = drawn[first : first + most]
+            tokens_R[part] = _draw(logits_RV[part], [rows[index] for index in part], cut=cut)
     return [int(token) for token in tokens_R.tolist()]
 
 
-def _draw(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Inverts each row's distribution, cut to top-k and top-p, at a number drawn from the row's seed."""
+def _draw(logits_RV: Tensor, rows: Sequence[Row], *, cut: bool) -> Tensor:
+    """Inverts each row's distribution at a number drawn from the row's seed.
+
+    Where it is `cut` to top-k and top-p, tokens are ordered by their probability first, which takes far longer than all
+    the rest.
+    """
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits_RV.device)[:, None]
 
     temperature_R1 = column([row.temperature for row in rows]).float().clamp_min(1e-6)
-    top_p_R1 = column([row.top_p for row in rows])
-    top_k_R1 = column([row.top_k if row.top_k > 0 else 2**31 for row in rows])
-    p_RV, order_RV = (logits_RV.float() / temperature_R1).softmax(-1).double().sort(descending=True, stable=True)
+    p_RV = (logits_RV.float() / temperature_R1).softmax(-1).double()
+    draws_R1 = column([row.draw() for row in rows])
+    if not cut:
+        mass_RV = p_RV.cumsum(-1)
+        place_R1 = torch.searchsorted(mass_RV, draws_R1 * mass_RV[:, -1:], right=True)
+        return place_R1[:, 0].clamp_max(p_RV.shape[1] - 1)
+    p_RV, order_RV = p_RV.sort(descending=True, stable=True)
     before_RV = p_RV.cumsum(-1) - p_RV
     rank_V = torch.arange(p_RV.shape[1], device=p_RV.device)
-    kept_RV = (before_RV < top_p_R1) & (rank_V < top_k_R1)
+    kept_RV = before_RV < column([row.top_p for row in rows])
+    kept_RV &= rank_V < column([row.top_k if row.top_k > 0 else math.inf for row in rows])
     kept_RV[:, 0] = True
     mass_RV = (p_RV * kept_RV).cumsum(-1)
-    goal_R1 = column([row.draw() for row in rows]) * mass_RV[:, -1:]
-    place_R1 = torch.searchsorted(mass_RV, goal_R1, right=True)
+    place_R1 = torch.searchsorted(mass_RV, draws_R1 * mass_RV[:, -1:], right=True)
     place_R1 = torch.minimum(place_R1, kept_RV.sum(-1, keepdim=True) - 1)
     return order_RV.gather(1, place_R1)[:, 0]
