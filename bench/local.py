@@ -140,6 +140,7 @@ def main() -> None:
         folder = Path(name)
         size = save_model(folder / "model", chosen.model)
         model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+        model.generation_config.eos_token_id = None  # answers end at their limits alone
         sides = {side: timed(run, model, chosen.rows) for side, run in {OURS: ours, **PEERS}.items()}
         sides = {side: run for side, run in sides.items() if side in (OURS, *chosen.peers)}
         (warm,) = rounds(folder, 1, 8, size.vocabulary)

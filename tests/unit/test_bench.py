@@ -196,3 +196,15 @@ def test_missing_peers_are_one_line(tmp_path: Path) -> None:
 def test_the_page_is_written_from_the_rows() -> None:
     table = load("table")
     assert table.PAGE.read_text() == table.render(table.recorded()), "write it anew: python bench/table.py"
+
+
+def test_the_local_teachers_sides_write_the_same_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", "local.py --model tiny --requests 6 --rows 2 --rounds 1".split())
+    load("local").main()
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["same_answers"] == {"grouped": 1, "generate": 1, "continuous": 1}
+    assert row["unit"] == "tokens_per_second"
+    assert min(row["ours"], *row["peers"].values()) > 0
+    assert row["config"]["answer"] == {"mean": 48, "longest": 256, "sigma": 1.0}

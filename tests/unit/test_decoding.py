@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from potstill.errors import ModelError
 from potstill.teachers import decoding
 from potstill.teachers.decoding import Batch, Row, choose
+from potstill.training.probe import position_limit
 
 STOPS = list(range(6))
 LINEAR: dict[str, dict[str, Any]] = {
@@ -168,3 +169,9 @@ def test_many_rows_are_drawn_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     assert [token for token, row in zip(whole, some_rows(20), strict=True) if row.temperature == 0] == [
         int(logits_V.argmax()) for logits_V in logits_RV[1::2]
     ]
+
+
+def test_longrope_is_read_as_far_as_its_frequencies_stay() -> None:
+    """Beyond, transformers takes the frequencies of the longest row of a batch for all its rows."""
+    assert position_limit(tiny_model("phi3-longrope")) == 16
+    assert position_limit(tiny_model("mistral")) == 64
