@@ -201,7 +201,8 @@ def test_the_page_is_written_from_the_rows() -> None:
 def test_the_local_teachers_sides_write_the_same_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", "local.py --model tiny --requests 6 --rows 2 --rounds 1".split())
+    options = {"--model": "tiny", "--requests": "6", "--rows": "2", "--rounds": "1"}
+    monkeypatch.setattr(sys, "argv", ["local.py", *(word for option in options.items() for word in option)])
     load("local").main()
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert row["same_answers"] == {"grouped": 1, "generate": 1, "continuous": 1}
