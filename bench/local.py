@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import OURS, Round, alternate, commit, hardware, short
+from measure import OURS, Results, Round, alternate, commit, hardware, short
 from rows import ARCHITECTURES, FIRST_WORD, Lengths, read, save_model, write
 from serve import release, versions
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -118,13 +118,18 @@ def timed(side: Side, model: PreTrainedModel, most: int) -> Callable[[Round], di
     def run(round_: Round) -> dict[str, Any]:
         asked = read(round_.rows)
         release()
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         answers = side(model, asked, most)
-        seconds = time.perf_counter() - begun
+        seconds, spent = time.perf_counter() - begun, time.process_time() - spent
         assert sum(map(len, answers)) == round_.amount
-        return {"seconds": seconds, "answers": sorted(map(tuple, answers))}
+        return {"seconds": seconds, "cpu_seconds": spent, "answers": sorted(map(tuple, answers))}
 
     return run
+
+
+def cpu_seconds(results: Results, side: str) -> float:
+    """Of all rounds: what a machine that others use as well does not blur."""
+    return sum(answer["cpu_seconds"] for answer in results.by_side[side] if answer)
 
 
 def main() -> None:
@@ -160,6 +165,7 @@ def main() -> None:
         "ours": short(results.rate(OURS)),
         "peers": {peer: short(results.rate(peer)) for peer in chosen.peers},
         "ratios": {peer: short(results.ratio(peer)) for peer in chosen.peers},
+        "cpu_ratios": {peer: short(cpu_seconds(results, peer) / cpu_seconds(results, OURS)) for peer in chosen.peers},
         "spread": {side: results.spread(side) for side in sides},
         "same_answers": {
             peer: short(np.mean([a == b for a, b in zip(first, results.first(peer)["answers"], strict=True)]))

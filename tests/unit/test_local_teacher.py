@@ -147,6 +147,19 @@ def test_a_scored_model_can_still_answer(model: Model, tmp_path: Path) -> None:
         assert list(teacher.complete(requests()[:3])) == before
 
 
+def test_a_model_whose_cache_cannot_be_joined_says_the_same_in_batches(
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, and by chats, which are one row, never."""
+    with LocalTeacher(model) as teacher:
+        expected = list(teacher.complete(requests()))
+        assert not caplog.messages
+        monkeypatch.setattr(decoding, "_kind_of_cache", lambda model: (False, 64))
+        assert list(teacher.complete(requests())) == expected
+        assert "".join(teacher.stream(requests()[0])) == expected[0].text
+    assert caplog.messages == ["local: its cache cannot be joined, so batches last until their longest answer ends"]
+
+
 def test_requests_are_read_as_places_come_free(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replies come in order; one long answer holds up at most REORDER others, and nothing is read far ahead."""
     monkeypatch.setattr(decoding, "MOST_ROWS", 4)

@@ -7,7 +7,6 @@ computing them again is padded on the left: all rows end in its last column.
 Suffixes: R rows, T columns of the cache, P prompt length, V vocabulary.
 """
 
-import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -22,8 +21,6 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from potstill.errors import ModelError
 from potstill.tokenization import Ids
-
-logger = logging.getLogger(__name__)
 
 MOST_ROWS = 256
 """Rows decoded together."""
@@ -93,6 +90,7 @@ class Batch:
         """`cache_tokens` bounds rows times columns; where it is None, memory does."""
         self.model, self.stops = model, frozenset(stop_ids)
         self.joins, per_token = _kind_of_cache(model)
+        """Whether rows join a batch that is under way."""
         # A mixture of experts trained with it would count its experts' load, over masks that do not fit.
         self.silent = {"output_router_logits": False} if hasattr(model.config, "output_router_logits") else {}
         self.budget = cache_tokens or max(1, _memory(model.device) // per_token)
@@ -223,8 +221,6 @@ def _kind_of_cache(model: PreTrainedModel) -> tuple[bool, int]:
     known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in cache.layers)
     config = model.config.get_text_config()
     chunked = getattr(config, "attention_chunk_size", None) is not None  # masked by the chunk a column falls into
-    if not known or chunked:
-        logger.warning("%s: batches last until their longest row ends: its cache cannot be joined", model.name_or_path)
     return known and not chunked, sum(tensor.nbytes for tensor in held)
 
 

@@ -1,5 +1,6 @@
 """A teacher whose weights are at hand: completes chats in one running batch, streams one, and scores given answers."""
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from potstill.training.batch import Item, micro_batches
 from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids
 from potstill.training.probe import check_positions, position_limit
 from potstill.training.scoring import Scorer, build_scorer
+
+logger = logging.getLogger(__name__)
 
 REORDER = 16384
 """Replies that may wait for one that was asked for before them and is still being written."""
@@ -65,16 +68,17 @@ class LocalTeacher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         del self.model
 
-    def complete(self, requests: Iterable[Request], cache_tokens: int | None = None) -> Iterator[Reply]:
+    def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
         """One reply a request, in order. Where an answer ends, the next request takes its place in the batch.
 
         Requests are read as places come free, so a million of them take no more memory than a thousand. The same
         requests give the same replies, and each by itself what it gives among others (`decoding.Batch` says how far).
-        A greedy answer is asked for once, whatever `attempts` says: it would only be the same again. `cache_tokens`
-        bounds what the running batch holds; where it is None, memory does.
+        A greedy answer is asked for once, whatever `attempts` says: it would only be the same again.
         """
         source = enumerate(requests)
-        batch = Batch(self.model, self.stops, cache_tokens)
+        batch = Batch(self.model, self.stops)
+        if not batch.joins:
+            logger.warning("%s: its cache cannot be joined, so batches last until their longest answer ends", self.name)
         asked: dict[Row, _Asked] = {}
         waiting: deque[Row] = deque()
         replies: dict[int, Reply] = {}
