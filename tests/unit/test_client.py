@@ -170,6 +170,16 @@ def test_a_refused_key_or_unknown_model_stops_everything_with_the_servers_words(
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_cannot_go_on_from_text_is_told_what_it_lacks(tmp_path: Path) -> None:
+    async def chats_alone(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        return refusal(404, "Not Found") if "prompt" in body else None
+
+    needs = r"HTTP 404: Not Found. Text without a chat template needs .*/completions"
+    with Stub(fault=chats_alone) as stub, pytest.raises(TeacherError, match=needs):
+        with Endpoint(model(stub.base_url), Account(tmp_path), QUICK) as teacher:
+            list(teacher.complete([Request((), 5, opening="<|user|>")]))
+
+
 def test_an_exhausted_quota_stops_everything(tmp_path: Path) -> None:
     async def refuse(stub: Stub, body: dict[str, Any], before: int) -> Any:
         return refusal(429, "you have spent it all", code="insufficient_quota")
