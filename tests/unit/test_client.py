@@ -46,6 +46,11 @@ def run(stub: Stub, workspace: Path, count: int = 1, **fields: Any) -> list[Repl
         return list(teacher.complete(ask(f"q{i}") for i in range(count)))
 
 
+def ask_for(stub: Stub, workspace: Path, *requests: Request) -> list[Reply]:
+    with Endpoint(model(stub.base_url), Account(workspace), QUICK) as teacher:
+        return list(teacher.complete(requests))
+
+
 def test_replies_come_in_order_whatever_order_they_are_served_in(tmp_path: Path) -> None:
     async def later_ones_first(stub: Stub, body: dict[str, Any], before: int) -> None:
         await hang((7 - number(body) % 8) * 0.01)
@@ -176,8 +181,7 @@ def test_a_server_that_cannot_go_on_from_text_is_told_what_it_lacks(tmp_path: Pa
 
     needs = r"HTTP 404: Not Found. Text without a chat template needs .*/completions"
     with Stub(fault=chats_alone) as stub, pytest.raises(TeacherError, match=needs):
-        with Endpoint(model(stub.base_url), Account(tmp_path), QUICK) as teacher:
-            list(teacher.complete([Request((), 5, opening="<|user|>")]))
+        ask_for(stub, tmp_path, Request((), 5, opening="<|user|>"))
 
 
 def test_an_exhausted_quota_stops_everything(tmp_path: Path) -> None:
