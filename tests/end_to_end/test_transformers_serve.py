@@ -158,7 +158,8 @@ def test_rubbish_becomes_rows_with_their_reasons(capsys: pytest.CaptureFixture[s
     assert dropped
     assert len(chats) + len(dropped) == 10
     assert all(len(chat.messages) in (2, 4) and chat.messages[1].content for chat in chats)
-    assert {row.reason for row in dropped} <= {"answer_length", "answer_error", "user_length", "user_error"}
+    ends = {f"{who}_{how}" for who in ("answer", "user") for how in ("length", "empty", "error")}
+    assert {row.reason for row in dropped} <= ends
     assert all(row.detail for row in dropped)
 
     assert run("rated", capsys) == (0, "")
