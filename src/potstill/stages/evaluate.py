@@ -329,4 +329,4 @@ def _counts(result: SuiteResult, sheets: Sequence[Sheet], name: str) -> dict[str
     return {what: number for what, number in counts.items() if number or what in ("questions", "scored")}
 
 
-STAGE = Stage(config=Evaluate, produces="scores", run=run)
+STAGE = Stage(config=Evaluate, produces="scores", run=run, version=2)

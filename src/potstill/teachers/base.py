@@ -110,7 +110,7 @@ def connect(model: Model, account: Account) -> AbstractContextManager[Teacher]:
         return Endpoint(model, account)
     from potstill.teachers.local import LocalTeacher  # imports torch
 
-    return LocalTeacher(model)
+    return LocalTeacher(model, account.meter)
 
 
 def request_seed(seed: int, *parts: str | int) -> int:

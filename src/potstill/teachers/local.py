@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 
+from potstill.money import Meter
 from potstill.records import Finish
 from potstill.sources import Model
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
@@ -51,9 +52,10 @@ class LocalTeacher:
     It cannot be held to a schema: of a request's `schema` it knows what the prompt says.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, meter: Meter | None = None) -> None:
         device = choose_device()
         self.name = model.name
+        self._meter = meter or Meter()
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(
             model, self.tokenizer, device, torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -104,7 +106,9 @@ class LocalTeacher:
             if not (asked or replies):
                 return
             while following in replies:
-                yield replies.pop(following)
+                reply = replies.pop(following)
+                self._meter.add(reply.prompt_tokens, reply.completion_tokens)
+                yield reply
                 following += 1
 
     def stream(self, request: Request) -> Iterator[str]:
