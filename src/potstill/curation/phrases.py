@@ -7,7 +7,9 @@ question for what is missing. Every pattern repeats only within fixed bounds, so
 """
 
 import re
-from collections.abc import Iterator
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 HEAD = 320
 """Characters in which an answer that declines has said so."""
@@ -22,58 +24,61 @@ _CLOSED = re.compile(r"['’](?![^\W_])")
 
 _NOT = r"(?:do\s+not|don['’]?t|can\s?not|can['’]?t|could\s?n['’]?t)"
 _ADVERBS = r"(?:(?:really|actually|truly|currently|personally|simply|just|also|even|yet|physically)\s+){0,2}"
+_UNABLE = r"(?:(?:am|['’]m)\s+(?:not\s+able|unable)\s+to)"
+_CANNOT = rf"(?:can\s?not|can['’]?t|{_UNABLE})"
 
 # Up to four words before the noun, none of which makes it another's: "as a student of AI" is a person.
 _MACHINE = r"""
     an?\s+ (?:(?!(?:of|for|in|to|with|about|at|on|who|that|like|from|by)\b)[\w-]{1,20},?\s+){0,4}?
     (?: (?:ai|a\.i\.|artificial\s+intelligence)
-        (?=\s*(?:[,.;:!?()—–]|\Z|-\s|and\b|or\b|i\b|it\b|so\b|my\b|but\b|who\b|that\b|with\b|without\b|created\b
-            |designed\b|developed\b|trained\b|built\b|made\b|programmed\b|(?:language|text|chat|digital|virtual)\b
+        (?=\s*(?:[,.;:!?()—–]|\Z|-\s
+            |(?:and|or|i|it|so|my|but|who|that|with|without|created|designed|developed|trained|built|made)\b
+            |(?:programmed|language|text|chat|digital|virtual)\b
             |(?:assistant|model|system|program|chat\s?bot|bot|companion|entity|agent)\b))
       | (?:language|machine\s+learning)\s+model | chat\s?bot | computer\s+program | (?:digital|virtual)\s+assistant )\b
 """
+_LACK = rf"(?:{_NOT}\s+ {_ADVERBS} (?:have|hold|feel|form|possess|experience) | have\s+no | lack)"
 _INNER = r"(?:opinion|feeling|emotion|belief|consciousness|self-awareness|bias(?:es)?|desire|affiliation)s?"
 _OWN = r"(?:personal|own|human|subjective|direct|first-?hand|lived|real|physical|genuine|political|individual)"
 _LIVE = r"""(?:real-?time|live|current|up-to-date|updated?|external|recent|the\s+(?:internet|web)|internet|web|online
-    |(?:current\s+)?(?:dates?|time|databases?))"""
-_UNABLE = (
-    r"(?:can\s?not|can['’]?t|(?:am|['’]m)\s+(?:not\s+able|unable)\s+to|(?:do\s+not|don['’]?t)\s+have\s+the\s+\w+\s+to)"
-)
+    |dates?|time|databases?)"""
+_BROWSE = r"(?:browse|search|surf)\s+the\s+(?:internet|web)"
 
 _HEDGES = re.compile(
-    "|".join(
-        (
-            rf"\bas\s+ {_MACHINE} [^.!?\n]{{0,80}}? \b(?:i|my|me)\b",
-            rf"\bi(?:\s+am|['’]m)\s+ (?:(?:just|only|merely|simply|still|also|but)\s+){{0,2}} {_MACHINE}",
-            r"\bi(?:\s+am|['’]m)\s+ (?:just|only|merely|simply|still)\s+ a\s+ (?:machine|robot|bot|program)\b",
-            # Opinions, feelings and the like; "for her" or "in God" are a person's.
-            rf"\bi\s+ {_ADVERBS} (?:{_NOT}\s+ {_ADVERBS} (?:have|hold|feel|form|possess)|have\s+no|lack)\s+"
-            rf"(?:(?:an?|any|my|the|{_OWN})\s+){{0,3}} {_INNER}\b (?!\s+(?:for|in|as|of|left|to)\b)",
-            # Experiences, preferences and thoughts only where they are called one's own, or are many: a person without
-            # experience in something is no machine.
-            rf"\bi\s+ {_ADVERBS} (?:{_NOT}\s+ {_ADVERBS} (?:have|hold|feel|form|possess|experience)|have\s+no|lack)\s+"
-            rf"(?:(?:an?|any|my|the)\s+)? (?:(?:lot|lots)\s+of\s+)? (?:{_OWN}\s+ (?:\w+\s+or\s+)?){{1,2}} "
-            r"(?:experience|preference|thought|memor(?:y|ies)|body|form|house|home|presence|hand|stake|view)s?\b",
-            rf"\bi\s+ {_ADVERBS} {_NOT}\s+ {_ADVERBS} (?:have|possess)\s+ (?:(?:any|my|the)\s+)?"
-            r"(?:experiences|preferences|thoughts|senses|hands|a\s+body|a\s+gender|taste\s+buds)\b"
-            r"(?!\s+(?:with|in|as|of|for|on|about|free|full)\b)",
-            rf"\bi\s+ {_ADVERBS} {_UNABLE}\s+ {_ADVERBS} (?:provide|offer|give|express|share|have|feel|experience|form)\s+"
-            rf"(?:(?:an?|any|my)\s+)? (?:{_OWN}\s+ (?:opinion|view|belief|experience|advice|preference|feeling)"
-            r"|emotion|feeling)s?\b",
-            # What training and connections do not reach.
-            r"\bmy\s+ (?:training\s+data | knowledge\s+cut-?\s?off | last\s+(?:knowledge\s+)?(?:update|training)\b)",
-            r"\bi(?:\s+am|['’]m|\s+was|['’]ve\s+been|\s+have\s+been)\s+ (?:not\s+)? (?:programmed\s+(?:to|by|not)|trained\s+on)\b",
-            rf"\bi\s+ {_ADVERBS} (?:{_NOT}\s+ have|have\s+no|lack|can\s?not|can['’]?t|(?:am|['’]m)\s+(?:unable|not\s+able)\s+to)"
-            rf"\s+ {_ADVERBS} (?:have\s+)? (?:the\s+ability\s+to\s+)? (?:real-?time\s+access\b"
-            rf"|(?:direct\s+)?access\s+ (?:to\s+)? (?:(?:any|the)\s+)? (?:{_LIVE})\b"
-            r"|(?:browse|search|surf)\s+the\s+(?:internet|web)\b)",
-            rf"\bi['’]m\s+ (?:unable|not\s+able)\s+to\s+ (?:access\s+ (?:(?:any|the)\s+)? {_LIVE}"
-            r"|(?:browse|search|surf)\s+the\s+(?:internet|web))\b",
-            # Humans as the others.
-            r"\bi\s+ [^.!?\n]{0,80}? \b(?:as|like|than|(?:the|same)\s+way)\s+ (?:that\s+)? (?:a\s+)? humans?\s+"
-            r"(?:do|does|can|would|are|is)\b",
-        )
-    ),
+    rf"""
+    # A machine, by its own word.
+      \bas\s+ {_MACHINE} [^.!?\n]{{0,80}}? \b(?:i|my|me)\b
+    | \bi(?:\s+am|['’]m)\s+ (?:(?:just|only|merely|simply|still|also|but)\s+){{0,2}} {_MACHINE}
+    | \bi(?:\s+am|['’]m)\s+ (?:just|only|merely|simply|still)\s+ a\s+ (?:machine|robot|bot|program)\b
+
+    # Without opinions, feelings and the like; what is "for her" or "in God" is a person's.
+    | \bi\s+ {_ADVERBS} {_LACK}\s+ (?:(?:an?|any|my|the|{_OWN})\s+){{0,3}} {_INNER}\b
+      (?!\s+(?:for|in|as|of|left|to)\b)
+
+    # Experiences, preferences and thoughts only where they are called one's own, or are many: a person without
+    # experience in something is no machine.
+    | \bi\s+ {_ADVERBS} {_LACK}\s+ (?:(?:an?|any|my|the)\s+)? (?:lots?\s+of\s+)? (?:{_OWN}\s+ (?:\w+\s+or\s+)?){{1,2}}
+      (?:experience|preference|thought|memor(?:y|ies)|body|form|house|home|presence|hand|stake|view)s?\b
+    | \bi\s+ {_ADVERBS} {_NOT}\s+ {_ADVERBS} (?:have|possess)\s+ (?:(?:any|my|the)\s+)?
+      (?:experiences|preferences|thoughts|senses|hands|a\s+body|a\s+gender|taste\s+buds)\b
+      (?!\s+(?:with|in|as|of|for|on|about|free|full)\b)
+    | \bi\s+ {_ADVERBS} (?:{_CANNOT} | {_NOT}\s+have\s+the\s+\w+\s+to)\s+ {_ADVERBS}
+      (?:provide|offer|give|express|share|have|feel|experience|form)\s+ (?:(?:an?|any|my)\s+)?
+      (?:{_OWN}\s+ (?:opinion|view|belief|experience|advice|preference|feeling) | emotion | feeling)s?\b
+
+    # What its training and its connections do not reach.
+    | \bmy\s+ (?:training\s+data | knowledge\s+cut-?\s?off | last\s+(?:knowledge\s+)?(?:update|training))\b
+    | \bi(?:\s+am|['’]m|\s+was|['’]ve\s+been|\s+have\s+been)\s+ (?:not\s+)?
+      (?:programmed\s+(?:to|by|not)|trained\s+on)\b
+    | \bi\s* {_ADVERBS} (?:{_NOT}\s+have | have\s+no | lack | {_CANNOT})\s+ {_ADVERBS}
+      (?:have\s+)? (?:the\s+ability\s+to\s+)?
+      (?: real-?time\s+access | {_BROWSE}
+        | (?:direct\s+)?access\s+ (?:to\s+)? (?:(?:any|the)\s+)? (?:current\s+)?{_LIVE})\b
+
+    # Humans as the others.
+    | \bi\s+ [^.!?\n]{{0,80}}? \b(?:as|like|than|(?:the|same)\s+way)\s+ (?:that\s+)? (?:a\s+)? humans?\s+
+      (?:do|does|can|would|are|is)\b
+    """,
     re.IGNORECASE | re.VERBOSE,
 )
 # What every hedge holds one of, in lower case: most texts hold none, and are done.
@@ -87,10 +92,10 @@ _SORRY = r"""
     (?:(?:i['’]?\s?a?m\s+ | we['’]re\s+)? (?:(?:very|so|really|truly|deeply|terribly)\s+)? (?:sorry|afraid)
         | my\s+apologies | (?:i\s+)?apologi[sz]e | unfortunately | regrettably)\b
 """
-_WONT = r"""
-    (?:can\s?not | can['’]?t | won['’]?t | will\s+not | (?:am|['’]m)\s+(?:currently\s+)?(?:not\s+(?:able|allowed|permitted
-        |going|willing|programmed|designed|here)|unable|unwilling|forbidden)\s+to | (?:must|have\s+to|should)\s+decline\s+to
-        | refuse\s+to | decline\s+to | should\s+not | shouldn['’]?t
+_BARRED = r"not\s+(?:able|allowed|permitted|going|willing|programmed|designed|here)|unable|unwilling|forbidden"
+_WONT = rf"""
+    (?:can\s?not | can['’]?t | won['’]?t | will\s+not | (?:am|['’]m)\s+(?:currently\s+)?(?:{_BARRED})\s+to
+        | (?:must|have\s+to|should)\s+decline\s+to | refuse\s+to | decline\s+to | should\s+not | shouldn['’]?t
         | (?:don['’]?t|do\s+not)\s+want\s+to | would(?:n['’]?t|\s+not)\s+(?:want|like|feel\s+comfortable)\s+to)
 """
 _SERVE = r"""
@@ -98,48 +103,59 @@ _SERVE = r"""
      | generate | share | offer | perform | order | book | place | complete | process | access | browse | recommend
      | suggest | advi[sc]e | tell\s+you | show | teach | explain | disclose | reveal | translate | participate | promote
      | endorse | encourage | condone | facilitate | produce | describe | respond | execute | carry\s+out | look\s+up
-     | search | send | schedule | summari[sz]e | fetch | retrieve | present | talk | speak\s+about | say | make | take\s+part
-     | justify | pretend | impersonate | repeat | proceed | continue | entertain | go\s+into | get\s+into | advocate | display)
-    \b (?!\s+(?:but|it\s+any|any\s+(?:longer|more)|up|everything|it\s+(?:alone|all)|anything\b|(?:you\s+)?(?:exactly|how|enough|what\s+to)
-        |a\s+(?:whole\s+)?lot|enough))
+     | search | send | schedule | summari[sz]e | fetch | retrieve | present | talk | speak\s+about | say | make
+     | advocate | justify | pretend | impersonate | repeat | proceed | continue | entertain | take\s+part | go\s+into
+     | get\s+into
+     | display) \b
+    (?!\s+(?:but|it\s+any|any\s+(?:longer|more)|up|everything|it\s+(?:alone|all)|anything\b|a\s+(?:whole\s+)?lot
+        |(?:you\s+)?(?:exactly|how|enough|what\s+to)))
 """
 _TASK = r"(?:that|this|it\b(?!\s+(?:alone|all|any))|you\b|your|such|any\b|with|in\b|on\b)"
-_LACKS = r"""
-    (?:(?:do\s+not|don['’]?t)\s+ {adverbs} have | have\s+no)\s+ (?:(?:the|any|an?)\s+)?
-    (?:capabilit(?:y|ies) | abilit(?:y|ies) | capacity | functionality | function | permission | means | tools?)\s+ (?:to|for)\b
-""".replace("{adverbs}", _ADVERBS)
-_BEFORE = r"(?:(?:no|nope|oh|ooh|ah|hmm+|um+|well|ok(?:ay)?|yes|wow|look|hey|please|hi|hello|sorry|thank\s+you)\b[\s,.!…-]{0,4}){0,3}"
+_DO_NOT = r"(?:do\s+not|don['’]?t)"
+_LACKS = rf"""
+    (?:{_DO_NOT}\s+ {_ADVERBS} have | have\s+no)\s+ (?:(?:the|any|an?)\s+)?
+    (?:capabilit(?:y|ies) | abilit(?:y|ies) | capacity | functionality | function | permission | means | tools?)\s+
+    (?:to|for)\b
+"""
+_BEFORE = r"""
+    (?:(?:no|nope|oh|ooh|ah|hmm+|um+|well|ok(?:ay)?|yes|wow|look|hey|please|hi|hello|sorry|thank\s+you)\b
+       [\s,.!…-]{0,4}){0,3}
+"""
 _AS = rf"(?:as\s+ (?:{_MACHINE}|an?\s+\w{{1,20}}) [^.!?\n]{{0,40}}?,?\s*)?"
+_NOT_IF = r"(?<!if\s)(?<!when\s)(?<!that\s)"
+_POLICY = r"(?:programming|polic(?:y|ies)|terms|guidelines|values|principles|ethics|rules)"
 
-_REFUSALS = tuple(
-    re.compile(pattern, re.IGNORECASE | re.VERBOSE)
-    for pattern in (
-        # The apology, then what the answer will not do.
-        rf"\A\W*{_BEFORE} {_SORRY} [^.!?\n]{{0,70}}? \bi\s* {_ADVERBS} (?:{_WONT}\s+ {_ADVERBS} {_SERVE} | {_LACKS}"
-        rf"|(?:do\s+not|don['’]?t)\s+have\s+access\s+to\s+(?:(?:any|the)\s+)?{_LIVE})",
-        rf"\A\W*{_BEFORE} {_SORRY} [^.!?\n]{{0,30}}? [,.]\s* [^.!?\n]{{0,60}} [,.]\s* i\s* {_WONT}\s+ {_SERVE}\s+ {_TASK}",
-    )
+# An apology at the very beginning, then what the answer will not do.
+_APOLOGY = re.compile(
+    rf"""
+    \A\W*{_BEFORE} {_SORRY} [^.!?\n]{{0,70}}? \bi\s* {_ADVERBS}
+    (?: {_WONT}\s+ {_ADVERBS} {_SERVE} | {_LACKS} | {_DO_NOT}\s+have\s+access\s+to\s+(?:(?:any|the)\s+)?{_LIVE} )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_PLAIN_REFUSALS = tuple(
-    re.compile(pattern, re.IGNORECASE | re.VERBOSE)
-    for pattern in (
-        rf"\A\W*{_BEFORE} {_AS} i\s* {_ADVERBS} (?:{_WONT}\s+ {_ADVERBS} {_SERVE}"
-        rf"| {_LACKS} (?!\s+(?:think|have|feel|desire|predict|experience|form|express)\b))",
-        # Further on in the opening only where it is said of this very request.
-        rf"(?<!if\s)(?<!when\s)(?<!that\s)\b(?:i\s* {_ADVERBS} {_WONT}\s+ {_ADVERBS} (?:help|assist|answer|comply|fulfil+|support|do|discuss|provide|fetch"
-        rf"|retrieve|describe|write|share|disclose|give)\s+ {_TASK} (?!\s+(?:but|anything\s+right)))",
-        rf"(?<!if\s)(?<!when\s)(?<!that\s)\bi\s* {_ADVERBS} (?:can\s?not|can['’]?t|(?:am|['’]m)\s+(?:unable|not\s+able)\s+to)\s+ {_ADVERBS}"
-        r"(?:provide|describe|fetch|present|retrieve|disclose|summari[sz]e)\b",
-        rf"\bi\s* {_ADVERBS} (?:(?:am|['’]m)\s+ (?:not|un)\s?(?:really\s+|very\s+)?comfortable"
-        r"|(?:don['’]?t|do\s+not)\s+feel\s+(?:\w+\s+)?comfortable"
-        rf"|(?:['’]d|would)\s+(?:rather|prefer)\s+(?:not\b|to\s+not\b)(?!\s+to\s+be)|(?:must|have\s+to)\s+(?:respectfully\s+)?decline\b"
-        rf"|refuse\s+to\s+{_SERVE})",
-        r"\b(?:goes|is|be|it['’]s)\s+ against\s+ (?:my|our)\s+ (?:\w+\s+){0,2}?"
-        r"(?:programming|polic(?:y|ies)|terms|guidelines|values|principles|ethics|rules)\b",
-        r"\b(?:outside|beyond)\s+ (?:of\s+)? (?:my|our)\s+ (?:\w+\s+)? (?:scope|capabilit(?:y|ies)|abilit(?:y|ies)|expertise)\b",
-        r"\b(?:that|this|it)(?:\s+is|['’]s)\s+ (?:not|n['’]t)\s+ (?:something|anything|a\s+topic|a\s+subject)\s+ (?:that\s+)?"
-        r"i\s* (?:can|could|will|would|am|['’]m|want|feel|should)\b",
-    )
+_REFUSAL = re.compile(
+    rf"""
+      \A\W*{_BEFORE} {_AS} i\s* {_ADVERBS}
+      (?:{_WONT}\s+ {_ADVERBS} {_SERVE} | {_LACKS} (?!\s+(?:think|have|feel|desire|predict|experience|form|express)\b))
+
+    # Further on only where it is said of this very request.
+    | {_NOT_IF}\bi\s* {_ADVERBS} {_WONT}\s+ {_ADVERBS}
+      (?:help|assist|answer|comply|fulfil+|support|do|discuss|provide|fetch|retrieve|describe|write|share|disclose
+        |give)\s+ {_TASK} (?!\s+(?:but|anything\s+right))
+    | {_NOT_IF}\bi\s* {_ADVERBS} {_CANNOT}\s+ {_ADVERBS}
+      (?:provide|describe|fetch|present|retrieve|disclose|summari[sz]e)\b
+    | \bi\s* {_ADVERBS} (?:(?:am|['’]m)\s+ (?:not|un)\s?(?:really\s+|very\s+)?comfortable
+        | {_DO_NOT}\s+feel\s+(?:\w+\s+)?comfortable
+        | (?:['’]d|would)\s+(?:rather|prefer)\s+(?:to\s+)?not\b(?!\s+to\s+be)
+        | (?:must|have\s+to)\s+(?:respectfully\s+)?decline\b
+        | refuse\s+to\s+{_SERVE})
+    | \b(?:goes|is|be|it['’]s)\s+ against\s+ (?:my|our)\s+ (?:\w+\s+){{0,2}}? {_POLICY}\b
+    | \b(?:outside|beyond)\s+ (?:of\s+)? (?:my|our)\s+ (?:\w+\s+)?
+      (?:scope|capabilit(?:y|ies)|abilit(?:y|ies)|expertise)\b
+    | \b(?:that|this|it)(?:\s+is|['’]s)\s+ (?:not|n['’]t)\s+ (?:something|anything|a\s+topic|a\s+subject)\s+
+      (?:that\s+)? i\s* (?:can|could|will|would|am|['’]m|want|feel|should)\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 # Help goes on in the same breath.
 _STILL = re.compile(
@@ -149,10 +165,11 @@ _STILL = re.compile(
 )
 # What is missing is asked for: a question is no refusal.
 _MISSING = re.compile(
-    r"\b(?:without\s+(?:being|more|further|additional|any|the|knowing|seeing|specific|proper)|more\s+(?:information|context|details?)"
-    r"|(?:have\s+not|haven['’]t|did\s+not|didn['’]t|not)\s+(?:been\s+)?(?:provided?|given|specif\w+|clear|include\w*)"
-    r"|unclear|don['’]?t\s+(?:know|understand)|do\s+not\s+(?:know|understand)|couldn['’]t\s+find)\b",
-    re.IGNORECASE,
+    rf"""\b(?:without\s+(?:being|more|further|additional|any|the|knowing|seeing|specific|proper)
+        | more\s+(?:information|context|details?)
+        | (?:have\s+not|haven['’]t|did\s+not|didn['’]t|not)\s+(?:been\s+)?(?:provided?|given|specif\w+|clear|include\w*)
+        | unclear | {_DO_NOT}\s+(?:know|understand) | couldn['’]t\s+find)\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -160,36 +177,30 @@ def hedges(text: str) -> Iterator[re.Match[str]]:
     """Every phrase in which the text's own voice hedges."""
     lower = text.lower()
     if any(word in lower for word in _HEDGE_WORDS):
-        # Written out, an "I" that begins no word cannot begin a hedge; the pattern's first letters see to it.
-        code = None
+        code: list[tuple[int, int]] | None = None
         for found in _HEDGES.finditer(text):
-            code = _code_spans(text) if code is None else code
-            if not any(start <= found.start() < end for start, end in code) and not _others(text, found.start()):
+            code = code_spans(text) if code is None else code
+            if not within(code, found.start()) and not _others(text, found.start()):
                 yield found
 
 
 def refusal(text: str) -> str | None:
     """The phrase by which the text's opening declines; None where it does not."""
     head = text[:HEAD]
-    for pattern in _REFUSALS:
-        found = pattern.search(head)
-        if found and not _missing(head, found):
-            return _told(found)
-    for pattern in _PLAIN_REFUSALS:
-        for found in pattern.finditer(head):
-            if (
-                found.start() > NEAR
-                or _missing(head, found)
-                or _others(head, found.start())
-                or _STILL.match(text, found.end())
-            ):
-                continue
-            if not any(start <= found.start() < end for start, end in _code_spans(head)):
-                return _told(found)
+    apology = _APOLOGY.search(head)
+    if apology and not _missing(head, apology):
+        return told(apology)
+    code = code_spans(head)
+    for found in _REFUSAL.finditer(head):
+        place = found.start()
+        quoted = _others(head, place) or within(code, place)
+        if place <= NEAR and not (quoted or _missing(head, found) or _STILL.match(text, found.end())):
+            return told(found)
     return None
 
 
-def _told(found: re.Match[str]) -> str:
+def told(found: re.Match[str]) -> str:
+    """The phrase in one line."""
     return " ".join(found[0].split())
 
 
@@ -199,13 +210,22 @@ def _missing(head: str, found: re.Match[str]) -> bool:
     return bool(_MISSING.search(head, found.start(), end))
 
 
-def _code_spans(text: str) -> list[tuple[int, int]]:
-    return [found.span() for found in _CODE.finditer(text)]
+def code_spans(text: str, inline: bool = True) -> list[tuple[int, int]]:
+    """Where code stands in a text: fenced, and between single backticks where `inline`."""
+    spans = [found.span() for found in _CODE.finditer(text)] if "`" in text or "~~~" in text else []
+    return spans if inline else [(start, end) for start, end in spans if text.startswith(("```", "~~~"), start)]
+
+
+def within(spans: Sequence[tuple[int, int]], place: int) -> bool:
+    """Whether a place lies in one of these spans, which stand in order."""
+    before = bisect_right(spans, (place, sys.maxsize)) - 1
+    return before >= 0 and place < spans[before][1]
 
 
 def _others(text: str, place: int) -> bool:
     """Whether the words at that place are another's: within an open quotation, or behind a speaker's name."""
-    begin = max(text.rfind("\n", 0, place) + 1, place - _LOOK_BACK)
+    begin = max(0, place - _LOOK_BACK)
+    begin = max(begin, text.rfind("\n", begin, place) + 1)
     before = text[begin:place]
     if _SPEAKER.match(before):
         return True
