@@ -1,121 +1,219 @@
-"""Giving broken capitals back, from what the corpus itself shows (Lita et al. 2003, "tRuEcasIng", at its simplest).
+"""Giving broken capitals back, from what the corpus itself shows (Lita et al. 2003, "tRuEcasIng").
 
-Every text whose capitals look sound teaches how often each word stands in which form within a sentence; at its start,
-where any word has a capital, nothing is learnt. A text that is all lower case, ALL CAPITALS or Title Case Throughout
-then gets each known word's usual form, and a capital where a sentence begins. Code, links, and words with digits or
-underscores stay as they are, and so does every text whose capitals look sound.
+Every text whose capitals look sound teaches how often each word stands in which form within a sentence, and beside
+which words; where a sentence begins any word has a capital, and nothing is learnt. A text, or a sentence of one, that
+is all lower case, ALL CAPITALS or Title Case Throughout then gets each known word's form that fits best: by the words
+beside it, by what the dialogue's sound turns show, by what is usual; and a capital where a sentence begins. What looks
+sound stays as it is, and so do code, links, and words with digits or underscores.
 """
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-Damage = Literal["lower", "upper", "title"]
+from potstill.curation.capitals import SMALL, Damage, Token, damage, partial_damage, sentences, tokens
 
-MIN_WORDS = 3
-"""A shorter text shows too little to be called broken."""
-TITLE_SHARE = 0.9
-TITLE_WORDS = 6
-UPPER_SHARE = 0.8
+MAX_WORDS = 500_000
+MAX_PAIRS = 1_000_000
+"""Forms of words, and pairs of neighbours, that are kept while counting: some 300 MB together."""
 
-# Stretches that no capital may be changed in: fenced and inline code, links, addresses, paths, identifiers. Each begins
-# where a word does, or a text of one endless word would be searched anew from every letter.
-_KEEP = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`|\b(?:https?://|www\.)\S+|(?<!\S)[^\s@]+@\S+\.\S+|(?<!\S)[~.]{0,2}/\S+"
-    r"|\b[^\W_]*[\d_][\w]*(?:\.\w+)*|\b\w+\([^)\n]*\)|\b[a-z]+[A-Z]\w*|\b\w+(?:\.\w+)+\b",
-    re.DOTALL,
-)
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_BEGINS = re.compile(r"(?:\A|[.!?:]['\"”’)\]]*\s+|\n)[\s>*#\-•\"'“‘(\[]*(?:\d+[.)]\s+)?\Z")
-_SENTENCE_END = re.compile(r"[^\W\d_][.!?]['\"”’)]*\s*$", re.MULTILINE)
-_LOOK_BACK = 40  # characters before a word that decide whether a sentence begins there
-_CODE_LINE = re.compile(
-    r"^(?:\t| {4,})\S|[{};][^\S\n]*$|^[^\S\n]*(?:def|class|import|from|return|#include)\b", re.MULTILINE
-)
+_PRIOR = 2.0  # what is usual weighs as much as so many sightings beside the same word
+_LOCAL = 3.0  # and one sighting in the same dialogue as much as so many
+_SEEN = 5  # times a kind of gap must stand before a small word to tell whether a sentence begins behind it
+_RARE = 0.02  # share below which another form of a word is a slip
+_ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "ers", "est", "ness", "ful", "less", "able", "y")
 
 
-@dataclass(frozen=True)
-class _Token:
-    start: int
-    word: str
-    begins: bool
-    """It begins a sentence, so its capital says nothing."""
+class FormCounts:
+    """How often each word stands in which form within sentences, and in which form beside which word.
+
+    Bounded: where more than so many are known, the rarest go, those seen once first (lossy counting, Manku and Motwani
+    2002). Counts of parts merge to the counts of the whole, exactly so where nothing had to go.
+    """
+
+    def __init__(self, max_words: int = MAX_WORDS, max_pairs: int = MAX_PAIRS) -> None:
+        self.forms: Counter[str] = Counter()
+        self.pairs: Counter[str] = Counter()
+        """By "Form next" and "previous\\tForm", neighbours in lower case."""
+        self.gaps: Counter[str] = Counter()
+        """By "+gap" and "-gap": what stands before words like "the" that have a capital, or have none."""
+        self.pruned = 0
+        """Entries that had to go."""
+        self._bounds = (max_words, max_pairs, max_words)
+
+    def __len__(self) -> int:
+        return len(self.forms)
+
+    def add(self, text: str) -> None:
+        """Count a text, if its capitals look sound."""
+        words = list(tokens(text))
+        if words and damage(text, words) is None:
+            self.gaps.update(
+                ("+" if token.word[0].isupper() else "-") + token.gap
+                for token in words
+                if token.gap != " " and token.word.lower() in SMALL
+            )
+            for sentence in sentences(words):
+                self._add(sentence)
+            self._prune()
+
+    def _add(self, sentence: Sequence[Token]) -> None:
+        inner = [token.place == "within" for token in sentence]
+        forms = [_base(token.word)[0] for token in sentence]
+        if _is_heading(forms, inner):
+            return
+        self.forms.update(form for form, within in zip(forms, inner, strict=True) if within)
+        low = [form.lower() for form in forms]
+        for number in range(1, len(forms)):
+            if inner[number]:
+                self.pairs[f"{low[number - 1]}\t{forms[number]}"] += 1
+            if inner[number - 1]:
+                self.pairs[f"{forms[number - 1]} {low[number]}"] += 1
+
+    def merge(self, other: "FormCounts") -> None:
+        """Take in what another counted."""
+        self.forms.update(other.forms)
+        self.pairs.update(other.pairs)
+        self.gaps.update(other.gaps)
+        self.pruned += other.pruned
+        self._prune()
+
+    def _prune(self) -> None:
+        for counts, bound in zip((self.forms, self.pairs, self.gaps), self._bounds, strict=True):
+            least = 1
+            while len(counts) > bound:
+                rare = [key for key, count in counts.items() if count <= least]
+                self.pruned += len(rare)
+                for key in rare:
+                    del counts[key]
+                # Room for as many again, so that this is seldom done.
+                least, bound = least + 1, bound // 2 if rare and len(counts) > bound // 2 else bound
 
 
-def _tokens(text: str) -> Iterator[_Token]:
-    """The words whose capitals may be learnt from or mended."""
-    place = 0
-    for kept in [*_KEEP.finditer(text), None]:
-        end = kept.start() if kept else len(text)
-        for found in _WORD.finditer(text, place, end):
-            before = text[max(0, found.start() - _LOOK_BACK) : found.start()]
-            # `\A` in the pattern must mean the text's beginning, not the window's.
-            begins = bool(_BEGINS.search(before if found.start() <= _LOOK_BACK else "x" + before))
-            yield _Token(found.start(), found[0], begins)
-        place = kept.end() if kept else end
-
-
-def damage(text: str) -> Damage | None:
-    """How a text's capitals are broken; None where they look sound, or where it looks like code."""
-    if _CODE_LINE.search(text):
-        return None
-    tokens = list(_tokens(text))
-    words = [token.word for token in tokens if len(token.word) > 1]
-    if len(words) < MIN_WORDS:
-        return None
-    if not any(character.isupper() for token in tokens for character in token.word):
-        return "lower"
-    letters = [character for word in words for character in word if character.isalpha()]
-    if sum(character.isupper() for character in letters) >= UPPER_SHARE * len(letters):
-        return "upper"
-    inner = [token.word for token in tokens if not token.begins]
-    capital = sum(word[0].isupper() for word in inner)
-    # A list of titles or a table has no line that ends like a sentence, and its capitals are right.
-    if len(inner) >= TITLE_WORDS and capital >= TITLE_SHARE * len(inner) and _SENTENCE_END.search(text):
-        return "title"
-    return None
+def _is_heading(forms: Sequence[str], inner: Sequence[bool]) -> bool:
+    """A title's words have capitals of the title, not their own."""
+    capital = sum(form[0].isupper() for form, within in zip(forms, inner, strict=True) if within)
+    return capital > 1 and capital > 0.8 * sum(inner)
 
 
 class Truecaser:
-    """The usual form of each word, learnt from sound texts."""
+    """The form of each word, learnt from sound texts."""
 
-    def __init__(self, forms: dict[str, str]) -> None:
-        self._forms = forms
+    def __init__(self, counts: FormCounts) -> None:
+        found: dict[str, list[tuple[str, int]]] = {}
+        for form, count in counts.forms.items():
+            found.setdefault(form.lower(), []).append((form, count))
+        self._usual: dict[str, str] = {}
+        self._shares: dict[str, tuple[tuple[str, float], ...]] = {}
+        """Of the words that have several forms: each, and its share."""
+        for word, forms in found.items():
+            total = sum(count for _, count in forms)
+            # Of two forms that are as frequent, the one with fewer capitals: capitals are the exception.
+            ranked = sorted(forms, key=lambda pair: (-pair[1], sum(map(str.isupper, pair[0])), pair[0]))
+            self._usual[word] = ranked[0][0]
+            often = [(form, count / total) for form, count in ranked if count > 1 and count >= _RARE * total]
+            if len(often) > 1:
+                self._shares[word] = tuple(often)
+        kept = {form for forms in self._shares.values() for form, _ in forms}
+        # Behind such a gap a sentence begins, or none does.
+        self._starts: dict[str, bool] = {}
+        for gap in {key[1:] for key in counts.gaps}:
+            capital, small = counts.gaps[f"+{gap}"], counts.gaps[f"-{gap}"]
+            if capital + small >= _SEEN:
+                self._starts[gap] = capital > small
+        self._pairs = {pair: count for pair, count in counts.pairs.items() if _form_of(pair) in kept}
 
     @classmethod
     def learn(cls, texts: Iterable[str]) -> "Truecaser":
-        """Count forms within sentences over every text whose capitals look sound; the most frequent one wins."""
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        """From every text whose capitals look sound."""
+        counts = FormCounts()
         for text in texts:
-            if damage(text) is None:
-                for token in _tokens(text):
-                    if not token.begins:
-                        counts[token.word.lower()][token.word] += 1
-        # Of two forms that are as frequent, the one with fewer capitals: capitals are the exception.
-        forms = {
-            word: min(found, key=lambda form: (-found[form], sum(c.isupper() for c in form), form))
-            for word, found in counts.items()
-        }
-        return cls(forms)
+            counts.add(text)
+        return cls(counts)
 
-    def restore(self, text: str) -> tuple[str, int]:
-        """(the text with sound capitals, how many words changed). A sound text comes back as it is."""
-        kind = damage(text)
-        if kind is None:
+    def restore(self, text: str, beside: Iterable[str] = ()) -> tuple[str, int]:
+        """(the text with sound capitals, how many words changed). A sound text comes back as it is.
+
+        `beside` are the dialogue's other turns: the names that stand in them are likely to be this one's.
+        """
+        words = list(tokens(text))
+        kind = damage(text, words)
+        kinds = [kind] * len(words) if kind else partial_damage(text, words)
+        if not any(kinds):
             return text, 0
+        local = _local(words, kinds, beside)
         parts, place, changed = [], 0, 0
-        for token in _tokens(text):
-            form = self._form(token, kind)
+        for number, token in enumerate(words):
+            form = self._restored(words, number, kinds[number], local)
             parts += [text[place : token.start], form]
             place = token.start + len(token.word)
             changed += form != token.word
         return "".join([*parts, text[place:]]), changed
 
-    def _form(self, token: _Token, kind: Damage) -> str:
-        known = self._forms.get(token.word.lower())
-        if known is None:
-            # A word never seen: in Title Case it may be a name, so it stays; shouted, it most likely is none.
-            known = token.word.lower() if kind == "upper" else token.word
-        return known[:1].upper() + known[1:] if token.begins else known
+    def restore_all(self, texts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Of a dialogue's turns: each restored with the others beside it."""
+        for number, text in enumerate(texts):
+            yield self.restore(text, (*texts[:number], *texts[number + 1 :]))
+
+    def _restored(self, words: Sequence[Token], number: int, kind: Damage | None, local: Mapping[str, int]) -> str:
+        token = words[number]
+        if kind is None:
+            return token.word
+        if kind != "starts":
+            base, ending = _base(token.word)
+            form = self._form(words, number, base, kind, local) + ending.lower()
+        else:
+            form = token.word
+        begins = token.place == "start"
+        if token.place != "within" and number:
+            begins = self._starts.get(token.gap, begins)
+        return form[:1].upper() + form[1:] if begins else form
+
+    def _form(self, words: Sequence[Token], number: int, base: str, kind: Damage, local: Mapping[str, int]) -> str:
+        word = base.lower()
+        shares = self._shares.get(word) or ((self._usual[word], 1.0),) if word in self._usual else ()
+        forms = {form: _PRIOR * share for form, share in shares}
+        for form in {word, word.capitalize(), word.upper(), base} & local.keys():
+            forms[form] = forms.get(form, 0.0) + _LOCAL * local[form]
+        if not forms:
+            return self._unknown(base, kind)
+        if len(forms) > 1:
+            before = _base(words[number - 1].word)[0].lower() if number else ""
+            after = _base(words[number + 1].word)[0].lower() if number + 1 < len(words) else ""
+            for form in forms:
+                forms[form] += self._pairs.get(f"{before}\t{form}", 0) + self._pairs.get(f"{form} {after}", 0)
+        return max(forms, key=lambda form: (forms[form], form))
+
+    def _unknown(self, base: str, kind: Damage) -> str:
+        """Of a word never seen: by the word it is made of. In Title Case it may be a name, and stays; else it is small."""
+        word = base.lower()
+        for ending in _ENDINGS:
+            stem = self._usual.get(word.removesuffix(ending)) if word.endswith(ending) else None
+            if stem is not None and len(stem) > 2:
+                return stem + word[len(stem) :] if not stem.isupper() or ending == "s" else word
+        return base if kind == "title" else word
+
+
+def _local(words: Sequence[Token], kinds: Sequence[Damage | None], beside: Iterable[str]) -> Counter[str]:
+    """How often each form stands within the sound sentences of this text and of those beside it."""
+    seen = Counter(
+        _base(token.word)[0]
+        for token, kind in zip(words, kinds, strict=True)
+        if kind in (None, "starts") and token.place == "within"
+    )
+    for text in beside:
+        found = list(tokens(text))
+        if found and damage(text, found) is None:
+            seen.update(_base(token.word)[0] for token in found if token.place == "within")
+    return seen
+
+
+def _base(word: str) -> tuple[str, str]:
+    """A word without the ending of a possessive, and that ending."""
+    if len(word) > 2 and word[-1] in "sS" and word[-2] in "'’":
+        return word[:-2], word[-2:]
+    return word, ""
+
+
+def _form_of(pair: str) -> str:
+    """The word of a pair whose form was counted."""
+    return pair.rpartition("\t")[2] if "\t" in pair else pair.partition(" ")[0]
