@@ -27,6 +27,7 @@ from potstill.curation.truecase import FormCounts, Truecaser, damage  # noqa: E4
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+FENCED = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+)", re.DOTALL)
 START = re.compile(r"((?:\A|[.!?]\s+|\n\n)\W{0,3})([^\W\d_])(?!['’]?[A-Z])")
 SENTENCE = re.compile(r"[^.!?\n]{25,}[.!?](?=\s|\Z)")
 
@@ -79,10 +80,15 @@ def sentence(text: str) -> str:
     return text.replace(chosen, chosen.lower(), 1)
 
 
+def prose(how: Callable[[str], str]) -> Callable[[str], str]:
+    """The damage without code: nobody shouts in a program."""
+    return lambda text: "".join(part if number % 2 else how(part) for number, part in enumerate(FENCED.split(text)))
+
+
 DAMAGES: dict[str, Callable[[str], str]] = {
-    "lower": str.lower,
-    "upper": str.upper,
-    "title": title,
+    "lower": prose(str.lower),
+    "upper": prose(str.upper),
+    "title": prose(title),
     "starts": starts,
     "sentence": sentence,
 }
@@ -147,6 +153,7 @@ def main() -> None:
     held = [(source, text) for source, text in held if len(text.upper()) == len(text) == len(text.lower())]
     print(f"{'damage':10}" + "".join(f"{source:>14}" for source in [*sources, "all", "spoilt"]))
     seconds = total_words = 0.0
+    pooled = [0, 0, 0, 0]
     errors: dict[tuple[str, str], int] = {}
     for kind, how in DAMAGES.items():
         sums = {source: [0, 0, 0, 0] for source in [*sources, "all"]}
@@ -167,14 +174,21 @@ def main() -> None:
                         errors.get((kind, f"{text[span]}->{mended[span]}"), 0) + 1
                     )
         shares = [f"{restored / max(1, damaged):14.2%}" for damaged, restored, _, _ in sums.values()]
-        print(f"{kind:10}" + "".join(shares) + f"{sums['all'][3] / max(1, sums['all'][2]):14.3%}")
+        print(f"{kind:10}" + "".join(shares) + f"{sums['all'][3] / (sums['all'][0] + sums['all'][2]):14.3%}")
+        for number in range(4):
+            pooled[number] += sums["all"][number]
+    print(f"all damage together: {pooled[1] / pooled[0]:.2%} of {pooled[0]} tokens restored")
     print(f"restoring: {total_words / seconds:.0f} words a second")
     sound = {"held out": [text for _, text in held], "code": list(code(chosen.data))}
     for name, group in sound.items():
+        began = time.perf_counter()
         changed = [(text, mended) for text in group if (mended := truecaser.restore(text)[0]) != text]
         spoilt = sum(compare(text, text, mended)[3] for text, mended in changed)
+        took = time.perf_counter() - began
         tokens = sum(len(WORD.findall(text)) for text in group)
-        print(f"sound, {name}: {spoilt} of {tokens} tokens changed ({spoilt / tokens:.4%}), in {len(changed)} texts")
+        print(
+            f"sound, {name}: {spoilt} of {tokens} tokens changed ({spoilt / tokens:.4%}), in {len(changed)} texts; {tokens / took:.0f} a second"
+        )
         if chosen.errors:
             for text, mended in changed[:25]:
                 place = next(i for i, (a, b) in enumerate(zip(text, mended, strict=True)) if a != b)

@@ -1,4 +1,4 @@
-"""Where a text has words whose capitals mean something, and how those capitals are broken: in all of it or in sentences.
+"""Where a text has words whose capitals mean something, and how they are broken: in all of it, or in some sentences.
 
 Code, links, addresses, paths and identifiers are no words here. A sentence begins at the text's beginning, on a new
 line, and behind a full stop that no abbreviation has; behind a colon, a bracket or an opening quotation nobody can be
@@ -7,9 +7,8 @@ sure.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Damage = Literal["lower", "upper", "title", "starts"]
 """No capitals; nothing else; one on every word; none where sentences begin."""
@@ -37,7 +36,8 @@ SYMBOL_SHARE = 0.12
 # Stretches that no capital may be changed in: fenced and inline code, links, addresses, paths, calls, identifiers. Each
 # begins where a word does, or a text of one endless word would be searched anew from every letter.
 _KEEP = r"""
-    (?:```.*?(?:```|\Z) | ~~~.*?(?:~~~|\Z) | `[^`\n]*` | \b(?:https?://|www\.)\S+ | (?<!\S)[^\s@]{1,80}@\S{1,80}
+    (?:```.*?(?:```|\Z) | ~~~.*?(?:~~~|\Z) | `[^`\n]*` | \\\[.*?(?:\\\]|\Z) | \$\$.*?(?:\$\$|\Z) | \\\(.*?(?:\\\)|\Z)
+    | \b(?:https?://|www\.)\S+ | (?<!\S)[^\s@]{1,80}@\S{1,80}
     | (?<!\S)[~.]{0,2}/\S+ | \b[^\W_]*[\d_]\w*(?:\.\w+)* | \b\w{1,40}\([^)\n]{0,200}\) | \b[a-z]+[A-Z]\w*
     | \b\w+(?:\.\w+)+\b | (?<!\S)[$#@%\\]\w+ | (?<!\S)--?[a-z]\w*)
 """
@@ -46,21 +46,29 @@ _START = re.compile(r"[.!?…]['\"”’)\]*_]*\s|\n")
 _SPOKEN = re.compile(r"[,:]\s+[\"“]\Z")
 _UNSURE = re.compile(r"[:;.!?\"“”(\[*_>|•–—/]|\s-\s")
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st vs etc e.g i.e cf jr sr no fig approx dept gen col capt lt sgt rev hon inc ltd co corp ca al"
+    "mr mrs ms dr prof st vs etc e.g i.e cf jr sr no fig approx dept gen col capt lt sgt rev hon inc ltd"  # noqa: SIM905
+    " co corp ca al"
     " u.s u.k a.m p.m ph.d d.c b.c a.d".split()
 )
 _SENTENCE_END = re.compile(r"[\w'\"”’)\]%][.!?]['\"”’)\]*_]*\s*$", re.MULTILINE)
-_FENCED = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`", re.DOTALL)
+_FENCED = re.compile(
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`|\\\[.*?(?:\\\]|\Z)|\$\$.*?(?:\$\$|\Z)|\\\(.*?(?:\\\)|\Z)",
+    re.DOTALL,
+)
 _CODE_LINE = re.compile(
-    r"^(?:\t| {4,})(?![-*•+\d(])[^\s].*[^\s.!?:,]$|[{};][^\S\n]*$|^[^\S\n]*(?:def\s+\w+\s*\(|class\s+\w+\s*[:({]|import\s+[\w.*]+(?:\s+as\s+\w+)?;?$"
-    r"|from\s+[\w.]+\s+import\b|return\b[^\n]*[;)\]]$|#include\b|#!/|<\?php|select\s.{1,200}\sfrom\s|\$\s+\w)",
+    r"^(?:\t| {4,})(?![-*•+\d(]|\w[.)]\s)[^\s].*[^\s.!?:,]$|[{};][^\S\n]*$"
+    r"|^[^\S\n]*(?:def\s+\w+\s*\(|class\s+\w+\s*[:({]|import\s+[\w.*]+(?:\s+as\s+\w+)?;?$|from\s+[\w.]+\s+import\b|return\b[^\n]*[;)\]]$|#include\b|#!/|<\?php|select\s.{1,200}\sfrom\s|\$\s+\w)",
     re.MULTILINE | re.IGNORECASE,
 )
 _SYMBOLS = re.compile(r"[=<>{}\[\]$_;|\\^+~&%#@/()]")
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+# A small letter where a sentence may begin, or four words with capitals on end; letters without case count as either.
+_LOW_START = re.compile(r"(?:\A|[.!?…]['\"”’)\]*_]*\s|\n)[\W\d_]{0,12}[^\W\d_A-ZÀ-ÖØ-Þ]")
+_CAPITALS = re.compile(r"(?<![\w'’])(?:[^\W\d_a-zß-öø-ÿ][\w'’]*[^\w'’]{1,4}){4}")
+
+
+class Token(NamedTuple):
     """A word whose capitals may be learnt from or mended."""
 
     start: int
@@ -74,16 +82,18 @@ def tokens(text: str) -> Iterator[Token]:
     """The words of a text, in order."""
     end, before = 0, ""
     for found in _TOKEN.finditer(text):
+        start, word = found.start(), found[0]
         if found["word"]:
-            gap = text[max(end, found.start() - MAX_GAP) : found.start()]
-            yield Token(found.start(), found[0], _place(gap, before) if before else "start", gap)
-        before, end = found[0], found.end()
+            gap = text[end:start]
+            if gap == " ":
+                yield Token(start, word, "within", gap)
+            else:
+                yield Token(start, word, _place(gap, before) if before else "start", gap[-MAX_GAP:])
+        before, end = word, found.end()
 
 
 def _place(gap: str, before: str) -> Place:
     """Of a word behind this gap and the word before it."""
-    if gap == " ":
-        return "within"
     if _START.search(gap):
         ended = "\n" in gap or (before.lower() not in _ABBREVIATIONS and (len(before) > 1 or not before.isupper()))
         return "start" if ended or gap[0] != "." else "within"
@@ -100,9 +110,14 @@ def sentences(words: Sequence[Token]) -> Iterator[Sequence[Token]]:
             yield words[begin:end]
 
 
+def suspect(text: str) -> bool:
+    """Whether capitals may be broken anywhere: a quick look that misses nothing which the others find."""
+    return bool(_LOW_START.search(text) or _CAPITALS.search(text))
+
+
 def looks_like_code(text: str) -> bool:
     """Whether a text, fenced code aside, has lines of a program, or more symbols than prose."""
-    prose = _FENCED.sub(" ", text) if "`" in text or "~~~" in text else text
+    prose = _FENCED.sub(" ", text) if any(mark in text for mark in ("`", "~~~", "\\", "$$")) else text
     return bool(_CODE_LINE.search(prose)) or len(_SYMBOLS.findall(prose)) > SYMBOL_SHARE * len(prose)
 
 
@@ -114,7 +129,7 @@ def damage(text: str, words: Sequence[Token] | None = None) -> Damage | None:
     long = [token.word for token in found if len(token.word) > 1]
     if len(long) < MIN_WORDS:
         return None
-    if all(token.word.islower() for token in found if token.word != "I"):
+    if all(token.word == token.word.lower() for token in found if token.word != "I"):
         return "lower"
     if sum(map(str.isupper, "".join(long))) >= UPPER_SHARE * len("".join(long)):
         return "upper"
@@ -143,16 +158,16 @@ def partial_damage(text: str, words: Sequence[Token]) -> list[Damage | None]:
 def _sentence_damage(text: str, sentence: Sequence[Token]) -> Damage | None:
     if len(sentence) < SENTENCE_WORDS or not _ends(text, sentence):
         return None
-    if all(token.word.islower() for token in sentence):
+    if all(token.word == token.word.lower() for token in sentence):
         return "lower" if _stands_bare(text, sentence[0]) else None
-    if len(sentence) >= UPPER_SENTENCE_WORDS and all(token.word.isupper() for token in sentence):
+    if len(sentence) >= UPPER_SENTENCE_WORDS and all(token.word == token.word.upper() for token in sentence):
         return "upper"
     return "title" if _titled(sentence, UPPER_SENTENCE_WORDS) else None
 
 
 SMALL = frozenset(
-    "a an the of and to or in on for with is are was by at from as that this it be you your do have not what me my we"
-    " they he she if so but can will how her his their our has were would could should there which who when where".split()
+    "a an the of and to or in on for with is are was by at from as that this it be you your do have not"  # noqa: SIM905
+    " what me my we they he she if so but can will how her his their our has were would could should there which when".split()
 )
 """Words that have no capital within a sentence, and seldom in a title."""
 

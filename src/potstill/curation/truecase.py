@@ -7,10 +7,11 @@ beside it, by what the dialogue's sound turns show, by what is usual; and a capi
 sound stays as it is, and so do code, links, and words with digits or underscores.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from potstill.curation.capitals import SMALL, Damage, Token, damage, partial_damage, sentences, tokens
+from potstill.curation.capitals import SMALL, Damage, Token, damage, partial_damage, sentences, suspect, tokens
 
 MAX_WORDS = 500_000
 MAX_PAIRS = 1_000_000
@@ -21,6 +22,8 @@ _LOCAL = 3.0  # and one sighting in the same dialogue as much as so many
 _SEEN = 5  # times a kind of gap must stand before a small word to tell whether a sentence begins behind it
 _RARE = 0.02  # share below which another form of a word is a slip
 _ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "ers", "est", "ness", "ful", "less", "able", "y")
+
+_ORDINAL = re.compile(r"(?<=\d)(?:ST|ND|RD|TH)\b")
 
 
 class FormCounts:
@@ -89,6 +92,11 @@ class FormCounts:
                 least, bound = least + 1, bound // 2 if rare and len(counts) > bound // 2 else bound
 
 
+def _is_shout(form: str, count: int) -> bool:
+    """A long word in capitals alone, hardly ever seen, is not an acronym."""
+    return count < _SEEN and len(form) > 5 and form.isupper()
+
+
 def _is_heading(forms: Sequence[str], inner: Sequence[bool]) -> bool:
     """A title's words have capitals of the title, not their own."""
     capital = sum(form[0].isupper() for form, within in zip(forms, inner, strict=True) if within)
@@ -106,6 +114,8 @@ class Truecaser:
         self._shares: dict[str, tuple[tuple[str, float], ...]] = {}
         """Of the words that have several forms: each, and its share."""
         for word, forms in found.items():
+            if _is_shout(*max(forms, key=lambda pair: (pair[1], pair[0]))):
+                continue
             total = sum(count for _, count in forms)
             # Of two forms that are as frequent, the one with fewer capitals: capitals are the exception.
             ranked = sorted(forms, key=lambda pair: (-pair[1], sum(map(str.isupper, pair[0])), pair[0]))
@@ -114,6 +124,16 @@ class Truecaser:
             if len(often) > 1:
                 self._shares[word] = tuple(often)
         kept = {form for forms in self._shares.values() for form, _ in forms}
+        # Names end otherwise than other words do.
+        ends: Counter[tuple[str, bool]] = Counter(
+            (word[-size:], form == word)
+            for word, form in self._usual.items()
+            for size in (3, 4)
+            if len(word) > size + 1
+        )
+        self._common_ends = frozenset(
+            end for end, small in ends if small and ends[end, True] >= max(_SEEN, 4 * ends[end, False])
+        )
         # Behind such a gap a sentence begins, or none does.
         self._starts: dict[str, bool] = {}
         for gap in {key[1:] for key in counts.gaps}:
@@ -135,6 +155,8 @@ class Truecaser:
 
         `beside` are the dialogue's other turns: the names that stand in them are likely to be this one's.
         """
+        if not suspect(text):
+            return text, 0
         words = list(tokens(text))
         kind = damage(text, words)
         kinds = [kind] * len(words) if kind else partial_damage(text, words)
@@ -147,7 +169,8 @@ class Truecaser:
             parts += [text[place : token.start], form]
             place = token.start + len(token.word)
             changed += form != token.word
-        return "".join([*parts, text[place:]]), changed
+        mended = "".join([*parts, text[place:]])
+        return (_ORDINAL.sub(lambda found: found[0].lower(), mended) if kind == "upper" else mended), changed
 
     def restore_all(self, texts: Sequence[str]) -> Iterator[tuple[str, int]]:
         """Of a dialogue's turns: each restored with the others beside it."""
@@ -184,13 +207,16 @@ class Truecaser:
         return max(forms, key=lambda form: (forms[form], form))
 
     def _unknown(self, base: str, kind: Damage) -> str:
-        """Of a word never seen: by the word it is made of. In Title Case it may be a name, and stays; else it is small."""
+        """Of a word never seen: by the word it is made of. In Title Case what ends like a
+        name may be one, and stays."""
         word = base.lower()
         for ending in _ENDINGS:
             stem = self._usual.get(word.removesuffix(ending)) if word.endswith(ending) else None
             if stem is not None and len(stem) > 2:
                 return stem + word[len(stem) :] if not stem.isupper() or ending == "s" else word
-        return base if kind == "title" else word
+        if kind != "title" or word[-4:] in self._common_ends or word[-3:] in self._common_ends:
+            return word
+        return base
 
 
 def _local(words: Sequence[Token], kinds: Sequence[Damage | None], beside: Iterable[str]) -> Counter[str]:
