@@ -23,13 +23,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from potstill.curation.truecase import FormCounts, Truecaser, damage  # noqa: E402
+from potstill.curation.truecase import FormCounts, Truecaser, damage
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 FENCED = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+)", re.DOTALL)
 START = re.compile(r"((?:\A|[.!?]\s+|\n\n)\W{0,3})([^\W\d_])(?!['’]?[A-Z])")
 SENTENCE = re.compile(r"[^.!?\n]{25,}[.!?](?=\s|\Z)")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
 
 
 def read(data: Path) -> Iterator[tuple[str, str, str]]:
@@ -126,7 +130,7 @@ def learn_many(count: int) -> None:
         counts.add(" ".join(words).capitalize() + ".")
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
+    say(
         f"{count} conversations: {seconds:.0f} s, {peak:.0f} MiB at most, {len(counts)} words kept, {counts.pruned} pruned"
     )
 
@@ -146,12 +150,12 @@ def main() -> None:
     began = time.perf_counter()
     truecaser = Truecaser.learn(taught)
     words = sum(len(WORD.findall(text)) for text in taught)
-    print(f"learnt from {words} words, {words / (time.perf_counter() - began):.0f} a second")
-    print(f"pickled: {len(pickle.dumps(truecaser)) / 2**20:.1f} MiB")
+    say(f"learnt from {words} words, {words / (time.perf_counter() - began):.0f} a second")
+    say(f"pickled: {len(pickle.dumps(truecaser)) / 2**20:.1f} MiB")
     # Damage is only meaningful where the writer's own capitals are sound, and every letter keeps its place.
     held = [(source, text) for source, text, group in texts if held_out(group) and damage(text) is None]
     held = [(source, text) for source, text in held if len(text.upper()) == len(text) == len(text.lower())]
-    print(f"{'damage':10}" + "".join(f"{source:>14}" for source in [*sources, "all", "spoilt"]))
+    say(f"{'damage':10}" + "".join(f"{source:>14}" for source in [*sources, "all", "spoilt"]))
     seconds = total_words = 0.0
     pooled = [0, 0, 0, 0]
     errors: dict[tuple[str, str], int] = {}
@@ -174,11 +178,11 @@ def main() -> None:
                         errors.get((kind, f"{text[span]}->{mended[span]}"), 0) + 1
                     )
         shares = [f"{restored / max(1, damaged):14.2%}" for damaged, restored, _, _ in sums.values()]
-        print(f"{kind:10}" + "".join(shares) + f"{sums['all'][3] / (sums['all'][0] + sums['all'][2]):14.3%}")
+        say(f"{kind:10}" + "".join(shares) + f"{sums['all'][3] / (sums['all'][0] + sums['all'][2]):14.3%}")
         for number in range(4):
             pooled[number] += sums["all"][number]
-    print(f"all damage together: {pooled[1] / pooled[0]:.2%} of {pooled[0]} tokens restored")
-    print(f"restoring: {total_words / seconds:.0f} words a second")
+    say(f"all damage together: {pooled[1] / pooled[0]:.2%} of {pooled[0]} tokens restored")
+    say(f"restoring: {total_words / seconds:.0f} words a second")
     sound = {"held out": [text for _, text in held], "code": list(code(chosen.data))}
     for name, group in sound.items():
         began = time.perf_counter()
@@ -186,17 +190,17 @@ def main() -> None:
         spoilt = sum(compare(text, text, mended)[3] for text, mended in changed)
         took = time.perf_counter() - began
         tokens = sum(len(WORD.findall(text)) for text in group)
-        print(
+        say(
             f"sound, {name}: {spoilt} of {tokens} tokens changed ({spoilt / tokens:.4%}), in {len(changed)} texts; {tokens / took:.0f} a second"
         )
         if chosen.errors:
             for text, mended in changed[:25]:
                 place = next(i for i, (a, b) in enumerate(zip(text, mended, strict=True)) if a != b)
-                print("   ", repr(text[max(0, place - 50) : place + 40]))
+                say(f"    {text[max(0, place - 50) : place + 40]!r}")
     if chosen.errors:
         for kind in DAMAGES:
             worst = sorted(((n, word) for (k, word), n in errors.items() if k == kind), reverse=True)
-            print(kind, sum(n for n, _ in worst), " ".join(f"{word}:{n}" for n, word in worst[:60]))
+            say(f"{kind} {sum(n for n, _ in worst)} " + " ".join(f"{word}:{n}" for n, word in worst[:60]))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def _sentence_damage(text: str, sentence: Sequence[Token]) -> Damage | None:
 
 SMALL = frozenset(
     "a an the of and to or in on for with is are was by at from as that this it be you your do have not"  # noqa: SIM905
-    " what me my we they he she if so but can will how her his their our has were would could should there which when".split()
+    " what me my we they he she if so but can will how her his their our has were would could should there".split()
 )
 """Words that have no capital within a sentence, and seldom in a title."""
 

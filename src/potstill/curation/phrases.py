@@ -105,8 +105,8 @@ _SERVE = r"""
      | endorse | encourage | condone | facilitate | produce | describe | respond | execute | carry\s+out | look\s+up
      | search | send | schedule | summari[sz]e | fetch | retrieve | present | talk | speak\s+about | say | make
      | advocate | justify | pretend | impersonate | repeat | proceed | continue | entertain | take\s+part | go\s+into
-     | get\s+into
-     | display) \b
+     | get\s+into | comment | draw | work\s+with | aid | look\s+(?:that|this|it|for)
+     | display | comment | draw | work\s+with | aid | look\s+(?:that|this|it|for)) \b
     (?!\s+(?:but|it\s+any|any\s+(?:longer|more)|up|everything|it\s+(?:alone|all)|anything\b|a\s+(?:whole\s+)?lot
         |(?:you\s+)?(?:exactly|how|enough|what\s+to)))
 """
@@ -129,7 +129,8 @@ _POLICY = r"(?:programming|polic(?:y|ies)|terms|guidelines|values|principles|eth
 _APOLOGY = re.compile(
     rf"""
     \A\W*{_BEFORE} {_SORRY} [^.!?\n]{{0,70}}? \bi\s* {_ADVERBS}
-    (?: {_WONT}\s+ {_ADVERBS} {_SERVE} | {_LACKS} | {_DO_NOT}\s+have\s+access\s+to\s+(?:(?:any|the)\s+)?{_LIVE} )
+    (?: {_WONT}\s+ {_ADVERBS} {_SERVE} | (?:can\s?not|can['’]?t|won['’]?t)\s*(?:[.!]|\Z) | {_LACKS}
+      | {_DO_NOT}\s+have\s+access\s+to\s+(?:(?:any|the)\s+)?{_LIVE} )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -142,10 +143,14 @@ _REFUSAL = re.compile(
     | {_NOT_IF}\bi\s* {_ADVERBS} {_WONT}\s+ {_ADVERBS}
       (?:help|assist|answer|comply|fulfil+|support|do|discuss|provide|fetch|retrieve|describe|write|share|disclose
         |give)\s+ {_TASK} (?!\s+(?:but|anything\s+right))
+    | {_NOT_IF}\bi\s* {_ADVERBS} {_WONT}\s+ {_ADVERBS}
+      (?:(?:help|assist|answer)\s*[.!] | (?:condone|encourage|endorse)\b)
+    | \bi\s+ (?:{_DO_NOT}\s+want|would(?:n['’]?t|\s+not)\s+(?:want|like))\s+to\s+be\s+
+      (?:involved|(?:a\s+)?part(?:y)?\s+(?:to|of)|responsible)\b
     | {_NOT_IF}\bi\s* {_ADVERBS} {_CANNOT}\s+ {_ADVERBS}
       (?:provide|describe|fetch|present|retrieve|disclose|summari[sz]e)\b
     | \bi\s* {_ADVERBS} (?:(?:am|['’]m)\s+ (?:not|un)\s?(?:really\s+|very\s+)?comfortable
-        | {_DO_NOT}\s+feel\s+(?:\w+\s+)?comfortable
+        | (?:{_DO_NOT}|would(?:n['’]?t|\s+not))\s+feel\s+(?:\w+\s+)?comfortable
         | (?:['’]d|would)\s+(?:rather|prefer)\s+(?:to\s+)?not\b(?!\s+to\s+be)
         | (?:must|have\s+to)\s+(?:respectfully\s+)?decline\b
         | refuse\s+to\s+{_SERVE})
