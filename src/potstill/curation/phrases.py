@@ -15,6 +15,7 @@ HEAD = 320
 """Characters in which an answer that declines has said so."""
 NEAR = 240
 """Characters in which a refusal without an apology begins."""
+_MARKS = " \t\n\"'“”‘’*_>#-([…."
 _LOOK_BACK = 400  # characters of a line that are searched for an open quotation
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`", re.DOTALL)
@@ -192,14 +193,13 @@ def hedges(text: str) -> Iterator[re.Match[str]]:
 def refusal(text: str) -> str | None:
     """The phrase by which the text's opening declines; None where it does not."""
     head = text[:HEAD]
-    apology = _APOLOGY.search(head)
-    if apology and not _missing(head, apology):
-        return told(apology)
     code = code_spans(head)
-    for found in _REFUSAL.finditer(head):
-        place = found.start()
-        quoted = _others(head, place) or within(code, place)
-        if place <= NEAR and not (quoted or _missing(head, found) or _STILL.match(text, found.end())):
+    apology = _APOLOGY.search(head)
+    for found in [*([apology] if apology else []), *_REFUSAL.finditer(head)]:
+        place = found.start() + len(found[0]) - len(found[0].lstrip(_MARKS))
+        if place > NEAR or _missing(head, found) or within(code, place) or _others(text, place):
+            continue
+        if found is apology or not _STILL.match(text, found.end()):
             return told(found)
     return None
 
@@ -234,8 +234,8 @@ def _others(text: str, place: int) -> bool:
     before = text[begin:place]
     if _SPEAKER.match(before):
         return True
-    if begin == 0:
-        before = before.lstrip().removeprefix('"').removeprefix("“")  # an answer that is one quotation speaks itself
+    if begin == 0 and text.lstrip()[:1] in ('"', "“") and text.rstrip()[-1:] in ('"', "”"):
+        before = before.lstrip()[1:]  # an answer that is one quotation speaks itself
     if before.count('"') % 2 or before.count("“") > before.count("”"):
         return True
     return len(_OPENED.findall(before)) > len(_CLOSED.findall(before))
