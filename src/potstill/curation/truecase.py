@@ -39,9 +39,11 @@ class FormCounts:
         """By "Form next" and "previous\\tForm", neighbours in lower case."""
         self.gaps: Counter[str] = Counter()
         """By "+gap" and "-gap": what stands before words like "the" that have a capital, or have none."""
+        self.starts: Counter[str] = Counter()
+        """Words with a capital where sentences begin."""
         self.pruned = 0
         """Entries that had to go."""
-        self._bounds = (max_words, max_pairs, max_words)
+        self._bounds = (max_words, max_pairs, max_words, max_words)
 
     def __len__(self) -> int:
         return len(self.forms)
@@ -65,6 +67,8 @@ class FormCounts:
         if _is_heading(forms, inner):
             return
         self.forms.update(form for form, within in zip(forms, inner, strict=True) if within)
+        if sentence[0].place == "start" and forms[0][0].isupper():
+            self.starts[forms[0]] += 1
         low = [form.lower() for form in forms]
         for number in range(1, len(forms)):
             if inner[number]:
@@ -77,11 +81,12 @@ class FormCounts:
         self.forms.update(other.forms)
         self.pairs.update(other.pairs)
         self.gaps.update(other.gaps)
+        self.starts.update(other.starts)
         self.pruned += other.pruned
         self._prune()
 
     def _prune(self) -> None:
-        for counts, bound in zip((self.forms, self.pairs, self.gaps), self._bounds, strict=True):
+        for counts, bound in zip((self.forms, self.pairs, self.gaps, self.starts), self._bounds, strict=True):
             least = 1
             while len(counts) > bound:
                 rare = [key for key, count in counts.items() if count <= least]
@@ -134,6 +139,11 @@ class Truecaser:
         self._common_ends = frozenset(
             end for end, small in ends if small and ends[end, True] >= max(_SEEN, 4 * ends[end, False])
         )
+        # What begins sentences and never stands within one is a name, or an adverb, which ends as other words do.
+        for form, count in counts.starts.items():
+            word = form.lower()
+            if count > 1 and word not in found and word.isalpha() and len(word) > 2 and not self._ends_common(word):
+                self._usual[word] = form
         # Behind such a gap a sentence begins, or none does.
         self._starts: dict[str, bool] = {}
         for gap in {key[1:] for key in counts.gaps}:
@@ -214,9 +224,10 @@ class Truecaser:
             stem = self._usual.get(word.removesuffix(ending)) if word.endswith(ending) else None
             if stem is not None and len(stem) > 2:
                 return stem + word[len(stem) :] if not stem.isupper() or ending == "s" else word
-        if kind != "title" or word[-4:] in self._common_ends or word[-3:] in self._common_ends:
-            return word
-        return base
+        return word if kind != "title" or self._ends_common(word) else base
+
+    def _ends_common(self, word: str) -> bool:
+        return word[-4:] in self._common_ends or word[-3:] in self._common_ends
 
 
 def _local(words: Sequence[Token], kinds: Sequence[Damage | None], beside: Iterable[str]) -> Counter[str]:
