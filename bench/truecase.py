@@ -239,9 +239,8 @@ def main() -> None:
         score, pairs = changed(truecaser, group)
         rate = score.kept / (time.process_time() - began)
         share = score.spoilt / score.kept
-        say(
-            f"sound, {name}: {score.spoilt} of {score.kept} changed ({share:.4%}), {len(pairs)} texts; {rate:.0f} a second"
-        )
+        found = f"{score.spoilt} of {score.kept} words changed ({share:.4%}), in {len(pairs)} texts"
+        say(f"sound, {name}: {found}; {rate:.0f} a second")
         for text, mended in pairs if chosen.errors else ():
             place = next(i for i, (a, b) in enumerate(zip(text, mended, strict=True)) if a != b)
             say(f"    {text[max(0, place - 50) : place + 40]!r}")
