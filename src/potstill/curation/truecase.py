@@ -15,7 +15,7 @@ from potstill.curation.capitals import SMALL, Damage, Token, damage, partial_dam
 
 MAX_WORDS = 500_000
 MAX_PAIRS = 1_000_000
-"""Forms of words, and pairs of neighbours, that are kept while counting: some 300 MB together."""
+"""Forms of words, and pairs of neighbours, that are kept while counting: some 200 MB together."""
 
 _PRIOR = 2.0  # what is usual weighs as much as so many sightings beside the same word
 _LOCAL = 3.0  # and one sighting in the same dialogue as much as so many
@@ -87,14 +87,14 @@ class FormCounts:
 
     def _prune(self) -> None:
         for counts, bound in zip((self.forms, self.pairs, self.gaps, self.starts), self._bounds, strict=True):
-            least = 1
-            while len(counts) > bound:
+            least = 0
+            # Down to half, so that this is seldom done.
+            while len(counts) > (bound // 2 if least else bound):
+                least += 1
                 rare = [key for key, count in counts.items() if count <= least]
                 self.pruned += len(rare)
                 for key in rare:
                     del counts[key]
-                # Room for as many again, so that this is seldom done.
-                least, bound = least + 1, bound // 2 if rare and len(counts) > bound // 2 else bound
 
 
 def _is_shout(form: str, count: int) -> bool:
