@@ -71,6 +71,9 @@ _CAPITALS = re.compile(
 )
 
 
+_LONE_I = re.compile(r"\si(?:['’](?:m|ve|d|ll)\b|\s[a-z])")
+
+
 class Token(NamedTuple):
     """A word whose capitals may be learnt from or mended."""
 
@@ -115,7 +118,7 @@ def sentences(words: Sequence[Token]) -> Iterator[Sequence[Token]]:
 
 def suspect(text: str) -> bool:
     """Whether capitals may be broken anywhere: a quick look, which nearly all sound texts pass."""
-    return bool(_LOW_START.search(text) or _CAPITALS.search(text))
+    return bool(_LOW_START.search(text) or _CAPITALS.search(text) or _LONE_I.search(text))
 
 
 def looks_like_code(text: str) -> bool:
@@ -153,9 +156,27 @@ def partial_damage(text: str, words: Sequence[Token]) -> list[Damage | None]:
         if len(sentence) >= MIN_WORDS and _ends(text, sentence) and _stands_bare(text, sentence[0]):
             bare += 1
             low += sentence[0].word[0].islower()
+    for number, token in enumerate(words):
+        if kinds[number] is None and token.word.startswith("i") and _is_pronoun(words, number):
+            kinds[number] = "lower"
     if low >= min(MIN_STARTS, len(found)) and low >= STARTS_SHARE * bare and bare:
         return ["starts" if kind is None else kind for kind in kinds]
     return kinds
+
+
+def _is_pronoun(words: Sequence[Token], number: int) -> bool:
+    """Whether this is the English pronoun, by its ending or the verb behind it: a lone "i" may be a numeral."""
+    token = words[number]
+    if token.word in ("i'm", "i've", "i'd", "i'll", "i’m", "i’ve", "i’d", "i’ll"):
+        return True
+    behind = words[number + 1] if number + 1 < len(words) else None
+    return token.word == "i" and behind is not None and behind.gap == " " and behind.word in _VERBS
+
+
+_VERBS = frozenset(
+    "am was have had has do did don't don’t didn't can can't can’t cannot could will would should think"  # noqa: SIM905
+    " know want need like love hope guess believe feel really just also never must may might see mean".split()
+)
 
 
 def _sentence_damage(text: str, sentence: Sequence[Token]) -> Damage | None:

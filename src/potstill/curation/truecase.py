@@ -220,6 +220,8 @@ class Truecaser:
         """Of a word never seen: by the word it is made of. In Title Case what ends like a
         name may be one, and stays."""
         word = base.lower()
+        if word[:2] in ("i'", "i’"):
+            return self._usual.get("i", "i") + word[1:]
         for ending in _ENDINGS:
             stem = self._usual.get(word.removesuffix(ending)) if word.endswith(ending) else None
             if stem is not None and len(stem) > 2:
