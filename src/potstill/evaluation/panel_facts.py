@@ -43,6 +43,10 @@ class PanelFacts:
                 counts["left"] += 1
                 self.first_bad[judge] = self.first_bad[judge] or reply
 
+    def turned(self, judge: int, scores: Sequence[float | None]) -> None:
+        """Count a comparison whose winner changed with the order."""
+        self._counts[judge]["inconsistent"] += {0.0, 1.0} <= set(scores)
+
     def placed(self, subject: str, turn: int, scores: Sequence[float | None]) -> None:
         """The scores of texts in the order in which they were shown."""
         if len(scores) < 2:

@@ -316,15 +316,14 @@ class _Bench:
             for place, rating in zip(sitting.order, ratings, strict=True):
                 group.setdefault(place, []).append(rating)
             self._facts.placed(sitting.subject, sitting.turn, [rating.score for rating in ratings])
+        if self._config.mode != "pairwise" or self._config.times == 1:
+            return {group: {p: over_orders(given) for p, given in places.items()} for group, places in heard.items()}
+        for places in heard.values():
+            self._facts.turned(number, [rating.score for rating in places[min(places)]])
+        how = self._config.contradiction
         return {
-            group: {place: self._over_orders(given) for place, given in places.items()}
-            for group, places in heard.items()
+            group: {p: over_both_orders(given, how) for p, given in places.items()} for group, places in heard.items()
         }
-
-    def _over_orders(self, ratings: Sequence[Rating]) -> Rating:
-        if self._config.mode == "pairwise" and len(ratings) == 2:
-            return over_both_orders(ratings, self._config.contradiction)
-        return over_orders(ratings)
 
     def _together(self, row: Answers, panel: Sequence[Opinions]) -> Answers | Dropped:
         """The row with what all judges think of it, and each of them where there are several."""
