@@ -1,6 +1,7 @@
 """The judge stage: what judges are asked in each mode, what is made of what they say, and what is counted."""
 
 import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ from data_stages import Made, endpoint, given, make, user
 from stub_server import Stub, completion, refusal, reply
 
 from potstill.errors import DataError, TeacherError
+from potstill.miniature import mind
+from potstill.miniature.asking import draw
+from potstill.miniature.world import world
 from potstill.records import Answers, Candidate, Prompt
 from potstill.stages.judge import Judge
 
@@ -454,3 +458,44 @@ def test_a_useless_reply_is_asked_for_again(tmp_path, monkeypatch):
     with Stub() as stub:
         assert judge(tmp_path, stub, [answers()], ask_again=1).facts["coverage"] == 1
         assert judge(tmp_path, stub, [answers()], min_coverage=0).facts["coverage"] == 0
+
+
+# The miniature's world: a pool with known flaws, a judge who checks.
+
+
+def in_the_world(body: dict[str, Any]) -> str:
+    return mind.reply(world(0, 60), body["model"], body["messages"], body["temperature"], body["seed"])
+
+
+@pytest.mark.parametrize("structured", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "chosen", "fields"),
+    [
+        ("aspects", "best_mean", {"orders": 2}),
+        ("single", "best_mean", {"verdicts": True}),
+        ("overall", "best_overall", {}),
+        ("pairwise", "win_share", {}),
+        ("pairwise", "win_share", {"pair_score": "bradley_terry"}),
+    ],
+)
+def test_every_mode_finds_the_better_voice(tmp_path, structured, mode, chosen, fields):
+    """Sampled under principles, judged, binarized: the sage is preferred to the forger in every mode and form."""
+    draws = random.Random(0)
+    asks = [draw(world(0, 60), category, held_out=False, chance=draws) for category in ("stem", "math") * 4]
+    prompts = [Prompt(id=f"p{i}", messages=user(ask.text(draws))) for i, ask in enumerate(asks)]
+    with Stub(answer=in_the_world) as stub:
+        pool = [endpoint(stub.base_url, name) for name in ("sage", "forger", "rambler")]
+        config = {"kind": "sample", "models": "pool", "prompts": "p", "per_prompt": 3, "principles": "ultrafeedback"}
+        sampled = make(tmp_path, config, {"prompts": given(tmp_path, "prompts", prompts)}, {"models": pool})
+        judges = [endpoint(stub.base_url, "judge", structured=structured)]
+        config = {"kind": "judge", "judge": "judge", "data": "d", "mode": mode, "aspects": ["truthfulness"], **fields}
+        rated = make(tmp_path, config, {"data": sampled.data}, {"judge": judges})
+    assert rated.facts["coverage"] == 1
+    assert rated.facts["ratings"]["inconsistent"] == 0
+    (means,) = rated.facts["mean_scores"].values()
+    assert means["sage"]["mean"] > means["forger"]["mean"]
+    pairs = make(
+        tmp_path, {"kind": "binarize", "data": "d", "chosen": chosen, "rejected": "worst"}, {"data": rated.data}
+    )
+    assert pairs.facts["rejected_models"]["forger"] > pairs.facts["rows"] / 2
+    assert pairs.facts["chosen_models"].get("forger", 0) < pairs.facts["rows"] / 4
