@@ -417,3 +417,70 @@ def test_rows_with_nothing_to_compare_are_told(tmp_path, monkeypatch):
         audit(tmp_path, monkeypatch, [same], judge)
     with pytest.raises(DataError, match="no two answers"):
         audit(tmp_path, monkeypatch, rows, judge, aspect="another")
+
+
+# In a recipe, on the screen and on the page.
+
+RECIPE = """
+name: feedback
+servers:
+  world: {kind: miniature, entities: 60}
+models:
+  judge: {endpoint: world, name: judge}
+  strict: {endpoint: world, name: judge, structured: true}
+  pool: [{endpoint: world, name: sage}, {endpoint: world, name: forger}, {endpoint: world, name: rambler}]
+stages:
+  questions: {kind: miniature, server: world, part: questions, per_category: 2}
+  answers: {kind: sample, models: pool, prompts: questions, per_prompt: 3, principles: ultrafeedback, max_tokens: 128}
+  rated: {kind: judge, judge: [judge, strict], data: answers, orders: 2, verdicts: true, max_spread: 2}
+  reviewed: {kind: judge, judge: judge, data: rated, mode: overall}
+  pairs: {kind: binarize, data: reviewed, chosen: best_overall, rejected: other_model, max_length_ratio: 20}
+  audit: {kind: audit, judge: [judge, strict], data: pairs}
+"""
+
+
+def test_a_recipe_of_it_all_runs_and_is_found_again(tmp_path):
+    from rich.console import Console
+
+    from potstill.pipeline import run
+    from potstill.recipe import load_recipe
+    from potstill.show import show
+    from potstill.workspace import Workspace
+
+    (tmp_path / "feedback.yaml").write_text(RECIPE)
+    recipe = load_recipe(str(tmp_path / "feedback.yaml"))
+    sealed = run(recipe, tmp_path / "out")
+    assert sealed["rated"].facts["coverage"] == 1
+    assert sealed["rated"].facts["agreement"]["truthfulness"]["alpha_ordinal"] == 1, "both check against the truth"
+    assert sealed["pairs"].facts["rejected_models"].keys() <= {"sage", "forger", "rambler"}
+    facts = sealed["audit"].facts["judges"]
+    assert facts.keys() == {"judge", "strict"}
+    assert facts["judge"] == facts["strict"]
+    assert facts["judge"]["agreement"] > 0.95, "it made these pairs, but for ties of its overall grades"
+    assert facts["judge"]["consistency"] == 1
+    again = run(recipe, tmp_path / "out")
+    assert {name: artifact.key for name, artifact in again.items()} == {n: a.key for n, a in sealed.items()}
+    with (tmp_path / "screen.txt").open("w") as screen:
+        for name in ("audit", "reviewed"):
+            show(Console(file=screen, width=120), Workspace(tmp_path / "out"), name, 2, dropped=False)
+    shown = (tmp_path / "screen.txt").read_text()
+    assert "says the same in both orders" in shown
+    assert "100.0%" in shown
+    assert "truthfulness 5 by strict" in shown
+
+
+def test_a_judges_name_cannot_reach_the_page_unescaped():
+    """Trap: "Model output reaching HTML unescaped"."""
+    from potstill.reporting.page import page
+
+    hostile = "<script>alert(1)</script>"
+    rows = [compared(1.0, 1.0, 0.0, 1.0, str(i)) for i in range(9)]
+    audit_json = {"people": people_report([("a", (1.0, 1.0))]), "judges": {hostile: judge_report(rows)}}
+    report = {"title": "", "models": [], "suites": {}, "answers": [], "curves": {}, "stages": {}, "controlled": []}
+    text = page(report | {"audits": {hostile: audit_json}}, {}, Path("out"))
+    assert hostile not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "prefers what it is shown first" in text
+    assert '<a href="#judges">' in text
+    assert '<a href="#judges">' not in page(report, {}, Path("out"))
+    json.dumps(judge_report(rows), allow_nan=False)
