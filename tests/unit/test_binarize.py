@@ -178,6 +178,18 @@ def test_which_judges_count(tmp_path: Path) -> None:
     assert run(tmp_path, row, judges=["one", "other"]).rows[0].chosen_score == 4
 
 
+def test_people_who_rated_count_alike(tmp_path: Path) -> None:
+    def seen(model: str, *scores: float) -> Candidate:
+        told = tuple(Rating(aspect="human", score=score, judge=f"person {i}") for i, score in enumerate(scores))
+        return Candidate(model=model, text=f"text of {model}", ratings=told)
+
+    row = answers("r", seen("a", 1, 1, 0), seen("b", 0, 0, 1))
+    tied = answers("tied", seen("a", 1, 0.5, 0), seen("b", 0, 0.5, 1))
+    made = run(tmp_path, row, tied)
+    assert chosen_and_rejected(made) == [("a", "b")]
+    assert [(dropped.id, dropped.reason) for dropped in made.dropped] == [("tied", "tie")]
+
+
 def ladder() -> Answers:
     scores = {"a": 5, "b": 4, "c": 3, "d": 1}
     return answers("r", *(candidate(model, (score,) * 4) for model, score in scores.items()))

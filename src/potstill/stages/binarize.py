@@ -43,7 +43,8 @@ class Binarize(StageConfig):
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
     """Of the aspects in best_mean, by name. Those not named weigh 1; 0 leaves one out."""
     judges: tuple[str, ...] = ()
-    """Of several judges, those whose ratings count, each alike. By default what the judge stage made of all."""
+    """Of several judges, those whose ratings count, each alike. By default what the judge stage made of all, or, where
+    every rating has a name, as those of people, all of them."""
     rejected: Literal["random", "worst", "second", "other_model"] = "random"
     """The answer to avoid, of those rated lower: a random one; the lowest; the next below; the lowest of another model
     than the preferred answer's."""
@@ -204,8 +205,10 @@ def score_of(config: Binarize, candidate: Candidate) -> Fraction | None:
     if not candidate.usable:
         return None
     given: dict[str, list[Rating]] = {}
+    names = {rating.judge for rating in candidate.ratings}
+    heard = config.judges or ({""} if "" in names else names)
     for rating in candidate.ratings:
-        if rating.judge in (config.judges or ("",)) and _counts(config, rating.aspect):
+        if rating.judge in heard and _counts(config, rating.aspect):
             given.setdefault(rating.aspect, []).append(rating)
     asked = [ratings for ratings in given.values() if not _left_out(config, ratings)]
     scores = {r[0].aspect: mean for r in asked if (mean := _mean(r)) is not None}

@@ -62,7 +62,8 @@ class Judge(Asking):
 
     kind: Literal["judge"]
     judge: Annotated[str | tuple[str, ...], Reference(("model",))]
-    """Who rates: a model, a list of models, or a pool, all of whom are asked."""
+    """Who rates: a model, a list of models, or a pool, all of whom are asked. Those whose weights are at hand are in
+    memory at the same time."""
     data: Annotated[str, Reference(("answers", "ratings"))]
     """What to rate. Ratings that answers have already stay, so that a second stage can add an overall score."""
     mode: Literal["aspects", "single", "overall", "pairwise"] = "aspects"
