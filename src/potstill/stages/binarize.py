@@ -122,13 +122,17 @@ def run(config: Binarize, inputs: Inputs, work: Work) -> Facts:
                 yield found
 
     counts = _Counts()
-    for done, found in enumerate(final(), start=1):
-        counts.add(found)
-        work.progress(done, 0, "pairs")
-    if not counts.pairs:
+
+    def pairs() -> Iterator[Pair]:
+        for done, found in enumerate(final(), start=1):
+            counts.add(found)
+            work.progress(done, 0, "pairs")
+            if isinstance(found, Choice):
+                yield _pair(found)
+
+    if not work.keep(pairs()):
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "no rows"
         raise DataError(data.name, f"no pair can be made ({why})", "See to the judge and the answers")
-    work.keep(_pair(found) for found in final() if isinstance(found, Choice))
     work.drop(found for found in final() if isinstance(found, Dropped))
     return counts.to_json()
 
@@ -214,9 +218,10 @@ def score_of(config: Binarize, candidate: Candidate) -> Fraction | None:
     scores = {r[0].aspect: mean for r in asked if (mean := _mean(r)) is not None}
     if not scores or len(scores) < config.min_rated * len(asked):
         return None
-    weights = {aspect: Fraction(config.weights.get(aspect, 1)) for aspect in scores}
-    total = sum(weights.values(), Fraction(0))
-    return sum((weights[aspect] * score for aspect, score in scores.items()), Fraction(0)) / total if total else None
+    if not config.weights:
+        return sum(scores.values(), Fraction(0)) / len(scores)
+    weights = {aspect: Fraction(config.weights.get(aspect, 1)) for aspect in scores}  # those of weight 0 are not here
+    return sum((weights[a] * score for a, score in scores.items()), Fraction(0)) / sum(weights.values(), Fraction(0))
 
 
 def _counts(config: Binarize, aspect: str) -> bool:
@@ -234,7 +239,9 @@ def _left_out(config: Binarize, ratings: Sequence[Rating]) -> bool:
 
 def _mean(ratings: Sequence[Rating]) -> Fraction | None:
     scores = [Fraction(rating.score) for rating in ratings if rating.score is not None]
-    return sum(scores, Fraction(0)) / len(scores) if scores else None
+    if len(scores) < 2:
+        return scores[0] if scores else None
+    return sum(scores, Fraction(0)) / len(scores)
 
 
 def _largest(count: int, outcomes: Iterator[Choice | Dropped], seed: int) -> frozenset[int]:

@@ -296,7 +296,7 @@ class _Bench:
         for row in self._rows():
             panel = [self._opinions(row, number, each) for number, each in enumerate(replies)]
             self._facts.row_done()
-            done += len(replies) * sum(1 for _ in self._protocol.sittings(row))
+            done += len(replies) * sum(1 for _ in groups(self._config, row)) * self._config.times
             self._work.progress(done, total, "ratings", coverage=min(self._facts.coverages()))
             rated = self._together(row, panel)
             if isinstance(rated, Dropped):
