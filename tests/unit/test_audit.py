@@ -484,3 +484,20 @@ def test_a_judges_name_cannot_reach_the_page_unescaped():
     assert '<a href="#judges">' in text
     assert '<a href="#judges">' not in page(report, {}, Path("out"))
     json.dumps(judge_report(rows), allow_nan=False)
+
+
+def test_a_report_seals_the_audits_that_it_shows(tmp_path):
+    from potstill.artifact import write_json
+    from potstill.sources import Data, Inputs
+    from potstill.stages import report
+    from potstill.stages.base import Work
+
+    audit_json = {"people": people_report([]), "judges": {"j": judge_report([])}}
+    for name, file, value in (("s", "scores.json", {"models": [], "suites": {}}), ("a", "audit.json", audit_json)):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / file, value)
+    (tmp_path / "out").mkdir()
+    config = report.Report.model_validate({"kind": "report", "scores": ["s"], "audits": ["a"]})
+    data = {"scores": (Data("s", "scores", tmp_path / "s"),), "audits": (Data("a", "audit", tmp_path / "a"),)}
+    report.run(config, Inputs(data, {}, {}), Work(tmp_path / "out", tmp_path, SEED))
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["audits"] == {"a": audit_json}

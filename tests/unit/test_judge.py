@@ -16,6 +16,7 @@ from potstill.miniature import mind
 from potstill.miniature.asking import draw
 from potstill.miniature.world import world
 from potstill.records import Answers, Candidate, Prompt
+from potstill.sources import Data
 from potstill.stages.judge import Judge
 
 
@@ -499,3 +500,20 @@ def test_every_mode_finds_the_better_voice(tmp_path, structured, mode, chosen, f
     )
     assert pairs.facts["rejected_models"]["forger"] > pairs.facts["rows"] / 2
     assert pairs.facts["chosen_models"].get("forger", 0) < pairs.facts["rows"] / 4
+
+
+def test_a_judge_is_asked_in_ones_own_words_where_there_are_some(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("How kind is the text?\n\n1 - Not.\n5 - Very.\n")
+    data = {
+        "data": given(tmp_path, "answers", [answers()]),
+        "prompt_files.aspect_honesty": Data("mine.txt", "file", file),
+    }
+    config = {"kind": "judge", "judge": "m", "data": "d", "aspects": ["honesty"]}
+    with Stub(answer=fair_judge) as stub:
+        made = make(tmp_path, config, data, {"judge": endpoint(stub.base_url)})
+        (body,) = map(json.loads, stub.seen)
+    assert last(body).startswith("# Aspect: Honesty\n\nHow kind is the text?\n\n1 - Not.\n5 - Very.\n")
+    assert scores(made.rows[0]) == {"good": [5], "fair": [3], "poor": [1]}
+    with pytest.raises(ValueError, match="there is no prompt 'aspect_kindness' here"):
+        Judge.model_validate({**config, "prompt_files": {"aspect_kindness": "mine.txt"}})
