@@ -300,9 +300,9 @@ def test_how_far_people_agree_on_the_real_comparisons(tmp_path, monkeypatch):
 
 
 def test_intervals_hold_the_planted_values_as_often_as_they_say():
-    """Over forty seeds, 300 comparisons each: of 200 intervals of 95%, about ten may miss."""
-    rows, missed, planted = small(300), Counter[str](), {"place": 0.4, "people": 1.5, "length_doubled": 0.3}
-    for seed in range(40):
+    """Over thirty seeds, 200 comparisons each: of 150 intervals of 95%, seven or eight may miss."""
+    rows, missed, planted = small(200), Counter[str](), {"place": 0.4, "people": 1.5, "length_doubled": 0.3}
+    for seed in range(30):
         judge = StandIn("j", by_log_odds(*planted.values()), rows, seed)
         right = StandIn("r", right_with(0.8), rows, seed)
         reports = {}
@@ -313,8 +313,8 @@ def test_intervals_hold_the_planted_values_as_often_as_they_say():
         missed.update(name for name, value in planted.items() if not holds(reports["j"]["model"][name], value))
         missed["one_order"] += not holds(reports["r"]["agreement_one_order"], 0.8)
         missed["consistency"] += not holds(reports["r"]["position"]["consistency"], 0.66)
-    assert max(missed.values()) <= 6, missed
-    assert missed.total() <= 20, missed
+    assert max(missed.values()) <= 5, missed
+    assert missed.total() <= 15, missed
 
 
 class _Asked:
