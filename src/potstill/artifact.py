@@ -162,7 +162,7 @@ class Artifact:
 
     @property
     def produces(self) -> str:
-        """What lies inside: texts, prompts, chats, answers, ratings, pairs, model, scores or report."""
+        """What lies inside: texts, prompts, chats, answers, ratings, pairs, model, scores, audit or report."""
         return str(self.manifest["produces"])
 
     @property

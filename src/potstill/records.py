@@ -94,6 +94,10 @@ class Rating(Record):
     aspect: str
     score: float | None = Field(allow_inf_nan=False)
     rationale: str = ""
+    verdict: Literal["", "poor", "fair", "good", "excellent"] = ""
+    """What the judge called the answer in one word, where it was asked for one beside the score."""
+    judge: str = ""
+    """Who said it, where several were asked. Empty: the only judge, or all of them together."""
 
 
 class Candidate(Record):
@@ -104,7 +108,14 @@ class Candidate(Record):
     finish: Finish = "stop"
     reason: str = ""
     """Why there is no usable answer, where finish is not "stop"."""
+    principle: str = ""
+    """What the model was told to mind in a system turn that the prompt does not hold (Cui et al. 2023, section 3)."""
     ratings: tuple[Rating, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may be rated and learnt from: it ended by itself, or was cut and kept as it is."""
+        return self.finish == "stop" or (self.finish == "length" and not self.reason and bool(self.text))
 
 
 class Answers(Record):

@@ -149,7 +149,7 @@ def replaced(dump: Any, replacements: Mapping[Steps, Any], steps: Steps = ()) ->
     return dump
 
 
-_A = {"model": "a model", "server": "a server", "report": "a report"}
+_A = {"model": "a model", "server": "a server", "report": "a report", "audit": "an audit"}
 
 
 def find_path(written: str, folder: Path, place: str) -> Path | None:

@@ -19,6 +19,7 @@ from potstill.console import clean, number, score_table
 from potstill.errors import StorageError
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Record
 from potstill.records import Text as TextRecord
+from potstill.reporting.judges import judge_table
 from potstill.validation import nearest
 from potstill.workspace import Workspace
 
@@ -47,6 +48,8 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
         console.print(model_view(artifact.path))
     elif artifact.produces == "scores":
         console.print(_scores(artifact.path, console.width))
+    elif artifact.produces == "audit":
+        console.print(_audit(artifact.path, stage))
     else:
         console.print(f"To read it: {workspace.path / 'report.html'}", soft_wrap=True)
 
@@ -153,7 +156,8 @@ def _candidate(candidate: Candidate) -> Iterator[RenderableType]:
     yield _text(candidate.text)
     for rating in candidate.ratings:
         score = "N/A" if rating.score is None else number(rating.score)
-        line = Text.assemble((f"{rating.aspect} {score}", "yellow"), (f"  {clean(rating.rationale)}", "dim"))
+        who = f" by {clean(rating.judge)}" if rating.judge else ""
+        line = Text.assemble((f"{rating.aspect} {score}{who}", "yellow"), (f"  {clean(rating.rationale)}", "dim"))
         yield Padding(line, (0, 0, 0, 4))
 
 
@@ -229,6 +233,16 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     low, high = min(picked), max(picked)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[round((value - low) * scale)] for value in picked)
+
+
+def _audit(path: Path, stage: str) -> RenderableType:
+    found = judge_table(stage, read_json(path / "audit.json"))
+    table = Table(box=None, padding=(0, 2), pad_edge=False, caption=found.note, caption_justify="left")
+    for head in ("", *found.judges):
+        table.add_column(Text(clean(head), "bold"), justify="left" if not head else "right")
+    for label, cells in found.rows:
+        table.add_row(label, *(Text.assemble(mean, (f"  {span}" if span else "", "dim")) for mean, span in cells))
+    return table
 
 
 def _scores(path: Path, width: int) -> RenderableType:

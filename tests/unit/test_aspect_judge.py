@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.records import Message
-from potstill.teachers.aspects import ASPECTS, is_not_applicable, parse_aspect_reply, render_aspect_prompt
+from potstill.teachers.aspects import ASPECTS, parse_aspect_reply, render_aspect_prompt
+from potstill.teachers.ratings import is_not_applicable
 
 
 def scores(reply, count):

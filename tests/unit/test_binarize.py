@@ -8,6 +8,7 @@ from data_stages import Made, given, make, user
 
 from potstill.errors import DataError
 from potstill.records import Answers, Candidate, Prompt, Rating
+from potstill.stages.binarize import Binarize
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 Scores = tuple[float | None, ...]
@@ -60,7 +61,7 @@ def test_what_a_row_becomes_does_not_depend_on_its_neighbours(tmp_path: Path) ->
 
 
 def test_a_tie_is_never_a_preference(tmp_path: Path) -> None:
-    """TRAPS: tied scores binarized into a pair with itself; a tie turned into a preference."""
+    """Trap: "tied scores binarized into a pair with itself"; "a tie turned into a preference"."""
     tied = answers("tied", *(candidate(m, (3, 3, 3, 3)) for m in "abcd"))
     top = answers("top", candidate("a", (5,) * 4), candidate("b", (5,) * 4), candidate("c", (2,) * 4))
     made = run(tmp_path, tied, *(top.model_copy(update={"id": f"top{i}"}) for i in range(60)))
@@ -78,7 +79,7 @@ def test_means_that_are_equal_but_not_as_floats_are_a_tie(tmp_path: Path) -> Non
 
 
 def test_texts_that_are_the_same_are_never_a_pair(tmp_path: Path) -> None:
-    """TRAPS: chosen and rejected equal."""
+    """Trap: "Chosen and rejected equal"."""
     same = answers("same", candidate("a", (5,) * 4, "t"), candidate("b", (1,) * 4, "t"))
     partly = answers("partly", candidate("a", (5,) * 4, "t"), candidate("b", (1,) * 4, "t"), candidate("c", (2,) * 4))
     made = run(tmp_path, same, partly, rejected="worst")
@@ -87,7 +88,7 @@ def test_texts_that_are_the_same_are_never_a_pair(tmp_path: Path) -> None:
 
 
 def test_na_is_no_number_and_a_failed_parse_no_zero(tmp_path: Path) -> None:
-    """TRAPS: ratings "N/A" averaged as numbers; a failed parse stored as 0, or as -1 in the mean."""
+    """Trap: 'Ratings "N/A" averaged as numbers'; "A failed parse stored as 0, as -1 in the mean"."""
     row = answers("r", candidate("a", (4, None, 4, 4)), candidate("b", (5, 1, None, 5)), candidate("c", (3, 3, 3, 3)))
     (pair,) = run(tmp_path, row, rejected="worst").rows
     assert (pair.chosen_score, pair.rejected_score) == (4.0, 3.0)
@@ -122,3 +123,175 @@ def test_the_largest_margins_in_the_rows_own_order(tmp_path: Path) -> None:
     assert made.facts["dropped"] == {"smaller_margin": 2}
     assert made.facts["margins"] == {"3.0": 1, "4.0": 2}
     assert sorted(row.id for row in made.dropped) == ["r0", "r2"]
+
+
+# Policies.
+
+
+def rated(model: str, text: str = "", judge: str = "", **scores: float | None) -> Candidate:
+    ratings = tuple(Rating(aspect=aspect, score=score, judge=judge) for aspect, score in scores.items())
+    return Candidate(model=model, text=text or f"text of {model}", ratings=ratings)
+
+
+def chosen_and_rejected(made: Made) -> list[tuple[str, str]]:
+    return [(pair.chosen[0].content[-1], pair.rejected[0].content[-1]) for pair in made.rows]
+
+
+def test_what_the_best_is_best_in(tmp_path: Path) -> None:
+    row = answers(
+        "r",
+        rated("a", honesty=5, helpfulness=1, overall=2, win_share=0.5),
+        rated("b", honesty=2, helpfulness=5, overall=4, win_share=0.0),
+        rated("c", honesty=1, helpfulness=1, overall=9, win_share=1.0),
+    )
+
+    def best(**fields: Any) -> str:
+        return chosen_and_rejected(run(tmp_path, row, rejected="worst", **fields))[0][0]
+
+    assert best() == "b", "an overall score and a share of wins are no aspects"
+    assert best(chosen="best_overall") == "c"
+    assert best(chosen="best_aspect", aspect="honesty") == "a"
+    assert best(chosen="win_share") == "c"
+    assert best(weights={"helpfulness": 0.1}) == "a"
+    assert best(weights={"helpfulness": 0}) == "a"
+
+
+def test_weights_are_exact(tmp_path: Path) -> None:
+    row = answers("r", rated("a", honesty=5, helpfulness=2), rated("b", honesty=1, helpfulness=1))
+    (pair,) = run(tmp_path, row, weights={"honesty": 3}).rows
+    assert pair.chosen_score == 17 / 4
+    with pytest.raises(DataError, match="no pair can be made"):
+        run(tmp_path, row, weights={"honesty": 0, "helpfulness": 0})
+
+
+def test_which_judges_count(tmp_path: Path) -> None:
+    def heard(model: str, all_of_them: float, one: float, other: float) -> Candidate:
+        ratings = [("", all_of_them), ("one", one), ("other", other)]
+        told = tuple(Rating(aspect="honesty", score=score, judge=judge) for judge, score in ratings)
+        return Candidate(model=model, text=f"text of {model}", ratings=told)
+
+    row = answers("r", heard("a", 4, 5, 3), heard("b", 2, 1, 5))
+    assert run(tmp_path, row).rows[0].chosen_score == 4, "by default what was made of all"
+    assert run(tmp_path, row, judges=["one"]).rows[0].chosen_score == 5
+    assert run(tmp_path, row, judges=["other"]).rows[0].chosen_score == 5
+    assert chosen_and_rejected(run(tmp_path, row, judges=["other"])) == [("b", "a")]
+    assert run(tmp_path, row, judges=["one", "other"]).rows[0].chosen_score == 4
+
+
+def test_people_who_rated_count_alike(tmp_path: Path) -> None:
+    def seen(model: str, *scores: float) -> Candidate:
+        told = tuple(Rating(aspect="human", score=score, judge=f"person {i}") for i, score in enumerate(scores))
+        return Candidate(model=model, text=f"text of {model}", ratings=told)
+
+    row = answers("r", seen("a", 1, 1, 0), seen("b", 0, 0, 1))
+    tied = answers("tied", seen("a", 1, 0.5, 0), seen("b", 0, 0.5, 1))
+    made = run(tmp_path, row, tied)
+    assert chosen_and_rejected(made) == [("a", "b")]
+    assert [(dropped.id, dropped.reason) for dropped in made.dropped] == [("tied", "tie")]
+
+
+def ladder() -> Answers:
+    scores = {"a": 5, "b": 4, "c": 3, "d": 1}
+    return answers("r", *(candidate(model, (score,) * 4) for model, score in scores.items()))
+
+
+def test_who_is_rejected(tmp_path: Path) -> None:
+    assert chosen_and_rejected(run(tmp_path, ladder(), rejected="second")) == [("a", "b")]
+    assert chosen_and_rejected(run(tmp_path, ladder(), rejected="worst")) == [("a", "d")]
+    twice = answers("r", candidate("a", (5,), "1"), candidate("a", (1,), "2"), candidate("b", (3,), "3"))
+    assert chosen_and_rejected(run(tmp_path, twice, rejected="other_model")) == [("1", "3")]
+    alone = answers("alone", candidate("a", (5,), "1"), candidate("a", (1,), "2"))
+    made = run(tmp_path, twice, alone, rejected="other_model")
+    assert [(row.id, row.reason) for row in made.dropped] == [("alone", "one_model")]
+
+
+def test_several_pairs_of_a_prompt(tmp_path: Path) -> None:
+    two = run(tmp_path, ladder(), rejected="worst", pairs_per_prompt=2)
+    assert chosen_and_rejected(two) == [("a", "d"), ("a", "c")]
+    assert [pair.id for pair in two.rows] == ["r/1", "r/2"]
+    assert chosen_and_rejected(run(tmp_path, ladder(), rejected="second", pairs_per_prompt=9)) == [
+        ("a", "b"), ("a", "c"), ("a", "d"),
+    ]  # fmt: skip
+    drawn = run(tmp_path, ladder(), pairs_per_prompt=3)
+    assert sorted(chosen_and_rejected(drawn)) == [("a", "b"), ("a", "c"), ("a", "d")]
+    every = run(tmp_path, ladder(), pairs_per_prompt="all")
+    assert chosen_and_rejected(every) == [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
+
+
+def test_every_pair_leaves_out_ties_and_equal_texts(tmp_path: Path) -> None:
+    row = answers(
+        "r", candidate("a", (5,)), candidate("b", (5,)), candidate("c", (1,), "text of a"), candidate("d", (2,))
+    )
+    made = run(tmp_path, row, pairs_per_prompt="all")
+    assert chosen_and_rejected(made) == [("a", "d"), ("b", "a"), ("b", "d"), ("d", "a")]
+    assert all(pair.chosen != pair.rejected and pair.chosen_score > pair.rejected_score for pair in made.rows)
+
+
+def test_small_margins_among_many_pairs_are_told_one_by_one(tmp_path: Path) -> None:
+    made = run(tmp_path, ladder(), pairs_per_prompt="all", min_margin=2)
+    assert chosen_and_rejected(made) == [("a", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
+    assert [(row.id, row.reason, row.detail) for row in made.dropped] == [
+        ("r/1", "small_margin", "1.000"),
+        ("r/4", "small_margin", "1.000"),
+    ]
+    best = run(tmp_path, ladder(), pairs_per_prompt="all", largest_margins=1)
+    assert chosen_and_rejected(best) == [("a", "d")]
+    assert best.facts["dropped"] == {"smaller_margin": 5}
+
+
+def test_not_applicable_may_count_as_missing_or_not_at_all(tmp_path: Path) -> None:
+    """Trap: 'Ratings "N/A" averaged as numbers': it only decides whether an answer is used."""
+
+    def poem(model: str, score: float) -> Candidate:
+        told = (
+            Rating(aspect="honesty", score=None, rationale="N/A: a poem"),
+            Rating(aspect="helpfulness", score=score),
+        )
+        return Candidate(model=model, text=model, ratings=told)
+
+    row = answers("r", poem("a", 4), poem("b", 2))
+    with pytest.raises(DataError, match="1 too_few_rated"):
+        run(tmp_path, row, min_rated=0.75)
+    (pair,) = run(tmp_path, row, min_rated=0.75, not_applicable="left_out").rows
+    assert (pair.chosen_score, pair.rejected_score) == (4, 2)
+    unread = row.model_copy(update={"candidates": tuple(candidate(m, (None, s), m) for m, s in (("a", 4), ("b", 2)))})
+    with pytest.raises(DataError, match="1 too_few_rated"):
+        run(tmp_path, unread, min_rated=0.75, not_applicable="left_out")
+
+
+def test_lengths_that_differ_too_much_are_dropped_and_the_bias_is_told(tmp_path: Path) -> None:
+    rows = [
+        answers("longer", candidate("a", (5,), "x" * 80), candidate("b", (1,), "y" * 20)),
+        answers("shorter", candidate("a", (5,), "x" * 20), candidate("b", (1,), "y" * 40)),
+        answers("alike", candidate("a", (5,), "x" * 20), candidate("b", (1,), "y" * 20)),
+    ]
+    made = run(tmp_path, *rows)
+    assert made.facts["length"] == {
+        "chosen_longer": 0.5,
+        "mean_difference_characters": pytest.approx(40 / 3, abs=1e-6),
+        "mean_ratio": pytest.approx((4 * 0.5 * 1) ** (1 / 3), abs=1e-6),
+    }
+    limited = run(tmp_path, *rows, max_length_ratio=2)
+    assert [(row.id, row.reason, row.detail) for row in limited.dropped] == [
+        ("longer", "length_ratio", "80 and 20 characters")
+    ]
+    assert limited.facts["length"]["chosen_longer"] == 0.25
+
+
+def test_policies_that_do_not_fit_each_other_are_refused() -> None:
+    base = {"kind": "binarize", "data": "d"}
+    for fields, words in (
+        ({"chosen": "best_aspect"}, "belong together"),
+        ({"aspect": "honesty"}, "belong together"),
+        ({"chosen": "best_overall", "weights": {"honesty": 1}}, "'weights' are those of"),
+        ({"pairs_per_prompt": "all", "rejected": "worst"}, "nothing to choose"),
+        ({"pairs_per_prompt": 0}, "1 or more"),
+        ({"weights": {"honesty": -1}}, "greater than or equal to 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Binarize.model_validate({**base, **fields})
+
+
+def test_an_answer_that_was_cut_and_kept_may_be_chosen(tmp_path: Path) -> None:
+    row = answers("r", candidate("a", (5,), finish="length"), candidate("b", (1,)))
+    assert chosen_and_rejected(run(tmp_path, row)) == [("a", "b")]

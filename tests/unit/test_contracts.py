@@ -208,8 +208,8 @@ def test_every_field_of_every_config_is_explained():
 
 
 def test_every_stage_says_its_kind_what_it_makes_and_what_it_takes():
-    made = {*ROWS, "model", "scores", "report"}
-    taken = made | {"server"}
+    made = {*ROWS, "model", "scores", "audit", "report"}
+    taken = made | {"server", "file"}
     for kind in stages.MODULES:
         stage = stages.stage(kind)
         assert issubclass(stage.config, StageConfig)

@@ -87,3 +87,22 @@ def test_every_verb_is_in_the_readme():
     verbs = [name for action in cli._parser()._actions for name in (action.choices or ())]
     assert len(verbs) >= 5
     assert [verb for verb in verbs if f"`potstill {verb}" not in readme] == []
+
+
+def test_the_recipes_on_feedback_fit_together(tmp_path):
+    """The snippets of that page are stages of one recipe."""
+    page = (ROOT / "docs" / "feedback.md").read_text()
+    snippets = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "labelled.jsonl").write_text('{"prompt": "Q", "chosen": "A", "rejected": "B"}\n')
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a colour."}\n')
+    models = "".join(
+        f"  {name}: {{endpoint: 'http://localhost:1/v1', name: {name}}}\n" for name in ("strong", "cheap", "other")
+    )
+    pool = ", ".join(f"{{endpoint: 'http://localhost:1/v1', name: {name}}}" for name in ("small", "b", "c", "d"))
+    head = f"name: feedback\nmodels:\n{models}  pool: [{pool}]\nstages:\n"
+    own = "  prompts: {kind: import, path: prompts.jsonl, rows: prompts}\n"
+    suites = "{s: {protocol: mt_bench, questions: prompts}}"
+    scores = f"  scores: {{kind: evaluate, models: [strong], judge: cheap, suites: {suites}}}\n"
+    (tmp_path / "feedback.yaml").write_text(head + own + scores + "".join(snippets))
+    stages = load_recipe(str(tmp_path / "feedback.yaml")).stages
+    assert {"answers", "rated", "reviewed", "compared", "pairs", "audit", "report"} <= set(stages)

@@ -7,8 +7,9 @@ compared with. A turn to which the judge finds an aspect not applicable is not c
 from dataclasses import replace
 
 from potstill.evaluation.sheets import Ask, Read, Sheet, Turn
-from potstill.teachers.aspects import Aspect, is_not_applicable, parse_aspect_reply, render_aspect_prompt
+from potstill.teachers.aspects import Aspect, parse_aspect_reply, render_aspect_prompt
 from potstill.teachers.base import Request, request_seed
+from potstill.teachers.ratings import is_not_applicable
 
 
 def ask_judge(aspect: Aspect, max_tokens: int, seed: int) -> Ask:

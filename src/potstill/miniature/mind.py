@@ -15,6 +15,7 @@ from potstill.miniature.world import World
 USELESS = ("Go on.", "Describe the image above in two sentences.", "Plot the graph of this file.")
 
 _ASPECT_SHEET = re.compile(r"\s*# Aspect: ([\w ]+)\n.*?# Instruction\n(.*?)# Texts\n(<text 1>\n.*)", re.S)
+_OTHER_SHEET = re.compile(r"\s*# (Review|Comparison)\n.*?# Instruction\n(.*?)# Texts\n(<text 1>\n.*)", re.S)
 _CONVERSATION = re.compile(r"\s*\[Conversation\]\n(.*)\[End of conversation\]", re.S)
 
 Messages = list[dict[str, str]]
@@ -28,7 +29,9 @@ def reply(world: World, model: str, messages: Messages, temperature: float, seed
     text = messages[-1]["content"]
     # What a request is for stands at its beginning: further on, anybody's words may look like anything.
     if sheet := _ASPECT_SHEET.fullmatch(text):
-        return _rate_aspect(world, voice, sheet, chance)
+        return _rate_aspect(world, voice, sheet, messages[0]["content"], chance)
+    if sheet := _OTHER_SHEET.fullmatch(text):
+        return _review_or_compare(world, voice, sheet, messages[0]["content"], chance)
     if conversation := _CONVERSATION.match(text):
         if "<assistant>\n" in conversation[1]:
             return _rate_last_answer(world, voice, conversation[1], chance)
@@ -81,22 +84,72 @@ def _rate_last_answer(world: World, voice: Voice, conversation: str, chance: ran
     return f"{explain(found)} Rating: [[{score}]]"
 
 
-def _rate_aspect(world: World, voice: Voice, sheet: re.Match[str], chance: random.Random) -> str:
+def _rate_aspect(world: World, voice: Voice, sheet: re.Match[str], form: str, chance: random.Random) -> str:
     """Rate every text on one aspect from 1 to 5, in the manner of UltraFeedback's annotators."""
     title, instruction, texts = sheet.groups()
     aspect = title.strip().lower().replace(" ", "_")
-    turns = re.findall(r"^User: (.*?)(?=^Assistant: |^User: |\Z)", instruction, re.M | re.S)
-    ask = understand(world, [turn.strip() for turn in turns])
-    blocks = []
-    for number, said in re.findall(r"<text (\d+)>\n(.*?)\n?</text \1>", texts, re.S):
+    ask, ratings = _instruction(world, instruction), list[tuple[str, str, str]]()
+    for said in _texts(texts):
         if ask is None:
-            blocks.append(f"Text {number}\nRating: N/A\nRationale: The instruction cannot be understood.")
+            ratings.append(("N/A", "poor", "The instruction cannot be understood."))
             continue
         found = examine(ask, said)
         rating = aspect_rating(aspect, found)
-        told = "N/A" if rating is None else str(_shift(rating, voice, chance, 1, 5))
-        blocks.append(f"Text {number}\nRating: {told}\nRationale: {explain(found)}")
+        score = None if rating is None else _shift(rating, voice, chance, 1, 5)
+        ratings.append((str(score or "N/A"), _WORDS[5][score or 1], explain(found)))
+    return _written(ratings, form)
+
+
+def _review_or_compare(world: World, voice: Voice, sheet: re.Match[str], form: str, chance: random.Random) -> str:
+    """A critique of one text with a word and 1 to 10, or which of two texts is better."""
+    task, instruction, texts = sheet.groups()
+    ask = _instruction(world, instruction)
+    if ask is None:
+        return "I do not understand the instruction, so I cannot judge what was said to it."
+    found = [examine(ask, said) for said in _texts(texts)]
+    scores = [_shift(overall(each), voice, chance, 1, 10) for each in found]
+    if task == "Review":
+        return _written([(str(scores[0]), _WORDS[10][scores[0]], explain(found[0]))], form, whole=True)
+    better = "tie" if scores[0] == scores[1] else "1" if scores[0] > scores[1] else "2"
+    told = " ".join(f"Text {number}: {explain(each)}" for number, each in enumerate(found, start=1))
+    if "JSON" in form:
+        return json.dumps({"rationale": told, "better": better})
+    return f"Rationale: {told}\nBetter: {better}"
+
+
+_WORDS = {
+    5: ("", "poor", "poor", "fair", "good", "excellent"),
+    10: ("", *["poor"] * 3, *["fair"] * 3, *["good"] * 2, *["excellent"] * 2),
+}
+"""The word for a score, by the end of the scale."""
+
+
+def _written(ratings: list[tuple[str, str, str]], form: str, *, whole: bool = False) -> str:
+    """Ratings in the form that the system turn asks for: JSON or lines, with a verdict or without."""
+    if "JSON" in form:
+        verdicts = '"verdict"' in form
+        values = {
+            f"text_{number}": {"rationale": why, **({"verdict": word} if verdicts else {}), "rating": rating}
+            for number, (rating, word, why) in enumerate(ratings, start=1)
+        }
+        return json.dumps(values)
+    if whole:
+        ((rating, word, why),) = ratings
+        return f"Rationale: {why}\nVerdict: {word}\nRating: {rating}"
+    blocks = []
+    for number, (rating, word, why) in enumerate(ratings, start=1):
+        verdict = f"Verdict: {word}\n" if "Verdict:" in form else ""
+        blocks.append(f"Text {number}\nRating: {rating}\n{verdict}Rationale: {why}")
     return "\n\n".join(blocks)
+
+
+def _instruction(world: World, instruction: str) -> Ask | None:
+    turns = re.findall(r"^User: (.*?)(?=^Assistant: |^User: |\Z)", instruction, re.M | re.S)
+    return understand(world, [turn.strip() for turn in turns])
+
+
+def _texts(texts: str) -> list[str]:
+    return [said for _, said in re.findall(r"<text (\d+)>\n(.*?)\n?</text \1>", texts, re.S)]
 
 
 def overall(found: Findings) -> int:

@@ -13,6 +13,11 @@ from potstill.errors import DataError
 # What marks the parts of a judge's prompt. A text under judgment must not be able to close its own frame, nor an answer
 # to look like the next speaker's turn.
 _MARK = re.compile(r"([<\[])(?=/?(?:user|assistant|reference|text \d+|conversation|end of conversation)[>\]])", re.I)
+# A line that looks like one of a judge's own: where the judge quotes it, it must not be read as the judge's word.
+_REPLY = re.compile(
+    r"^(?=[\s#*_<\[-]*(?:text\s+\d+[\s*_>\].:]*$|(?:rating|score|verdict|rationale|critique|better)[\s*_]*:))",
+    re.I | re.M,
+)
 _SPEAKER = re.compile(r"^(?=(?:system|user|assistant|tool):)", re.I | re.M)
 
 
@@ -22,8 +27,11 @@ def render_prompt(name: str, **values: Any) -> str:
 
 
 def guard(text: str) -> str:
-    """The text with a space put into whatever looks like one of our frame marks, so that it stays inside its frame."""
-    return _SPEAKER.sub(" ", _MARK.sub(r"\1 ", text))
+    """The text with a space put into whatever looks like one of our frame marks, so that it stays inside its frame.
+
+    A line that looks like a judge's reply gets a "> ", as a quotation has.
+    """
+    return _REPLY.sub("> ", _SPEAKER.sub(" ", _MARK.sub(r"\1 ", text)))
 
 
 def compile_prompt(text: str, name: str) -> Callable[[Mapping[str, Any]], str]:

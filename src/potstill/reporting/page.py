@@ -16,6 +16,7 @@ from markupsafe import Markup
 from potstill import __version__
 from potstill.reporting import charts
 from potstill.reporting.findings import compare, findings, number, signed, signed_range, verdict_of
+from potstill.reporting.judges import judge_table
 
 RADAR_AXES = 3
 """Fewer categories than this make no radar."""
@@ -46,6 +47,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             controlled=_controlled(report),
             curves=_curves(report, colours),
             made=_made(report),
+            audits=[judge_table(name, audit) for name, audit in report.get("audits", {}).items()],
             answers=report["answers"],
             times=_times(timings),
             result=_result(report, out),

@@ -16,6 +16,7 @@ MODULES = {
     "sample": "potstill.stages.sample",
     "judge": "potstill.stages.judge",
     "binarize": "potstill.stages.binarize",
+    "audit": "potstill.stages.audit",
     "dpo": "potstill.stages.dpo",
     "evaluate": "potstill.stages.evaluate",
     "report": "potstill.stages.report",

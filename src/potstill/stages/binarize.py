@@ -1,27 +1,33 @@
-"""Stage `binarize`: rated answers become pairs of one to prefer and one to avoid.
+"""Stage `binarize`: rated answers become pairs of one to prefer and one to avoid, under policies that are spelled out.
 
-The preferred answer is the one with the highest mean rating, drawn by seed where several share it. The other is a
-random one of those rated lower (Zephyr, Tunstall et al. 2023, section 3) or the lowest of all. A tie is never a
-preference, nor are two texts that are the same.
+By default the preferred answer is the one with the highest mean rating, drawn by seed where several share it, and the
+other a random one of those rated lower (Zephyr, Tunstall et al. 2023, section 3). A tie is never a preference, nor are
+two texts that are the same. Rows are read anew for each pass: memory holds counts and, at most, a number for a pair.
 """
 
+import heapq
+import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import combinations
 from math import floor
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from potstill.errors import DataError
-from potstill.records import Answers, Candidate, Dropped, Message, Pair
+from potstill.records import Answers, Candidate, Dropped, Message, Pair, Rating
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
+from potstill.teachers.aspects import OVERALL
 from potstill.teachers.base import request_seed
+from potstill.teachers.ratings import is_not_applicable
 
 BIN = 0.5  # width of the margins' histogram
+PAIRWISE = ("win_share", "bradley_terry")
 
 
 class Binarize(StageConfig):
@@ -30,128 +36,281 @@ class Binarize(StageConfig):
     kind: Literal["binarize"]
     data: Annotated[str, Reference(("ratings",))]
     """Answers with their ratings."""
-    chosen: Literal["best_mean"] = "best_mean"
-    """The answer to prefer: the one with the highest mean over its aspects."""
-    rejected: Literal["random", "worst"] = "random"
-    """The answer to avoid: a random one of those rated lower, or the one rated lowest."""
+    chosen: Literal["best_mean", "best_overall", "best_aspect", "win_share"] = "best_mean"
+    """What the answer to prefer is best in: the mean over its aspects; the overall score; one aspect; comparisons."""
+    aspect: str = ""
+    """The aspect that best_aspect goes by."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
+    """Of the aspects in best_mean, by name. Those not named weigh 1; 0 leaves one out."""
+    judges: tuple[str, ...] = ()
+    """Of several judges, those whose ratings count, each alike. By default what the judge stage made of all, or, where
+    every rating has a name, as those of people, all of them."""
+    rejected: Literal["random", "worst", "second", "other_model"] = "random"
+    """The answer to avoid, of those rated lower: a random one; the lowest; the next below; the lowest of another model
+    than the preferred answer's."""
+    pairs_per_prompt: int | Literal["all"] = 1
+    """How many pairs a prompt may give: the preferred answer against so many others; all: every two answers that
+    differ in score, whichever they are."""
     min_margin: float = Field(default=0.0, ge=0)
-    """Drop pairs whose means are nearer than this. Equal means are always dropped."""
+    """Drop pairs whose scores are nearer than this. Equal scores are always dropped."""
     largest_margins: int | None = Field(default=None, ge=1)
     """Keep only this many pairs, those with the largest margins."""
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    """Drop pairs in which one text is more than so many times as long as the other, so that length teaches less."""
     min_rated: float = Field(default=0.5, gt=0, le=1)
-    """Use only answers that have a score on at least this share of their aspects."""
+    """Use only answers that have a score on at least this share of the aspects that count."""
+    not_applicable: Literal["missing", "left_out"] = "missing"
+    """What an N/A is to min_rated: an aspect without a score, or none that counts. It is never a number."""
+
+    @field_validator("pairs_per_prompt")
+    @classmethod
+    def _some(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("pairs_per_prompt must be 1 or more, or all")
+        return value
+
+    @model_validator(mode="after")
+    def _aspect_fits(self) -> "Binarize":
+        if (self.chosen == "best_aspect") != bool(self.aspect):
+            raise ValueError("'aspect' and chosen: best_aspect belong together; give both or neither")
+        if self.weights and self.chosen != "best_mean":
+            raise ValueError("'weights' are those of chosen: best_mean")
+        if self.pairs_per_prompt == "all" and self.rejected != "random":
+            raise ValueError("pairs_per_prompt: all takes every pair, so 'rejected' has nothing to choose")
+        return self
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
-        return Expected(rows=min(rows["data"], self.largest_margins or rows["data"]))
+        each = 6 if self.pairs_per_prompt == "all" else self.pairs_per_prompt
+        return Expected(rows=min(rows["data"] * each, self.largest_margins or rows["data"] * each))
 
 
 @dataclass(frozen=True)
 class Choice:
     """A pair before it is written, with what the facts count."""
 
+    id: str
     row: Answers
     chosen: Candidate
     rejected: Candidate
-    means: tuple[Fraction, Fraction]
+    scores: tuple[Fraction, Fraction]
     shared_best: bool
-    """Another answer with another text had the same highest mean."""
+    """Another answer with another text had the same highest score."""
 
     @property
     def margin(self) -> Fraction:
-        return self.means[0] - self.means[1]
+        return self.scores[0] - self.scores[1]
+
+
+Scored = tuple[Candidate, Fraction]
 
 
 def run(config: Binarize, inputs: Inputs, work: Work) -> Facts:
-    """Choose a pair from every row that has one."""
-    choices: list[Choice] = []
-    dropped: list[Dropped] = []
-    for done, row in enumerate(inputs.one("data").rows(Answers), start=1):
-        found = choose(config, row, work.seed)
-        if isinstance(found, Choice):
-            choices.append(found)
-        else:
-            dropped.append(found)
-        work.progress(done, 0, "rows")
-    if config.largest_margins is not None:
-        choices, rest = _largest(choices, config.largest_margins, work.seed)
-        dropped += [Dropped(id=c.row.id, reason="smaller_margin", detail=f"{float(c.margin):.3f}") for c in rest]
-    reasons = dict(sorted(Counter(row.reason for row in dropped).items()))
-    if not choices:
-        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no rows"
-        raise DataError(inputs.one("data").name, f"no pair can be made ({why})", "See to the judge and the answers")
-    count = work.keep(_pair(choice) for choice in choices)
-    work.drop(dropped)
-    return {
-        "rows": count,
-        "dropped": reasons,
-        "shared_best": sum(choice.shared_best for choice in choices),
-        "mean_margin": round(float(sum((c.margin for c in choices), Fraction(0)) / count), 6),
-        "margins": _histogram([choice.margin for choice in choices]),
-        "chosen_models": _models(choice.chosen for choice in choices),
-        "rejected_models": _models(choice.rejected for choice in choices),
-    }
+    """Choose pairs from every row that has some."""
+    data = inputs.one("data")
+
+    def outcomes() -> Iterator[Choice | Dropped]:
+        for row in data.rows(Answers):
+            yield from choose(config, row, work.seed)
+
+    largest = _largest(config.largest_margins, outcomes(), work.seed) if config.largest_margins else None
+
+    def final() -> Iterator[Choice | Dropped]:
+        for number, found in enumerate(outcomes()):
+            if isinstance(found, Choice) and largest is not None and number not in largest:
+                yield Dropped(id=found.id, reason="smaller_margin", detail=f"{float(found.margin):.3f}")
+            else:
+                yield found
+
+    counts = _Counts()
+
+    def pairs() -> Iterator[Pair]:
+        for done, found in enumerate(final(), start=1):
+            counts.add(found)
+            work.progress(done, 0, "pairs")
+            if isinstance(found, Choice):
+                yield _pair(found)
+
+    if not work.keep(pairs()):
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "no rows"
+        raise DataError(data.name, f"no pair can be made ({why})", "See to the judge and the answers")
+    work.drop(found for found in final() if isinstance(found, Dropped))
+    return counts.to_json()
 
 
-def choose(config: Binarize, row: Answers, seed: int) -> Choice | Dropped:
-    """The pair of a row, or why there is none."""
-    means = [(c, mean) for c in row.candidates if (mean := mean_score(c, config.min_rated)) is not None]
-    if len(means) < 2:
-        return Dropped(id=row.id, reason="too_few_rated", detail=f"{len(means)} of {len(row.candidates)}")
+def choose(config: Binarize, row: Answers, seed: int) -> list[Choice | Dropped]:
+    """The pairs of a row with those that were left out; where it has none at all, why."""
+    scored = [(c, score) for c in row.candidates if (score := score_of(config, c)) is not None]
+    if len(scored) < 2:
+        return [Dropped(id=row.id, reason="too_few_rated", detail=f"{len(scored)} of {len(row.candidates)}")]
     chance = random.Random(request_seed(seed, row.id, "pair"))
-    highest = max(mean for _, mean in means)
-    best = [candidate for candidate, mean in means if mean == highest]
-    chosen = chance.choice(best)
-    others = [(candidate, mean) for candidate, mean in means if candidate.text != chosen.text]
-    if not others:
-        return Dropped(id=row.id, reason="identical", detail="all usable answers are the same text")
-    lower = [(candidate, mean) for candidate, mean in others if mean < highest]
-    if not lower:
-        return Dropped(id=row.id, reason="tie", detail=f"all at {float(highest):.3f}")
-    if config.rejected == "worst":
-        lowest = min(mean for _, mean in lower)
-        lower = [(candidate, mean) for candidate, mean in lower if mean == lowest]
-    rejected, mean = chance.choice(lower)
-    if highest - mean < Fraction(config.min_margin):
-        return Dropped(id=row.id, reason="small_margin", detail=f"{float(highest - mean):.3f}")
-    shared = any(candidate.text != chosen.text for candidate in best)
-    return Choice(row, chosen, rejected, (highest, mean), shared)
+    highest = max(score for _, score in scored)
+    best = [candidate for candidate, score in scored if score == highest]
+    if len({candidate.text for candidate, _ in scored}) == 1:
+        return [Dropped(id=row.id, reason="identical", detail="all usable answers are the same text")]
+    if config.pairs_per_prompt == "all":
+        pairs, ties = _every_pair(scored)
+    else:
+        chosen = chance.choice(best)
+        lower = [(c, score) for c, score in scored if score < highest and c.text != chosen.text]
+        pairs = [((chosen, highest), other) for other in _rejected(config, chosen, lower, chance)]
+        ties = len(best) == len(scored)
+    if not pairs:
+        if ties:
+            return [Dropped(id=row.id, reason="tie", detail=f"all at {float(highest):.3f}")]
+        if config.pairs_per_prompt != "all" and lower:
+            return [Dropped(id=row.id, reason="one_model", detail="no lower answer is another model's")]
+        return [Dropped(id=row.id, reason="identical", detail="no lower answer has another text")]
+    found: list[Choice | Dropped] = []
+    for number, ((better, high), (worse, low)) in enumerate(pairs, start=1):
+        name = row.id if config.pairs_per_prompt == 1 else f"{row.id}/{number}"
+        shared = high == highest and any(candidate.text != better.text for candidate in best)
+        found.append(_checked(config, Choice(name, row, better, worse, (high, low), shared)))
+    return found
 
 
-def mean_score(candidate: Candidate, min_rated: float) -> Fraction | None:
-    """The exact mean of a candidate's scores; None where it has too few, or no usable text."""
-    scores = [Fraction(rating.score) for rating in candidate.ratings if rating.score is not None]
-    if candidate.finish != "stop" or not scores or len(scores) < min_rated * len(candidate.ratings):
+def _every_pair(scored: Sequence[Scored]) -> tuple[list[tuple[Scored, Scored]], bool]:
+    """Every two answers with different texts, the better first; and whether there are none because all are equal."""
+    pairs = []
+    for one, other in combinations(scored, 2):
+        if one[1] != other[1] and one[0].text != other[0].text:
+            pairs.append((one, other) if one[1] > other[1] else (other, one))
+    return pairs, len({score for _, score in scored}) == 1
+
+
+def _rejected(config: Binarize, chosen: Candidate, lower: list[Scored], chance: random.Random) -> list[Scored]:
+    """The answers to avoid, by the policy; of equal ones a random one comes first."""
+    assert isinstance(config.pairs_per_prompt, int)
+    if config.rejected == "other_model":
+        lower = [pair for pair in lower if pair[0].model != chosen.model]
+    if config.rejected in ("worst", "second", "other_model") and lower:
+        if config.pairs_per_prompt == 1:
+            end = (max if config.rejected == "second" else min)(score for _, score in lower)
+            return [chance.choice([pair for pair in lower if pair[1] == end])]
+        chance.shuffle(lower)
+        lower.sort(key=lambda pair: -pair[1] if config.rejected == "second" else pair[1])
+        return lower[: config.pairs_per_prompt]
+    if config.pairs_per_prompt == 1 and lower:
+        return [chance.choice(lower)]
+    return chance.sample(lower, min(config.pairs_per_prompt, len(lower)))
+
+
+def _checked(config: Binarize, choice: Choice) -> Choice | Dropped:
+    """The pair, unless a limit leaves it out."""
+    if choice.margin < Fraction(config.min_margin):
+        return Dropped(id=choice.id, reason="small_margin", detail=f"{float(choice.margin):.3f}")
+    one, other = sorted((len(choice.chosen.text), len(choice.rejected.text)))
+    if config.max_length_ratio is not None and other > config.max_length_ratio * one:
+        return Dropped(id=choice.id, reason="length_ratio", detail=f"{other} and {one} characters")
+    return choice
+
+
+def score_of(config: Binarize, candidate: Candidate) -> Fraction | None:
+    """The exact score that a candidate is chosen by; None where it has too few ratings, or no usable text."""
+    if not candidate.usable:
         return None
+    given: dict[str, list[Rating]] = {}
+    names = {rating.judge for rating in candidate.ratings}
+    heard = config.judges or ({""} if "" in names else names)
+    for rating in candidate.ratings:
+        if rating.judge in heard and _counts(config, rating.aspect):
+            given.setdefault(rating.aspect, []).append(rating)
+    asked = [ratings for ratings in given.values() if not _left_out(config, ratings)]
+    scores = {r[0].aspect: mean for r in asked if (mean := _mean(r)) is not None}
+    if not scores or len(scores) < config.min_rated * len(asked):
+        return None
+    if not config.weights:
+        return sum(scores.values(), Fraction(0)) / len(scores)
+    weights = {aspect: Fraction(config.weights.get(aspect, 1)) for aspect in scores}  # those of weight 0 are not here
+    return sum((weights[a] * score for a, score in scores.items()), Fraction(0)) / sum(weights.values(), Fraction(0))
+
+
+def _counts(config: Binarize, aspect: str) -> bool:
+    """Whether an aspect is one that the policy goes by."""
+    if config.chosen == "best_mean":
+        return aspect not in (OVERALL, *PAIRWISE) and config.weights.get(aspect, 1) > 0
+    if config.chosen == "win_share":
+        return aspect in PAIRWISE
+    return aspect == (OVERALL if config.chosen == "best_overall" else config.aspect)
+
+
+def _left_out(config: Binarize, ratings: Sequence[Rating]) -> bool:
+    return config.not_applicable == "left_out" and all(is_not_applicable(rating) for rating in ratings)
+
+
+def _mean(ratings: Sequence[Rating]) -> Fraction | None:
+    scores = [Fraction(rating.score) for rating in ratings if rating.score is not None]
+    if len(scores) < 2:
+        return scores[0] if scores else None
     return sum(scores, Fraction(0)) / len(scores)
 
 
-def _largest(choices: list[Choice], count: int, seed: int) -> tuple[list[Choice], list[Choice]]:
-    """The choices with the largest margins, in their old order, and the rest. Equal margins are ordered by seed."""
-    ranked = sorted(choices, key=lambda choice: (-choice.margin, request_seed(seed, choice.row.id, "rank")))
-    kept = {id(choice) for choice in ranked[:count]}
-    return [c for c in choices if id(c) in kept], [c for c in choices if id(c) not in kept]
+def _largest(count: int, outcomes: Iterator[Choice | Dropped], seed: int) -> frozenset[int]:
+    """Which of the outcomes are the pairs with the largest margins. Equal margins are ordered by seed."""
+    choices = ((number, found) for number, found in enumerate(outcomes) if isinstance(found, Choice))
+    ranked = ((-choice.margin, request_seed(seed, choice.id, "rank"), number) for number, choice in choices)
+    return frozenset(number for _, _, number in heapq.nsmallest(count, ranked))
 
 
 def _pair(choice: Choice) -> Pair:
     return Pair(
-        id=choice.row.id,
+        id=choice.id,
         prompt=choice.row.prompt.messages,
         chosen=(Message(role="assistant", content=choice.chosen.text),),
         rejected=(Message(role="assistant", content=choice.rejected.text),),
-        chosen_score=float(choice.means[0]),
-        rejected_score=float(choice.means[1]),
+        chosen_score=float(choice.scores[0]),
+        rejected_score=float(choice.scores[1]),
         category=choice.row.prompt.category,
     )
 
 
-def _histogram(margins: list[Fraction]) -> dict[str, int]:
-    """Counts by the lower edge of each bin."""
-    counts = Counter(floor(margin / Fraction(BIN)) for margin in margins)
-    return {f"{step * BIN:.1f}": counts[step] for step in sorted(counts)}
+@dataclass
+class _Counts:
+    """The facts, pair by pair."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    shared: int = 0
+    total: Fraction = Fraction(0)
+    margins: Counter[int] = field(default_factory=Counter)
+    models: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    longer: int = 0
+    as_long: int = 0
+    characters: int = 0
+    log_ratio: float = 0.0
+
+    def add(self, found: Choice | Dropped) -> None:
+        """Count a pair, or what was left out."""
+        if isinstance(found, Dropped):
+            self.dropped[found.reason] += 1
+            return
+        self.pairs += 1
+        self.shared += found.shared_best
+        self.total += found.margin
+        self.margins[floor(found.margin / Fraction(BIN))] += 1
+        for counter, candidate in zip(self.models, (found.chosen, found.rejected), strict=True):
+            counter[candidate.model] += 1
+        chosen, rejected = len(found.chosen.text), len(found.rejected.text)
+        self.longer += chosen > rejected
+        self.as_long += chosen == rejected
+        self.characters += chosen - rejected
+        self.log_ratio += math.log(max(chosen, 1) / max(rejected, 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """`length`: how often the preferred text is the longer one (a half for one as long), and by how much."""
+        return {
+            "rows": self.pairs,
+            "dropped": dict(sorted(self.dropped.items())),
+            "shared_best": self.shared,
+            "mean_margin": round(float(self.total / self.pairs), 6),
+            "margins": {f"{step * BIN:.1f}": self.margins[step] for step in sorted(self.margins)},
+            "length": {
+                "chosen_longer": round((self.longer + self.as_long / 2) / self.pairs, 6),
+                "mean_difference_characters": round(self.characters / self.pairs, 6),
+                "mean_ratio": round(math.exp(self.log_ratio / self.pairs), 6),
+            },
+            "chosen_models": dict(sorted(self.models[0].items())),
+            "rejected_models": dict(sorted(self.models[1].items())),
+        }
 
 
-def _models(candidates: Iterable[Candidate]) -> dict[str, int]:
-    return dict(sorted(Counter(candidate.model for candidate in candidates).items()))
-
-
-STAGE = Stage(config=Binarize, produces="pairs", run=run)
+STAGE = Stage(config=Binarize, produces="pairs", run=run, version=2)

@@ -16,6 +16,7 @@ from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, S
 
 REPORT_FILE = "report.json"
 SCORES_FILE = "scores.json"
+AUDIT_FILE = "audit.json"
 ANSWERS_FILE = "answers.jsonl"
 CURVES_FILE = "curves.jsonl"
 
@@ -33,6 +34,8 @@ class Report(StageConfig):
     """The evaluations to show."""
     models: tuple[ModelName, ...] = ()
     """The models whose training curves to show, and which the page says how to use: the last one first of all."""
+    audits: tuple[Annotated[str, Reference(("audit",))], ...] = ()
+    """The audits of judges to show."""
     title: str = ""
     """What stands at the head of the page; by default the name of the run's folder."""
     answers: int = Field(default=10, ge=0, le=100)
@@ -57,6 +60,9 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
         "stages": {name: {"kind": made.manifest["kind"], "facts": made.facts} for name, made in stages.items()},
         "controlled": _controlled(stages),
     }
+    audits = inputs.data.get("audits", ())
+    if audits:
+        report["audits"] = {data.name: read_json(data.path / AUDIT_FILE) for data in audits}
     write_json(work.path / REPORT_FILE, report)
     return {"models": report["models"], "suites": list(report["suites"]), "answers": len(report["answers"])}
 

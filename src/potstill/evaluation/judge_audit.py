@@ -1,0 +1,166 @@
+"""What is known of a judge after it compared answers that people compared too: agreement, and the biases of place and
+length, each with an interval.
+
+Every comparison is asked in both orders. A judge's verdict is the mean of the two; where they contradict each other
+that is a tie. Lengths are in characters.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from potstill.evaluation.agreement import Coincidences, Matched, Trial, Valued, clustered_share, cohen_kappa, logistic
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers, and how much of the win each verdict gives the first: 1, 0, or a half for a tie."""
+
+    cluster: str
+    """The prompt: comparisons of one prompt depend on each other."""
+    people: float | None
+    """What most people said; None where no verdict has most votes."""
+    forward: float | None
+    """The judge, shown the first answer first; None where it could not be read."""
+    backward: float | None
+    """The judge, shown the second answer first, still as the first answer's share."""
+    doublings: float
+    """The base-2 logarithm of the first answer's length over the second's."""
+
+    @property
+    def verdict(self) -> float | None:
+        """Both orders together."""
+        if self.forward is None or self.backward is None:
+            return None
+        return side((self.forward + self.backward) / 2)
+
+
+def side(share: float) -> float:
+    """1, 0 or a half: who has the larger share."""
+    return 1.0 if share > 0.5 else 0.0 if share < 0.5 else 0.5
+
+
+def majority(votes: Sequence[float]) -> float | None:
+    """The verdict with more votes than any other; None where two share the most."""
+    counted = Counter(side(vote) for vote in votes).most_common(2)
+    if not counted or (len(counted) > 1 and counted[0][1] == counted[1][1]):
+        return None
+    return counted[0][0]
+
+
+def people_report(votes: Iterable[tuple[str, Sequence[float]]]) -> dict[str, Any]:
+    """How far people agree with each other, which is what can be asked of a judge. Takes (prompt, votes)."""
+    pairs, rest, found, rows, unsettled = list[Valued](), list[Valued](), Coincidences(), 0, 0
+    for cluster, given in votes:
+        sides = [side(vote) for vote in given]
+        rows += 1
+        unsettled += majority(sides) is None
+        found.add(sides)
+        pairs += [Valued(cluster, float(a == b)) for a, b in combinations(sides, 2)]
+        for place, one in enumerate(sides):
+            others = majority([*sides[:place], *sides[place + 1 :]])
+            if others is not None:
+                rest.append(Valued(cluster, float(one == others)))
+    return {
+        "comparisons": rows,
+        "without_majority": unsettled,
+        "agreement_of_two": clustered_share(pairs).to_json(),
+        "agreement_with_the_rest": clustered_share(rest).to_json(),
+        "alpha": _rounded(found.alpha("nominal")),
+    }
+
+
+def judge_report(rows: Sequence[Comparison]) -> dict[str, Any]:
+    """Everything on one judge, as JSON."""
+    both = [(row, row.verdict) for row in rows if row.verdict is not None]
+    settled = [row for row in rows if row.people is not None]
+    matched = [Matched(row.cluster, verdict, row.people) for row, verdict in both if row.people is not None]
+    decided = [pair for pair in matched if 0.5 not in (pair.one, pair.other)]
+    single = [
+        Valued(row.cluster, float(share == row.people))
+        for row in settled
+        for share in (row.forward, row.backward)
+        if share is not None
+    ]
+    read = sum((row.forward is not None) + (row.backward is not None) for row in rows)
+    return {
+        "comparisons": len(rows),
+        "coverage": _rounded(read / (2 * len(rows)) if rows else 0.0),
+        "agreement": clustered_share(_same(matched), len(settled)).to_json(),
+        "agreement_one_order": clustered_share(single, 2 * len(settled)).to_json(),
+        "agreement_where_decided": clustered_share(_same(decided), len(settled)).to_json(),
+        "kappa": cohen_kappa(matched).to_json() | {"coverage": len(matched) / len(settled) if settled else 0.0},
+        "ties": {
+            "judge": clustered_share([Valued(r.cluster, float(v == 0.5)) for r, v in both], len(rows)).to_json(),
+            "people": clustered_share([Valued(r.cluster, float(r.people == 0.5)) for r in settled]).to_json(),
+        },
+        "position": _position(rows),
+        "length": _length(rows),
+        "model": _model(rows),
+    }
+
+
+def _same(pairs: Iterable[Matched]) -> list[Valued]:
+    return [Valued(pair.cluster, float(pair.one == pair.other)) for pair in pairs]
+
+
+def _position(rows: Sequence[Comparison]) -> dict[str, Any]:
+    """`first_share`: of the verdicts that decide, those for whatever was shown first; a half where place plays no part.
+    `consistency`: comparisons whose verdict stays the same when the order is reversed."""
+    firsts, kept, both = list[Valued](), list[Valued](), Counter[tuple[float, float]]()
+    for row in rows:
+        for share, shown_first in ((row.forward, 1.0), (row.backward, 0.0)):
+            if share is not None and share != 0.5:
+                firsts.append(Valued(row.cluster, float(share == shown_first)))
+        if row.forward is not None and row.backward is not None:
+            kept.append(Valued(row.cluster, float(row.forward == row.backward)))
+            both[row.forward, row.backward] += 1
+    return {
+        "first_share": clustered_share(firsts, 2 * len(rows)).to_json(),
+        "consistency": clustered_share(kept, len(rows)).to_json(),
+        "always_first": both[1.0, 0.0],
+        "always_second": both[0.0, 1.0],
+    }
+
+
+def _length(rows: Sequence[Comparison]) -> dict[str, Any]:
+    """Of the verdicts that decide between texts of different length, the share for the longer; people's beside it."""
+    judge, people = list[Valued](), list[Valued]()
+    for row in rows:
+        for share, found in ((row.verdict, judge), (row.people, people)):
+            if row.doublings and share is not None and share != 0.5:
+                found.append(Valued(row.cluster, float((share == 1.0) == (row.doublings > 0))))
+    return {
+        "longer_share": clustered_share(judge, len(rows)).to_json(),
+        "people_longer_share": clustered_share(people, len(rows)).to_json(),
+    }
+
+
+def _model(rows: Sequence[Comparison]) -> dict[str, Any] | None:
+    """What moves a single verdict, in log-odds for the text shown first: its place alone; people's preferring it over
+    the other; each doubling of its length over the other's. By a logistic regression on all three at once."""
+    trials = []
+    for row in rows:
+        if row.people is None:
+            continue
+        for share, sign in ((row.forward, 1.0), (row.backward, -1.0)):
+            if share is not None and share != 0.5:
+                features = (1.0, sign * (2 * row.people - 1), sign * row.doublings)
+                trials.append(Trial(row.cluster, (share == 1.0) == (sign > 0), features))
+    fitted = logistic(trials)
+    if fitted is None:
+        return None
+    names = ("place", "people", "length_doubled")
+    return {name: estimate.to_json() for name, estimate in zip(names, fitted, strict=True)}
+
+
+def doublings(one: str, other: str) -> float:
+    """How often the other text's length has to be doubled to give the one's; below 0 where the one is shorter."""
+    return math.log2(max(len(one), 1) / max(len(other), 1))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
