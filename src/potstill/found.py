@@ -69,13 +69,7 @@ def _chat(found: Found, name: str, category: str) -> Chat:
 
 
 def _pair(found: Found, name: str, category: str) -> Pair:
-    if not found.chosen or not found.rejected:
-        raise ShapeError("there is no pair of answers; expected 'chosen' and 'rejected'")
-    check_dialogue(found.prompt, "user", "the prompt")
-    check_dialogue(found.prompt + found.chosen, "assistant", "'chosen'")
-    check_dialogue(found.prompt + found.rejected, "assistant", "'rejected'")
-    if found.chosen == found.rejected:
-        raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers")
+    check_pair(found.prompt, found.chosen, found.rejected)
     return Pair(
         id=name,
         prompt=found.prompt,
@@ -132,6 +126,34 @@ _MAKERS: dict[type[Record], Callable[[Found, str, str], Record]] = {
     Pair: _pair,
     Feedback: _feedback,
 }
+
+
+def check_record(record: Record) -> None:
+    """ShapeError where a record that somebody made by hand is not what stages expect of its kind."""
+    if isinstance(record, Text) and not record.text.strip():
+        raise ShapeError("the text is empty; expected words")
+    if isinstance(record, Answers):
+        record = record.prompt
+    if isinstance(record, Prompt):
+        check_dialogue(record.messages, "user", "the prompt")
+    elif isinstance(record, Chat):
+        check_dialogue(record.messages, "assistant", "the conversation")
+    elif isinstance(record, Feedback):
+        check_dialogue(record.prompt, "user", "the prompt")
+        check_dialogue(record.prompt + record.answer, "assistant", "the conversation")
+    elif isinstance(record, Pair):
+        check_pair(record.prompt, record.chosen, record.rejected)
+
+
+def check_pair(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
+    """ShapeError unless the prompt ends with the user, both answers with the assistant, and they differ."""
+    if not chosen or not rejected:
+        raise ShapeError("there is no pair of answers; expected 'chosen' and 'rejected'")
+    check_dialogue(prompt, "user", "the prompt")
+    check_dialogue([*prompt, *chosen], "assistant", "'chosen'")
+    check_dialogue([*prompt, *rejected], "assistant", "'rejected'")
+    if chosen == rejected:
+        raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers")
 
 
 def check_dialogue(messages: Sequence[Message], last: Role, what: str) -> None:

@@ -1,10 +1,11 @@
 """What a run will do: each stage's key, whether its artifact is sealed already, and why not where it isn't."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from potstill import own
 from potstill.artifact import Artifact, digest, find
 from potstill.document import Steps
 from potstill.errors import RecipeError
@@ -12,7 +13,7 @@ from potstill.miniature import MEANING
 from potstill.recipe import Recipe
 from potstill.records import ROWS
 from potstill.references import Entry, Link, replaced
-from potstill.sources import IDENTITY_FIELDS, Data, EndpointModel, Inputs, LocalModel, Model
+from potstill.sources import IDENTITY_FIELDS, Data, EndpointModel, Function, Inputs, LocalModel, Model
 from potstill.stages.base import Expected, stage_seed
 from potstill.validation import nearest
 from potstill.workspace import Hashes, Workspace
@@ -95,8 +96,9 @@ class _Planner:
         identities = {link.steps: self._identity(link) for link in entry.links}
         dump = entry.config.model_dump(mode="json")
         seed = stage_seed(self._recipe.seed, name)
+        shown = replaced(dump, {link.steps: _shown(link) for link in entry.links})
         meaning = {
-            "kind": dump["kind"],
+            "kind": shown["kind"],
             "version": entry.stage.version,
             "config": {f: value for f, value in replaced(dump, identities).items() if f not in entry.config.HOW},
             "seed": seed,
@@ -104,12 +106,12 @@ class _Planner:
         key = digest(meaning)
         head = {
             "stage": name,
-            "kind": dump["kind"],
+            "kind": shown["kind"],
             "version": entry.stage.version,
             "produces": entry.produces,
             "key": key,
             "seed": seed,
-            "config": replaced(dump, {link.steps: _shown(link) for link in entry.links}),
+            "config": shown,
             "inputs": _inputs(entry.links, identities),
         }
         artifact = find(self._workspace.artifacts / f"{name}-{key[:KEY_LENGTH]}")
@@ -124,6 +126,8 @@ class _Planner:
             return [[link.stage, self.steps[link.stage].key]]
         if link.file:
             return [[link.file.name, self._hashes.file(link.file)]]
+        if link.function:
+            return [[link.function.label, own.fingerprint(link.function.path, self._hashes.file)]]
         if link.server:
             return [[link.server, _server_identity(self._recipe, link.server)]]
         return [[model.name, self._model(model)] for model in link.models]
@@ -155,6 +159,9 @@ class _Planner:
         if before["seed"] != head["seed"]:
             return "the seed changed"
         fields = [field for field in head["inputs"] if before["inputs"].get(field) != head["inputs"][field]]
+        edited = [link.function.path.name for link in entry.links if link.function and link.field in fields]
+        if edited:
+            return f"{', '.join(dict.fromkeys(edited))} changed"
         return f"what {', '.join(fields)} names changed"
 
     def _expected(self, entry: Entry, artifact: Artifact | None, key: str) -> Expected:
@@ -178,7 +185,7 @@ class _Planner:
 
 def _shown(link: Link) -> Any:
     """A reference as the manifest shows it: names that are the same wherever the run stands."""
-    return link.file.name if link.file else link.name
+    return link.file.name if link.file else link.function.label if link.function else link.name
 
 
 def _inputs(links: Iterable[Link], identities: Mapping[Steps, Any]) -> dict[str, Any]:
@@ -192,11 +199,14 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
     """What a step reads, once everything before it is sealed. `urls`: where the recipe's servers answer."""
     data: dict[str, list[Data]] = {}
     models: dict[str, list[Model]] = {}
+    functions: dict[str, list[Function]] = {}
     servers = {}
     for slot in step.entry.slots:
-        if "model" in slot.accepts:
+        if "function" in slot.accepts:
+            functions[slot.field] = []
+        elif "model" in slot.accepts:
             models[slot.field] = []
-        if any(kind not in ("model", "server") for kind in slot.accepts):
+        if any(kind not in ("model", "server", "function", "word") for kind in slot.accepts):
             data[slot.field] = []
     for link in step.entry.links:
         if link.stage:
@@ -207,6 +217,9 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
                 data[link.field].append(Data(link.stage, artifact.produces, artifact.path, link.weight))
         elif link.file:
             data[link.field].append(Data(link.file.name, "file", link.file, link.weight))
+        elif link.function:
+            key = next(key for key in step.head["inputs"][link.field] if key["name"] == link.function.label)["key"]
+            functions[link.field].append(replace(link.function, sha256=key))
         elif link.server:
             servers[link.field] = plan.recipe.servers[link.server]
         else:
@@ -215,6 +228,7 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
         {field: tuple(group) for field, group in data.items()},
         {field: tuple(group) for field, group in models.items()},
         servers,
+        {field: tuple(group) for field, group in functions.items()},
     )
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from potstill import own
 from potstill.document import Document, Steps, dotted
 from potstill.errors import RecipeError, reason
 from potstill.records import ROWS
-from potstill.sources import MiniatureServer, Model, Share
+from potstill.sources import Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
 from potstill.validation import check_utf8, nearest
 
@@ -38,7 +39,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Link:
-    """One name in a config, and what it turned out to be: exactly one of stage, file, models and server is set."""
+    """One name in a config, and what it turned out to be: exactly one of stage, file, function, models and server
+    is set."""
 
     field: str
     steps: Steps
@@ -46,6 +48,7 @@ class Link:
     place: str
     stage: str = ""
     file: Path | None = None
+    function: Function | None = None
     models: tuple[Model, ...] = ()
     server: str = ""
     weight: float = 1.0
@@ -173,6 +176,18 @@ def find_path(written: str, folder: Path, place: str) -> Path | None:
     return real
 
 
+def find_function(text: str, folder: Path, place: str) -> Function:
+    """The user's function that `mine.py:name` means. RecipeError where there is none; its file is read, not run."""
+    path, name = own.written(text, place)
+    found = find_path(path, folder, place)
+    if found is None or not found.is_file():
+        what = f"'{path}' is no file" if found else f"there is no file '{path}'"
+        raise RecipeError(place, what, "Mend the path, looked for in the recipe's folder and in this one")
+    function = Function(found, name)
+    own.check(function)
+    return function
+
+
 class Resolver:
     """Finds what each name in the stages' configs means. RecipeError where it means nothing, or the wrong thing."""
 
@@ -192,13 +207,20 @@ class Resolver:
         """The stage of that name with everything that it refers to."""
         stage, config = self._configs[name]
         found = slots(config)
-        links = [self._link(name, slot, named) for slot in found for named in slot.names]
+        links = [
+            self._link(name, slot, named)
+            for slot in found
+            for named in slot.names
+            if "word" not in slot.accepts or own.is_own(named.name)
+        ]
         return Entry(name, stage, config, found, tuple(links), self._document.place(("stages", name)))
 
     def _link(self, owner: str, slot: Slot, named: Named) -> Link:
         steps, text, weight = named
         place = self._document.place(("stages", owner, *steps))
         label = f"{owner}.{dotted(steps)}"
+        if "function" in slot.accepts:
+            return Link(slot.field, steps, text, place, function=find_function(text, self._folder, place))
         wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
         made = self._makes.get(text)
         if made in slot.accepts:

@@ -1,15 +1,16 @@
 """What a stage is: a typed config, what it produces, and a function from config and inputs to a folder of files."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self, TextIO
 
 from pydantic import BaseModel
 
-from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, storage_errors, write_rows
 from potstill.money import Ledger, Meter
 from potstill.records import Dropped, Record
 from potstill.sources import Account, Inputs, Spec
@@ -22,7 +23,8 @@ UNFINISHED = "unfinished"
 class Reference:
     """Marks a config field as the name of something else in the recipe, and says what it may be.
 
-    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model" or "server". Rows may be a file's path too.
+    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model", "server", "file" or "function" (with
+    "word", where a word that the config knows will do as well). Rows may be a file's path too.
     """
 
     accepts: tuple[str, ...]
@@ -185,6 +187,31 @@ class Work:
     def drop(self, rows: Iterable[Dropped]) -> int:
         """Write the rows that were left out, with their reasons; returns how many."""
         return write_rows(self.path / DROPPED_FILE, rows)
+
+    @contextmanager
+    def dropping(self) -> Iterator["Leftovers"]:
+        """For stages that write the rows that were left out as they come, while others are kept."""
+        file = self.path / DROPPED_FILE
+        with storage_errors(file), file.open("w", encoding="utf-8") as out:
+            yield Leftovers(out)
+
+
+@dataclass
+class Leftovers:
+    """The rows that were left out: written, not held, and counted by reason."""
+
+    out: TextIO
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Dropped) -> None:
+        """Write one."""
+        self.reasons[row.reason] += 1
+        self.out.write(row.to_line())
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """How many, by reason."""
+        return dict(sorted(self.reasons.items()))
 
 
 Facts = dict[str, Any]
