@@ -4,8 +4,8 @@ Whatever cannot be that record is a ShapeError in words.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from potstill.records import Answers, Candidate, Chat, Feedback, Message, Pair, Prompt, Record, Role, Text
@@ -13,8 +13,16 @@ from potstill.records import Answers, Candidate, Chat, Feedback, Message, Pair, 
 R = TypeVar("R", bound=Record)
 
 
+BAD_ROW = "bad_row"
+
+
 class ShapeError(ValueError):
-    """A row is not what it should be: what is wrong; what was expected."""
+    """A row cannot be what was asked for: what is wrong; what was expected."""
+
+    def __init__(self, words: str, reason: str = BAD_ROW) -> None:
+        self.reason = reason
+        """Anything but "bad_row" where nothing is wrong with the row, such as "tie" where pairs are asked for."""
+        super().__init__(words)
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,43 @@ class Found:
     """JSON Schemas of what the assistant may call."""
     desirable: bool | None = None
     """What a row says of its own answer, if anything."""
+    asked: Prompt | None = None
+    """The prompt as it is, assistant's turns included, where it does not end at the first of them."""
+    question: str = ""
+    """The id of the prompt, where that stands in another file; `prompt` then holds what was said to it."""
+    no_pair: tuple[str, str] | None = None
+    """Why no answer is preferred, as a reason and in words, of a row that might have said so."""
+    category: str = ""
 
 
-def make_record(found: Found, row_type: type[R], name: str, category: str) -> R:
-    """The record of that type, under that id; ShapeError, in words, where it cannot be one."""
-    return cast(R, _MAKERS[row_type](found, name, category))
+def make_record(
+    found: Found, row_type: type[R], name: str, category: str, questions: Mapping[str, Prompt] | None = None
+) -> R:
+    """The record of that type, under that id; ShapeError, in words, where it cannot be one.
+
+    `questions`: prompts by their ids, for rows that only name theirs.
+    """
+    if found.question and (row_type is not Text or questions):
+        found = _joined(found, questions)
+    return cast(R, _MAKERS[row_type](found, name, category or found.category))
+
+
+def _joined(found: Found, questions: Mapping[str, Prompt] | None) -> Found:
+    """With the question that the row names, and what was said between its turns."""
+    if questions is None:
+        what = f"the row names its question ({found.question}) without its words"
+        raise ShapeError(f"{what}; expected the file of the questions too, in an import stage's 'questions'")
+    prompt = questions.get(found.question)
+    if prompt is None:
+        raise ShapeError(f"its question {found.question!r} is not among the 'questions'; expected one that is")
+    said, turns = found.prompt, (Message(role="user", content=text) for text in prompt.follow_ups)
+    if len(said) > 1 + len(prompt.follow_ups):
+        raise ShapeError(f"{len(said)} answers to {1 + len(prompt.follow_ups)} user turns; expected no more than those")
+    dialogue = [*prompt.messages, *said[:1]]
+    for turn, answer in zip(turns, said[1:], strict=False):
+        dialogue += [turn, answer]
+    candidates = found.candidates if len(said) == 1 else ()
+    return replace(found, prompt=tuple(dialogue), candidates=candidates, asked=prompt, category=prompt.category)
 
 
 def _text(found: Found, name: str, category: str) -> Text:
@@ -50,6 +90,9 @@ def _text(found: Found, name: str, category: str) -> Text:
 
 
 def _prompt(found: Found, name: str, category: str) -> Prompt:
+    if found.asked is not None:
+        check_dialogue(found.asked.messages, "user", "the prompt")
+        return found.asked.model_copy(update={"id": found.asked.id or name})
     first = next((i for i, m in enumerate(found.prompt) if m.role == "assistant"), len(found.prompt))
     later = tuple(m.content for m in found.prompt[first:] if m.role == "user")
     messages = _in_words(found.prompt[:first], found.tools)
@@ -60,7 +103,9 @@ def _prompt(found: Found, name: str, category: str) -> Prompt:
 
 def _chat(found: Found, name: str, category: str) -> Chat:
     if found.desirable is False:
-        raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from")
+        raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from", "undesirable")
+    if found.no_pair is not None and not found.chosen:
+        raise ShapeError(found.no_pair[1], found.no_pair[0])
     messages = found.prompt + found.chosen
     if not messages and found.text:
         raise ShapeError("the row is a plain text; expected a conversation")
@@ -69,6 +114,8 @@ def _chat(found: Found, name: str, category: str) -> Chat:
 
 
 def _pair(found: Found, name: str, category: str) -> Pair:
+    if found.no_pair is not None:
+        raise ShapeError(found.no_pair[1], found.no_pair[0])
     check_pair(found.prompt, found.chosen, found.rejected)
     return Pair(
         id=name,

@@ -7,8 +7,9 @@ from typing import Any
 
 from potstill import own
 from potstill.artifact import Artifact, digest, find
-from potstill.document import Steps
-from potstill.errors import RecipeError
+from potstill.document import Steps, dotted
+from potstill.errors import DataError, RecipeError
+from potstill.files import count_rows, shards
 from potstill.miniature import MEANING
 from potstill.recipe import Recipe
 from potstill.records import ROWS
@@ -118,6 +119,8 @@ class _Planner:
         if artifact is not None and artifact.key != key:
             artifact = None
         why = "" if artifact else self._why(entry, head)
+        if artifact is None:
+            _glance(entry)
         self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact, key))
 
     def _identity(self, link: Link) -> Any:
@@ -125,12 +128,19 @@ class _Planner:
         if link.stage:
             return [[link.stage, self.steps[link.stage].key]]
         if link.file:
-            return [[link.file.name, self._hashes.file(link.file)]]
+            return [[link.file.name, self._file(link.file)]]
         if link.function:
             return [[link.function.label, own.fingerprint(link.function.path, self._hashes.file)]]
         if link.server:
             return [[link.server, _server_identity(self._recipe, link.server)]]
         return [[model.name, self._model(model)] for model in link.models]
+
+    def _file(self, path: Path) -> str:
+        """What a file holds; or, with their names, the files of a folder or a pattern."""
+        read = shards(path)
+        if read == [path]:
+            return self._hashes.file(path)
+        return digest({file.relative_to(_above(path)).as_posix(): self._hashes.file(file) for file in read})
 
     def _model(self, model: Model) -> str:
         identity = model.spec.model_dump(mode="json", include=IDENTITY_FIELDS)
@@ -165,22 +175,38 @@ class _Planner:
         return f"what {', '.join(fields)} names changed"
 
     def _expected(self, entry: Entry, artifact: Artifact | None, key: str) -> Expected:
-        rows: dict[str, int] = {}
-        for link in entry.links:
-            if link.file or (link.stage and self.steps[link.stage].entry.produces in ROWS):
-                rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
         if artifact is not None:
             return Expected(rows=int(artifact.facts.get("rows", 0)))
+        rows: dict[str, int] = {}
+        of_rows = {slot.field for slot in entry.slots if any(kind in ROWS for kind in slot.accepts)}
+        for link in entry.links:
+            if (link.file and link.field in of_rows) or (link.stage and self.steps[link.stage].entry.produces in ROWS):
+                rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
         trial = self._trials.get(entry.name)
         return entry.config.extrapolate(rows, trial) if trial and trial.key == key else entry.config.expect(rows)
 
     def _rows(self, link: Link) -> int:
         if link.stage:
             return self.steps[link.stage].expected.rows
-        if link.file and link.file.suffix == ".jsonl":
-            with link.file.open("rb") as file:
-                return sum(1 for line in file if line.strip())
-        return 0
+        return count_rows(link.file) if link.file else 0
+
+
+def _glance(entry: Entry) -> None:
+    """RecipeError, at the place where the recipe names it, where a file cannot be what its stage takes."""
+    accepts = {slot.field: slot.accepts for slot in entry.slots}
+    for link in entry.links:
+        if link.file and any(kind in ROWS for kind in accepts[link.field]):
+            try:
+                entry.config.glance(link.field, accepts[link.field], link.file)
+            except DataError as error:
+                label = f"{entry.name}.{dotted(link.steps)}"
+                what = f"'{label}' cannot be used: {error.where}: {error.what}"
+                raise RecipeError(link.place, what, error.remedy) from error
+
+
+def _above(path: Path) -> Path:
+    """The folder whose files are read: itself, or the one that a pattern is looked for in."""
+    return path if path.is_dir() else path.parent
 
 
 def _shown(link: Link) -> Any:

@@ -94,6 +94,8 @@ class Rating(Record):
     aspect: str
     score: float | None = Field(allow_inf_nan=False)
     rationale: str = ""
+    judge: str = ""
+    """Who said it, where several were asked. Empty: the only judge, or all of them together."""
 
 
 class Candidate(Record):

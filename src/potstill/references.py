@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from potstill import own
 from potstill.document import Document, Steps, dotted
-from potstill.errors import RecipeError, reason
+from potstill.errors import DataError, RecipeError, reason
+from potstill.files import shards
 from potstill.records import ROWS
 from potstill.sources import Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
@@ -176,6 +177,15 @@ def find_path(written: str, folder: Path, place: str) -> Path | None:
     return real
 
 
+def find_pattern(written: str, folder: Path, place: str) -> Path | None:
+    """The pattern, such as data/train-*.parquet, with its folder's real path, where a file fits it."""
+    head, _, tail = written.rpartition("/")
+    if not any(sign in tail for sign in "*?["):
+        return None
+    real = find_path(head or ".", folder, place)
+    return real / tail if real is not None and real.is_dir() and any(real.glob(tail)) else None
+
+
 def find_function(text: str, folder: Path, place: str) -> Function:
     """The user's function that `mine.py:name` means. RecipeError where there is none; its file is read, not run."""
     path, name = own.written(text, place)
@@ -236,6 +246,8 @@ class Resolver:
             raise RecipeError(place, f"'{label}' needs {wanted}, but '{text}' is {_A.get(is_a, is_a)}", remedy)
         takes_file = any(kind in ROWS or kind == "file" for kind in slot.accepts)
         file = find_path(text, self._folder, place) if takes_file else None
+        if file is None and any(kind in ROWS for kind in slot.accepts):
+            file = find_pattern(text, self._folder, place)
         if file is None:
             things = f"{'neither a' if takes_file else 'no'} {self._things(slot.accepts)}"
             raise RecipeError(
@@ -245,7 +257,13 @@ class Resolver:
                 "Mend the name"
                 + (" or the path, looked for in the recipe's folder and in this one" if takes_file else ""),
             )
-        if not file.is_file():
+        if any(kind in ROWS for kind in slot.accepts) and (file.is_dir() or not file.exists()):  # a pattern
+            try:
+                shards(file)
+            except DataError as error:
+                what = error.what.replace("the folder", "a folder that", 1)
+                raise RecipeError(place, f"'{label}' names '{text}', which is {what}", error.remedy) from error
+        elif not file.is_file():
             what = "a folder" if file.is_dir() else "a pipe or a device"
             raise RecipeError(place, f"'{label}' names '{text}', which is {what}, not a file", "Name the file itself")
         return Link(slot.field, steps, text, place, file=file, weight=weight)

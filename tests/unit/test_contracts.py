@@ -28,7 +28,7 @@ LAYERS = [
     ["records", "document", "money"],
     ["artifact"],
     ["sources"],
-    ["formats", "shapes", "found", "prompts", "own"],
+    ["formats", "files", "shapes", "comparisons", "turns", "found", "prompts", "own"],
     ["tokenization", "objectives"],
     ["training", "teachers", "curation", "evaluation", "reporting", "miniature"],
     ["stages"],

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Annotated, Any, ClassVar, Protocol, Self, TextIO
 from pydantic import BaseModel
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, storage_errors, write_rows
+from potstill.formats import glance
 from potstill.money import Ledger, Meter
-from potstill.records import Dropped, Record
+from potstill.records import ROWS, Dropped, Record
 from potstill.sources import Account, Inputs, Spec
 
 UNFINISHED = "unfinished"
@@ -49,22 +50,7 @@ class StageConfig(Spec):
         """What a run is likely to make, from the rows expected of each input field. For `potstill plan`."""
         return Expected(rows=max(rows.values(), default=0))
 
-    def for_trial(self, rows: int) -> Self:
-        """The same on a small scale, where the config itself says how much is made."""
-        return self
-
-    def extrapolate(self, rows: Mapping[str, int], trial: "Trial") -> "Expected":
-        """The forecast after a trial: what `expect` says, corrected by how a small one came out."""
-        whole, small = self.expect(rows), trial.expected
-        calls = round(whole.calls * trial.calls / small.calls) if small.calls else whole.calls
-        made = round(whole.rows * trial.rows / small.rows) if small.rows else whole.rows
-        return trial.spread(made, calls, (calls, calls))
-
-
-Range = tuple[int, int]
-"""The ends of an interval that holds nine times in ten."""
-NINE_IN_TEN = 1.645
-"""Standard errors on either side."""
+from potstill.formats import glance
 
 
 @dataclass(frozen=True)
