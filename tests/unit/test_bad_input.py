@@ -193,12 +193,13 @@ def test_something_else_where_a_file_should_be(
     make: Callable[[str], None],
     remove: Callable[[str], None],
     what: str,
+    rest: str,
     mistake: Callable[..., str],
     potstill: Potstill,
 ) -> None:
     make("data.jsonl")
     write_recipe("{kind: import, path: data.jsonl, rows: chats}")
-    assert mistake() == f"t.yaml:3: 's.path' names 'data.jsonl', which is {what}"
+    assert mistake() == f"t.yaml:3: 's.path' names 'data.jsonl', which is {what}{rest}"
     remove("data.jsonl")
     Path("data.jsonl").write_bytes(GOOD_LINE)
     assert potstill("run", "t.yaml") == (0, "")
