@@ -183,10 +183,10 @@ def test_sealed_rows_that_were_changed(mistake: Callable[..., str], potstill: Po
 
 
 @pytest.mark.parametrize(
-    ("make", "remove", "what"),
+    ("make", "remove", "what", "rest"),
     [
-        (os.mkdir, os.rmdir, "a folder that holds no file of rows. Name another."),
-        (os.mkfifo, os.unlink, "a pipe or a device, not a file. Name the file itself."),
+        (os.mkdir, os.rmdir, "a folder", " that holds no file of rows. Name another."),
+        (os.mkfifo, os.unlink, "a pipe or a device", ", not a file. Name the file itself."),
     ],
 )
 def test_something_else_where_a_file_should_be(
