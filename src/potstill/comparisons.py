@@ -182,11 +182,18 @@ def _completion(value: Any) -> Candidate:
 def find_answers(row: Columns) -> Found:
     """potstill's own answers."""
     try:
-        prompt = Prompt.model_validate(row["prompt"])
-        candidates = tuple(Candidate.model_validate(value) for value in row["candidates"])
+        prompt = Prompt.model_validate(_said(row["prompt"]))
+        candidates = tuple(Candidate.model_validate(_said(value)) for value in row["candidates"])
     except (ValueError, TypeError) as error:
         raise ShapeError(f"'prompt' or 'candidates' cannot be read ({error}); expected potstill's answers") from error
     return Found(asked=prompt, candidates=candidates)
+
+
+def _said(value: Any) -> Any:
+    """Without the nulls that tables fill what is not said with; that a score is null is said."""
+    if isinstance(value, Mapping):
+        return {name: _said(item) for name, item in value.items() if item is not None or name == "score"}
+    return [_said(item) for item in value] if isinstance(value, list) else value
 
 
 def find_ranked(row: Columns) -> Found:

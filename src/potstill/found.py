@@ -92,7 +92,8 @@ def _text(found: Found, name: str, category: str) -> Text:
 def _prompt(found: Found, name: str, category: str) -> Prompt:
     if found.asked is not None:
         check_dialogue(found.asked.messages, "user", "the prompt")
-        return found.asked.model_copy(update={"id": found.asked.id or name})
+        asked = found.asked
+        return asked.model_copy(update={"id": asked.id or name, "category": asked.category or category})
     first = next((i for i, m in enumerate(found.prompt) if m.role == "assistant"), len(found.prompt))
     later = tuple(m.content for m in found.prompt[first:] if m.role == "user")
     messages = _in_words(found.prompt[:first], found.tools)

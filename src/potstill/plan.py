@@ -217,8 +217,20 @@ def _shown(link: Link) -> Any:
 def _inputs(links: Iterable[Link], identities: Mapping[Steps, Any]) -> dict[str, Any]:
     inputs: dict[str, list[Any]] = {}
     for link in links:
-        inputs.setdefault(link.field, []).extend({"name": name, "key": key} for name, key in identities[link.steps])
+        group = [{"name": name, "key": key} for name, key in identities[link.steps]]
+        for source, model in zip(group, link.models, strict=False):
+            source["model"] = _told(model)
+        inputs.setdefault(link.field, []).extend(group)
     return inputs
+
+
+def _told(model: Model) -> dict[str, Any]:
+    """What of a model its artifacts' readers may want to know. Where it answers is none of it: that may change."""
+    spec = model.spec
+    if isinstance(spec, EndpointModel):
+        return {"endpoint": True, "name": spec.name, "revision": spec.revision}
+    name = Path(spec.path).name if Path(spec.path).is_absolute() else spec.path
+    return {"endpoint": False, "name": name, "revision": spec.revision or ""}
 
 
 def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: Mapping[str, str]) -> Inputs:

@@ -153,7 +153,7 @@ def replaced(dump: Any, replacements: Mapping[Steps, Any], steps: Steps = ()) ->
     return dump
 
 
-_A = {"model": "a model", "server": "a server", "report": "a report"}
+_A = {"model": "a model", "server": "a server", "report": "a report", "dataset": "a dataset"}
 
 
 def find_path(written: str, folder: Path, place: str) -> Path | None:

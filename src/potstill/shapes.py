@@ -120,10 +120,9 @@ def _find_pair(row: Columns) -> Found:
         prompt = read_messages(row["prompt"], "'prompt'")
     else:
         prompt = user(row[texts[0]]) if texts else ()
-    if len(chosen) > 1 or len(rejected) > 1:  # whole conversations: what they share is the prompt
-        shared = _shared(chosen, rejected)
-        if shared:
-            prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if all(side[:1] and side[0].role != "assistant" for side in (chosen, rejected)):
+        shared = _shared(chosen, rejected)  # whole conversations: what they share is the prompt
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     return Found(
         prompt=prompt,
         chosen=chosen,
@@ -258,7 +257,17 @@ def _find_prompt(row: Columns) -> Found:
     prompt = user(row["prompt"]) if isinstance(row["prompt"], str) else read_messages(row["prompt"], "'prompt'")
     column = next((name for name in ("completion", "response") if name in row), "")
     if not column:
-        return Found(prompt=prompt, tools=read_tools(row))
+        follow_ups = strings(row.get("follow_ups") or (), "'follow_ups'")
+        references = strings(row.get("references") or (), "'references'")
+        whole = Prompt(id="", messages=prompt, follow_ups=follow_ups, references=references)
+        spoken = prompt[-1:] and prompt[-1].role == "user" and any(m.role == "assistant" for m in prompt)
+        return Found(
+            prompt=prompt,
+            follow_ups=follow_ups,
+            references=references,
+            tools=read_tools(row),
+            asked=whole if spoken else None,
+        )
     answer = row[column]
     said = assistant(answer) if isinstance(answer, str) else read_messages(answer, f"{column!r}")
     return Found(prompt=prompt + said, tools=read_tools(row), desirable=_label(row))

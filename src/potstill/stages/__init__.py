@@ -18,6 +18,7 @@ MODULES = {
     "binarize": "potstill.stages.binarize",
     "dpo": "potstill.stages.dpo",
     "evaluate": "potstill.stages.evaluate",
+    "export": "potstill.stages.export",
     "report": "potstill.stages.report",
 }
 

@@ -89,6 +89,8 @@ class Import(StageConfig):
     and limit. So a second stage takes from the same file what the first did not."""
     overlap_words: int = Field(default=13, ge=5)
     """How many words in a row, shared with a prompt held out, count as repeating it."""
+    licence: str = ""
+    """Under what licence the rows may be used, for whoever publishes what is made of them; see the stage `export`."""
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     """skip keeps a bad row's place and reason among the dropped ones, and goes on."""
 
