@@ -7,6 +7,7 @@ Shapes that compare answers are in `comparisons`; how a turn or a tool is read, 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 from potstill import comparisons
@@ -63,7 +64,16 @@ class Shape:
         name = str(own) if isinstance(own, str | int) and own != "" else default_id
         category = row.get("category", row.get("class"))
         category = category.strip() if isinstance(category, str) else ""
-        return make_record(found, row_type, name, category, questions)
+        record = make_record(found, row_type, name, category, questions)
+        more = {word: row[word] for word in _words_of(row_type) if isinstance(row.get(word), str)}
+        return record.model_copy(update=more) if more else record
+
+
+@cache
+def _words_of(row_type: type[Record]) -> tuple[str, ...]:
+    """The texts of a record that have columns of their own names, and that nothing else tells."""
+    told = {"id", "text", "category"}
+    return tuple(name for name, field in row_type.model_fields.items() if field.annotation is str and name not in told)
 
 
 def recognise(rows: Iterable[Any]) -> Shape | None:

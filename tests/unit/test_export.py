@@ -16,7 +16,7 @@ from potstill.card import escape
 from potstill.cli import main
 from potstill.errors import DataError, RecipeError
 from potstill.formats import read_file
-from potstill.layouts import layout_of
+from potstill.layouts import columns_of, layout_of
 from potstill.pipeline import run
 from potstill.plan import make_plan
 from potstill.recipe import load_recipe
@@ -34,6 +34,7 @@ from potstill.records import (
     Text,
     ToolCall,
 )
+from potstill.shapes import recognise
 from potstill.sources import Data, Inputs
 from potstill.stages import stage
 from potstill.stages.base import Work
@@ -354,3 +355,15 @@ def test_a_wrong_field_is_refused(fields: dict[str, Any]) -> None:
 def test_every_field_of_a_record_has_a_column(row_type: type[Record]) -> None:
     """A field that is added to a record is exported too."""
     assert len(layout_of(row_type)) == len(row_type.model_fields)
+
+
+@pytest.mark.parametrize("kind", list(RECORDS))
+def test_every_text_of_a_record_comes_back(kind: str) -> None:
+    """One that is added to a record too."""
+    record = RECORDS[kind][0]
+    texts = [name for name, field in type(record).model_fields.items() if field.annotation is str]
+    full = record.model_copy(update={name: f"some {name}" for name in texts})
+    row = columns_of(full)
+    shape = recognise([row])
+    assert shape is not None
+    assert shape.read(row, type(full), "default") == full
