@@ -50,7 +50,26 @@ class StageConfig(Spec):
         """What a run is likely to make, from the rows expected of each input field. For `potstill plan`."""
         return Expected(rows=max(rows.values(), default=0))
 
-from potstill.formats import glance
+    def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
+        """DataError where the first rows of a file that a field names cannot be what the field takes."""
+        glance(path, [ROWS[kind] for kind in accepts if kind in ROWS])
+
+    def for_trial(self, rows: int) -> Self:
+        """The same on a small scale, where the config itself says how much is made."""
+        return self
+
+    def extrapolate(self, rows: Mapping[str, int], trial: "Trial") -> "Expected":
+        """The forecast after a trial: what `expect` says, corrected by how a small one came out."""
+        whole, small = self.expect(rows), trial.expected
+        calls = round(whole.calls * trial.calls / small.calls) if small.calls else whole.calls
+        made = round(whole.rows * trial.rows / small.rows) if small.rows else whole.rows
+        return trial.spread(made, calls, (calls, calls))
+
+
+Range = tuple[int, int]
+"""The ends of an interval that holds nine times in ten."""
+NINE_IN_TEN = 1.645
+"""Standard errors on either side."""
 
 
 @dataclass(frozen=True)
