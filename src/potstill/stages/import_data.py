@@ -57,6 +57,8 @@ Shape = Literal[
 class Import(StageConfig):
     """Read rows that others made."""
 
+    WHOLE = frozenset({"questions"})
+
     kind: Literal["import"]
     path: Annotated[str | None, Reference(tuple(ROWS))] = None
     """A file, a folder of files or a pattern such as data/train-*.parquet; or a stage whose rows become others. Files
@@ -119,7 +121,7 @@ class Import(StageConfig):
             glance(path, [ROWS[self.rows]], Reading(self.format, self.columns))
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
-        left = max(0, rows.get("path", self.limit or 0) - self.skip)
+        left = max(0, (rows.get("path") or self.limit or 0) - self.skip)
         return Expected(rows=left if self.limit is None else min(left, self.limit))
 
 
