@@ -52,7 +52,8 @@ def render(card: Card, lineage: Sequence[Artifact]) -> str:
     parts = [_front(card), f"# {escape(card.title)}", _summary(card)]
     if card.notes.strip():
         parts.append("\n".join(f"> {escape(line)}" for line in card.notes.strip().splitlines()))
-    parts += [_splits(card), _stages(lineage), _models(lineage), _files(lineage), _dropped(lineage), _licences(card)]
+    parts += [_splits(card), _stages(lineage), _models(lineage), _files(lineage), _dropped(lineage)]
+    parts.append(_licences(card, lineage))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -75,8 +76,7 @@ def _front(card: Card) -> str:
     front["tags"] = [*([TAGS[card.kind]] if card.kind in TAGS else []), "potstill"]
     paths = [{"split": split, "path": f"data/{split}-*.{card.suffix}"} for split in card.rows]
     front["configs"] = [{"config_name": "default", "data_files": paths}]
-    splits = [{"name": split, "num_examples": rows} for split, rows in card.rows.items()]
-    front["dataset_info"] = {"features": list(card.features), "splits": splits}
+    front["dataset_info"] = {"features": list(card.features)}
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000)
     return f"---\n{text}---"
 
@@ -148,13 +148,17 @@ def _dropped(lineage: Iterable[Artifact]) -> str:
     return "## What was left out\n\n" + _table(("stage", "reason", "rows"), rows)
 
 
-def _licences(card: Card) -> str:
+def _licences(card: Card, lineage: Iterable[Artifact]) -> str:
     stated = f"stated by who made it: {escape(card.licence)}" if card.licence != "other" else "not stated"
+    terms = (
+        "that the terms of the models above, as their providers give them, allow the use of what the models wrote "
+        "(some forbid to train models that compete with theirs), and "
+        if models(lineage)
+        else ""
+    )
     return (
         f"## Licence\n\nThe licence of this dataset is {stated}. Nothing of that was checked. Who publishes or uses it "
-        "has to see to it that the terms of the models above, as their providers give them, allow the use of what the "
-        "models wrote (some forbid to train models that compete with theirs), and that the licences of the data that "
-        "was read allow it to be passed on."
+        f"has to see to it {terms}that the licences of the data that was read allow it to be passed on."
     )
 
 

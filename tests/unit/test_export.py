@@ -1,6 +1,7 @@
 """Datasets for others: what is exported comes back as it was, loads with the Hub's library, and says its origin."""
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def test_what_no_row_says_has_no_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 @pytest.mark.parametrize("kind", list(RECORDS))
 def test_the_hubs_library_loads_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, form: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, form: str
 ) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -206,7 +207,9 @@ def test_the_hubs_library_loads_the_folder(
     train, test = (sealed(tmp_path, name, kind, RECORDS[kind] * 3) for name in ("one", "two"))
     out = export(tmp_path, {"train": train, "test": test}, format=form, rows_per_file=2)
     assert len(list((out / "data").glob("train-*"))) == -(-len(RECORDS[kind]) * 3 // 2)
+    monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
     loaded = datasets.load_dataset(str(out))
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
     assert {name: len(rows) for name, rows in loaded.items()} == {"train": train_rows(kind), "test": train_rows(kind)}
     told = datasets.Features._from_yaml_list(front(out)["dataset_info"]["features"])
     assert loaded["train"].features == told, "the card's features are those of the files"
