@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from potstill.found import Found, ShapeError
@@ -32,9 +33,12 @@ def number(row: Columns, *columns: str) -> float | None:
         value = row.get(column)
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
-                return float(value)
+                score = float(value)
             except OverflowError as error:
                 raise ShapeError(f"{column!r} is a number too large for a score; expected a smaller one") from error
+            if not isfinite(score):
+                raise ShapeError(f"{column!r} is {score}; expected a finite number")
+            return score
     return None
 
 
@@ -65,7 +69,7 @@ def find_pandalm(row: Columns) -> Found:
     """PandaLM's test set (Wang et al. 2023): two answers, and 1, 2 or 0 (a tie) from each annotator. Most votes win."""
     names = sorted(column for column in row if re.fullmatch(r"annotator\d+", column))
     votes = [row[name] for name in names]
-    if any(isinstance(vote, bool) or vote not in (0, 1, 2) for vote in votes):
+    if any(type(vote) is not int or vote not in (0, 1, 2) for vote in votes):
         raise ShapeError(f"the annotators say {votes}; expected 1, 2, or 0 for a tie, of each")
     first, _, second = str(row.get("cmp_key", "")).partition("_")
     candidates = []
@@ -133,7 +137,7 @@ def find_arena(row: Columns) -> Found:
 def find_shp(row: Columns) -> Found:
     """Stanford's Human Preferences: `labels` is 1 where A is preferred, 0 where B is."""
     label = row["labels"]
-    if isinstance(label, bool) or label not in (0, 1):
+    if type(label) is not int or label not in (0, 1):
         raise ShapeError(f"'labels' is {label!r}; expected 1 (A is preferred) or 0 (B is)")
     candidates = [
         candidate(side, string(row, f"human_ref_{side}"), Rating(aspect=HUMAN, score=float((side == "A") == label)))
@@ -220,7 +224,10 @@ def find_generations(row: Columns) -> Found:
     texts = strings(row["generations"], "'generations'")
     models = row.get("generation_models") or row.get("model_names") or [str(at) for at in range(len(texts))]
     ratings, words = row.get("ratings") or [], row.get("rationales") or []
-    if len(strings(models, "'generation_models'")) != len(texts) or len(ratings) not in (0, len(texts)):
+    if not isinstance(ratings, list) or not isinstance(words, list):
+        raise ShapeError("'ratings' or 'rationales' is no list; expected one of each an answer")
+    models = strings(models, "'generation_models'")
+    if len(models) != len(texts) or len(ratings) not in (0, len(texts)):
         raise ShapeError(f"there are {len(texts)} generations and another number of models or ratings")
     candidates = []
     for at, text in enumerate(texts):
@@ -251,6 +258,8 @@ def find_oasst(row: Columns) -> Found:
     """A tree of OpenAssistant: the chat goes on with the reply that people ranked first; the answers are the first
     turn's. A rating says how many of the ranked replies stand below."""
     root, turn, said = row["prompt"], row["prompt"], []
+    if not isinstance(root, Mapping):
+        raise ShapeError(f"'prompt' is {kind_of(root)}; expected an object with text and replies")
     replies = _replies(root)
     while True:
         role: Role | None = ROLES.get(str(turn.get("role")))

@@ -1,5 +1,6 @@
 """Everyone's shapes of row: each example is told by its columns, makes what the table says, and nothing else."""
 
+import contextlib
 import json
 from collections import Counter
 from itertools import islice
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from potstill.errors import DataError
 from potstill.files import read_lines
@@ -24,7 +27,7 @@ from potstill.records import (
     Record,
     Text,
 )
-from potstill.shapes import SHAPES, recognise
+from potstill.shapes import SHAPES, Shape, recognise
 
 SHARED = Path("../shared/data")
 U, A = "user", "assistant"
@@ -574,3 +577,54 @@ def _words(record: Record) -> bool:
         return any(candidate.text or candidate.finish == "empty" for candidate in record.candidates)
     messages = record.chosen if isinstance(record, Pair) else getattr(record, "messages", None) or record.answer  # type: ignore[attr-defined]
     return all(message.content or message.tool_calls for message in messages if message.role != "tool")
+
+
+OTHERS = ["annotator2", "cmp_key", "generator_1", "preference", "judge", "model", "score", "system", "id", "category"]
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", U, A, "[]", '[{"name": "f"}]', "81"])
+)
+PARTS = st.dictionaries(
+    st.sampled_from(["role", "content", "text", "turns", "replies", "rank", "answer", "messages", "body", "choices"])
+    | st.sampled_from(
+        ["message", "status_code", "finish_reason", "input", "output", "model", "response", "instruction"]
+    ),
+    st.recursive(
+        LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.just("role"), inner), max_leaves=3
+    ),
+    max_size=4,
+)
+VALUES = LEAVES | PARTS | st.lists(LEAVES | PARTS, max_size=3)
+
+
+@given(st.sampled_from(list(SHAPES.values())), st.data(), st.sampled_from(KINDS), st.booleans())
+@settings(max_examples=400)
+def test_whatever_stands_in_a_shapes_columns_it_is_read_or_refused_in_words(
+    shape: Shape, data: st.DataObject, kind: str, asked: bool
+) -> None:
+    columns = [*data.draw(st.sampled_from(shape.needs)), *data.draw(st.lists(st.sampled_from(OTHERS), max_size=3))]
+    row = {column: data.draw(VALUES, label=column) for column in columns}
+    try:
+        record = shape.read(row, ROWS[kind], "x", QUESTIONS if asked else None)
+    except ShapeError:
+        return
+    assert isinstance(record, ROWS[kind])
+    assert type(record).model_validate_json(record.to_line()) == record
+
+
+@given(st.sampled_from(ROWS_OF), st.data(), st.sampled_from(KINDS))
+@settings(max_examples=400)
+def test_a_good_row_with_one_thing_spoilt_is_read_or_refused_in_words(
+    named: tuple[str, dict[str, Any]], data: st.DataObject, kind: str
+) -> None:
+    name, row = named
+    spoilt = json.loads(json.dumps(row))
+    holder = spoilt
+    while True:
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(holder[key], dict | list) or not holder[key] or data.draw(st.booleans()):
+            holder[key] = data.draw(VALUES)
+            break
+        holder = holder[key]
+    with contextlib.suppress(ShapeError):
+        SHAPES[name].read(spoilt, ROWS[kind], "x", QUESTIONS)
