@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from potstill import stages
 from potstill.miniature.voices import VOICES, Voice
 from potstill.miniature.world import ATTRIBUTES, UNRECORDED
+from potstill.shapes import SHAPES
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Price, Spec
 from potstill.stages.base import Reference, Stage
 from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, MtBenchSuite, PreferenceSuite
@@ -73,8 +74,18 @@ def entities() -> str:
     return "\n".join(["| sort | what is recorded |", "|---|---|", *rows, "", unrecorded])
 
 
+def shapes() -> str:
+    """What rows are recognised by, whose they are, and what they make."""
+    lines = ["| `format` | told by | whose | makes |", "|---|---|---|---|"]
+    for shape in SHAPES.values():
+        told = "; or ".join(", ".join(f"`{column}`" for column in columns) for columns in shape.needs)
+        lines.append(f"| `{shape.name}` | {told} | {_line(shape.says)} | {', '.join(shape.makes)} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "recipe.md": {"stages": stage_reference, "suites": suite_reference, "models": model_reference},
+    "data.md": {"shapes": shapes},
     "miniature.md": {"voices": voices, "entities": entities},
 }
 
@@ -143,7 +154,9 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         return f"`[{', '.join(PLAIN.get(argument, 'value') for argument in arguments)}]`"
     if origin is dict:
-        return "names, each with a [suite](#suites)"
+        inner = get_args(arguments[1])[0] if get_origin(arguments[1]) is Annotated else arguments[1]
+        simple = inner is str or "Reference" in str(arguments[1])
+        return f"names, each with {_words(arguments[1], [])}" if simple else "names, each with a [suite](#suites)"
     return PLAIN.get(annotation, f"[{getattr(annotation, '__name__', annotation)}](#models-and-servers)")
 
 

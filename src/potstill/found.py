@@ -4,8 +4,8 @@ Whatever cannot be that record is a ShapeError in words.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from potstill.records import Answers, Candidate, Chat, Feedback, Message, Pair, Prompt, Record, Role, Text
@@ -13,8 +13,16 @@ from potstill.records import Answers, Candidate, Chat, Feedback, Message, Pair, 
 R = TypeVar("R", bound=Record)
 
 
+BAD_ROW = "bad_row"
+
+
 class ShapeError(ValueError):
-    """A row is not what it should be: what is wrong; what was expected."""
+    """A row cannot be what was asked for: what is wrong; what was expected."""
+
+    def __init__(self, words: str, reason: str = BAD_ROW) -> None:
+        self.reason = reason
+        """Anything but "bad_row" where nothing is wrong with the row, such as "tie" where pairs are asked for."""
+        super().__init__(words)
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,43 @@ class Found:
     """JSON Schemas of what the assistant may call."""
     desirable: bool | None = None
     """What a row says of its own answer, if anything."""
+    asked: Prompt | None = None
+    """The prompt as it is, assistant's turns included, where it does not end at the first of them."""
+    question: str = ""
+    """The id of the prompt, where that stands in another file; `prompt` then holds what was said to it."""
+    no_pair: tuple[str, str] | None = None
+    """Why no answer is preferred, as a reason and in words, of a row that might have said so."""
+    category: str = ""
 
 
-def make_record(found: Found, row_type: type[R], name: str, category: str) -> R:
-    """The record of that type, under that id; ShapeError, in words, where it cannot be one."""
-    return cast(R, _MAKERS[row_type](found, name, category))
+def make_record(
+    found: Found, row_type: type[R], name: str, category: str, questions: Mapping[str, Prompt] | None = None
+) -> R:
+    """The record of that type, under that id; ShapeError, in words, where it cannot be one.
+
+    `questions`: prompts by their ids, for rows that only name theirs.
+    """
+    if found.question and (row_type is not Text or questions):
+        found = _joined(found, questions)
+    return cast(R, _MAKERS[row_type](found, name, category or found.category))
+
+
+def _joined(found: Found, questions: Mapping[str, Prompt] | None) -> Found:
+    """With the question that the row names, and what was said between its turns."""
+    if questions is None:
+        what = f"the row names its question ({found.question}) without its words"
+        raise ShapeError(f"{what}; expected the file of the questions too, in an import stage's 'questions'")
+    prompt = questions.get(found.question)
+    if prompt is None:
+        raise ShapeError(f"its question {found.question!r} is not among the 'questions'; expected one that is")
+    said, turns = found.prompt, (Message(role="user", content=text) for text in prompt.follow_ups)
+    if len(said) > 1 + len(prompt.follow_ups):
+        raise ShapeError(f"{len(said)} answers to {1 + len(prompt.follow_ups)} user turns; expected no more than those")
+    dialogue = [*prompt.messages, *said[:1]]
+    for turn, answer in zip(turns, said[1:], strict=False):
+        dialogue += [turn, answer]
+    candidates = found.candidates if len(said) == 1 else ()
+    return replace(found, prompt=tuple(dialogue), candidates=candidates, asked=prompt, category=prompt.category)
 
 
 def _text(found: Found, name: str, category: str) -> Text:
@@ -50,6 +90,10 @@ def _text(found: Found, name: str, category: str) -> Text:
 
 
 def _prompt(found: Found, name: str, category: str) -> Prompt:
+    if found.asked is not None:
+        check_dialogue(found.asked.messages, "user", "the prompt")
+        asked = found.asked
+        return asked.model_copy(update={"id": asked.id or name, "category": asked.category or category})
     first = next((i for i, m in enumerate(found.prompt) if m.role == "assistant"), len(found.prompt))
     later = tuple(m.content for m in found.prompt[first:] if m.role == "user")
     messages = _in_words(found.prompt[:first], found.tools)
@@ -60,7 +104,9 @@ def _prompt(found: Found, name: str, category: str) -> Prompt:
 
 def _chat(found: Found, name: str, category: str) -> Chat:
     if found.desirable is False:
-        raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from")
+        raise ShapeError("the row is labelled as an answer to avoid; expected one to learn from", "undesirable")
+    if found.no_pair is not None and not found.chosen:
+        raise ShapeError(found.no_pair[1], found.no_pair[0])
     messages = found.prompt + found.chosen
     if not messages and found.text:
         raise ShapeError("the row is a plain text; expected a conversation")
@@ -69,13 +115,9 @@ def _chat(found: Found, name: str, category: str) -> Chat:
 
 
 def _pair(found: Found, name: str, category: str) -> Pair:
-    if not found.chosen or not found.rejected:
-        raise ShapeError("there is no pair of answers; expected 'chosen' and 'rejected'")
-    check_dialogue(found.prompt, "user", "the prompt")
-    check_dialogue(found.prompt + found.chosen, "assistant", "'chosen'")
-    check_dialogue(found.prompt + found.rejected, "assistant", "'rejected'")
-    if found.chosen == found.rejected:
-        raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers")
+    if found.no_pair is not None:
+        raise ShapeError(found.no_pair[1], found.no_pair[0])
+    check_pair(found.prompt, found.chosen, found.rejected)
     return Pair(
         id=name,
         prompt=found.prompt,
@@ -132,6 +174,34 @@ _MAKERS: dict[type[Record], Callable[[Found, str, str], Record]] = {
     Pair: _pair,
     Feedback: _feedback,
 }
+
+
+def check_record(record: Record) -> None:
+    """ShapeError where a record that somebody made by hand is not what stages expect of its kind."""
+    if isinstance(record, Text) and not record.text.strip():
+        raise ShapeError("the text is empty; expected words")
+    if isinstance(record, Answers):
+        record = record.prompt
+    if isinstance(record, Prompt):
+        check_dialogue(record.messages, "user", "the prompt")
+    elif isinstance(record, Chat):
+        check_dialogue(record.messages, "assistant", "the conversation")
+    elif isinstance(record, Feedback):
+        check_dialogue(record.prompt, "user", "the prompt")
+        check_dialogue(record.prompt + record.answer, "assistant", "the conversation")
+    elif isinstance(record, Pair):
+        check_pair(record.prompt, record.chosen, record.rejected)
+
+
+def check_pair(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
+    """ShapeError unless the prompt ends with the user, both answers with the assistant, and they differ."""
+    if not chosen or not rejected:
+        raise ShapeError("there is no pair of answers; expected 'chosen' and 'rejected'")
+    check_dialogue(prompt, "user", "the prompt")
+    check_dialogue([*prompt, *chosen], "assistant", "'chosen'")
+    check_dialogue([*prompt, *rejected], "assistant", "'rejected'")
+    if chosen == rejected:
+        raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers")
 
 
 def check_dialogue(messages: Sequence[Message], last: Role, what: str) -> None:

@@ -1,18 +1,20 @@
 """What a run will do: each stage's key, whether its artifact is sealed already, and why not where it isn't."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from potstill import own
 from potstill.artifact import Artifact, digest, find
-from potstill.document import Steps
-from potstill.errors import RecipeError
+from potstill.document import Steps, dotted
+from potstill.errors import DataError, RecipeError
+from potstill.files import count_rows, shards
 from potstill.miniature import MEANING
 from potstill.recipe import Recipe
 from potstill.records import ROWS
 from potstill.references import Entry, Link, replaced
-from potstill.sources import IDENTITY_FIELDS, Data, EndpointModel, Inputs, LocalModel, Model
+from potstill.sources import IDENTITY_FIELDS, Data, EndpointModel, Function, Inputs, LocalModel, Model
 from potstill.stages.base import Expected, stage_seed
 from potstill.validation import nearest
 from potstill.workspace import Hashes, Workspace
@@ -95,8 +97,9 @@ class _Planner:
         identities = {link.steps: self._identity(link) for link in entry.links}
         dump = entry.config.model_dump(mode="json")
         seed = stage_seed(self._recipe.seed, name)
+        shown = replaced(dump, {link.steps: _shown(link) for link in entry.links})
         meaning = {
-            "kind": dump["kind"],
+            "kind": shown["kind"],
             "version": entry.stage.version,
             "config": {f: value for f, value in replaced(dump, identities).items() if f not in entry.config.HOW},
             "seed": seed,
@@ -104,18 +107,20 @@ class _Planner:
         key = digest(meaning)
         head = {
             "stage": name,
-            "kind": dump["kind"],
+            "kind": shown["kind"],
             "version": entry.stage.version,
             "produces": entry.produces,
             "key": key,
             "seed": seed,
-            "config": replaced(dump, {link.steps: _shown(link) for link in entry.links}),
+            "config": shown,
             "inputs": _inputs(entry.links, identities),
         }
         artifact = find(self._workspace.artifacts / f"{name}-{key[:KEY_LENGTH]}")
         if artifact is not None and artifact.key != key:
             artifact = None
         why = "" if artifact else self._why(entry, head)
+        if artifact is None:
+            _glance(entry)
         self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact, key))
 
     def _identity(self, link: Link) -> Any:
@@ -123,10 +128,19 @@ class _Planner:
         if link.stage:
             return [[link.stage, self.steps[link.stage].key]]
         if link.file:
-            return [[link.file.name, self._hashes.file(link.file)]]
+            return [[link.file.name, self._file(link.file)]]
+        if link.function:
+            return [[link.function.label, own.fingerprint(link.function.path, self._hashes.file)]]
         if link.server:
             return [[link.server, _server_identity(self._recipe, link.server)]]
         return [[model.name, self._model(model)] for model in link.models]
+
+    def _file(self, path: Path) -> str:
+        """What a file holds; or, with their names, the files of a folder or a pattern."""
+        read = shards(path)
+        if read == [path]:
+            return self._hashes.file(path)
+        return digest({file.relative_to(_above(path)).as_posix(): self._hashes.file(file) for file in read})
 
     def _model(self, model: Model) -> str:
         identity = model.spec.model_dump(mode="json", include=IDENTITY_FIELDS)
@@ -155,48 +169,82 @@ class _Planner:
         if before["seed"] != head["seed"]:
             return "the seed changed"
         fields = [field for field in head["inputs"] if before["inputs"].get(field) != head["inputs"][field]]
+        edited = [link.function.path.name for link in entry.links if link.function and link.field in fields]
+        if edited:
+            return f"{', '.join(dict.fromkeys(edited))} changed"
         return f"what {', '.join(fields)} names changed"
 
     def _expected(self, entry: Entry, artifact: Artifact | None, key: str) -> Expected:
-        rows: dict[str, int] = {}
-        for link in entry.links:
-            if link.file or (link.stage and self.steps[link.stage].entry.produces in ROWS):
-                rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
         if artifact is not None:
             return Expected(rows=int(artifact.facts.get("rows", 0)))
+        rows: dict[str, int] = {}
+        of_rows = {slot.field for slot in entry.slots if any(kind in ROWS for kind in slot.accepts)}
+        for link in entry.links:
+            if (link.file and link.field in of_rows) or (link.stage and self.steps[link.stage].entry.produces in ROWS):
+                rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
         trial = self._trials.get(entry.name)
         return entry.config.extrapolate(rows, trial) if trial and trial.key == key else entry.config.expect(rows)
 
     def _rows(self, link: Link) -> int:
         if link.stage:
             return self.steps[link.stage].expected.rows
-        if link.file and link.file.suffix == ".jsonl":
-            with link.file.open("rb") as file:
-                return sum(1 for line in file if line.strip())
-        return 0
+        return count_rows(link.file) if link.file else 0
+
+
+def _glance(entry: Entry) -> None:
+    """RecipeError, at the place where the recipe names it, where a file cannot be what its stage takes."""
+    accepts = {slot.field: slot.accepts for slot in entry.slots}
+    for link in entry.links:
+        if link.file and any(kind in ROWS for kind in accepts[link.field]):
+            try:
+                entry.config.glance(link.field, accepts[link.field], link.file)
+            except DataError as error:
+                label = f"{entry.name}.{dotted(link.steps)}"
+                what = f"'{label}' cannot be used: {error.where}: {error.what}"
+                raise RecipeError(link.place, what, error.remedy) from error
+
+
+def _above(path: Path) -> Path:
+    """The folder whose files are read: itself, or the one that a pattern is looked for in."""
+    return path if path.is_dir() else path.parent
 
 
 def _shown(link: Link) -> Any:
     """A reference as the manifest shows it: names that are the same wherever the run stands."""
-    return link.file.name if link.file else link.name
+    return link.file.name if link.file else link.function.label if link.function else link.name
 
 
 def _inputs(links: Iterable[Link], identities: Mapping[Steps, Any]) -> dict[str, Any]:
     inputs: dict[str, list[Any]] = {}
     for link in links:
-        inputs.setdefault(link.field, []).extend({"name": name, "key": key} for name, key in identities[link.steps])
+        group = [{"name": name, "key": key} for name, key in identities[link.steps]]
+        for source, model in zip(group, link.models, strict=False):
+            source["model"] = _told(model)
+        inputs.setdefault(link.field, []).extend(group)
     return inputs
+
+
+def _told(model: Model) -> dict[str, Any]:
+    """What of a model its artifacts' readers may want to know. Where it answers is none of it: that may change."""
+    spec = model.spec
+    if isinstance(spec, EndpointModel):
+        return {"endpoint": True, "name": spec.name, "revision": spec.revision}
+    name = Path(spec.path).name if Path(spec.path).is_absolute() else spec.path
+    return {"endpoint": False, "name": name, "revision": spec.revision or ""}
 
 
 def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: Mapping[str, str]) -> Inputs:
     """What a step reads, once everything before it is sealed. `urls`: where the recipe's servers answer."""
     data: dict[str, list[Data]] = {}
     models: dict[str, list[Model]] = {}
+    functions: dict[str, list[Function]] = {}
     servers = {}
     for slot in step.entry.slots:
-        if "model" in slot.accepts:
+        if "function" in slot.accepts:
+            functions[slot.field] = []
+        elif "model" in slot.accepts:
             models[slot.field] = []
-        if any(kind not in ("model", "server") for kind in slot.accepts):
+        if any(kind not in ("model", "server", "function", "word") for kind in slot.accepts):
             data[slot.field] = []
     for link in step.entry.links:
         if link.stage:
@@ -207,6 +255,9 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
                 data[link.field].append(Data(link.stage, artifact.produces, artifact.path, link.weight))
         elif link.file:
             data[link.field].append(Data(link.file.name, "file", link.file, link.weight))
+        elif link.function:
+            key = next(key for key in step.head["inputs"][link.field] if key["name"] == link.function.label)["key"]
+            functions[link.field].append(replace(link.function, sha256=key))
         elif link.server:
             servers[link.field] = plan.recipe.servers[link.server]
         else:
@@ -215,6 +266,7 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
         {field: tuple(group) for field, group in data.items()},
         {field: tuple(group) for field, group in models.items()},
         servers,
+        {field: tuple(group) for field, group in functions.items()},
     )
 
 

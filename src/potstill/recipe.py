@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from potstill import stages
 from potstill.document import Document, Steps, dotted, interpolate, parse, read_document
 from potstill.errors import RecipeError, reason
-from potstill.references import Entry, Resolver, find_path, ordered
+from potstill.own import is_own
+from potstill.references import Entry, Resolver, find_function, find_path, ordered
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
 from potstill.stages.base import Stage, StageConfig
 from potstill.validation import LONGEST_NAME, PLAIN, check_utf8, complain, nearest, true_as_number
@@ -289,12 +290,18 @@ class _Builder:
         steps = ("stages", name)
         value = self._mapping(steps, "{kind: sft, ...}")
         kind = value.get("kind")
+        if isinstance(kind, str) and is_own(kind):
+            from potstill.stages.own import own_stage
+
+            found = own_stage(find_function(kind, self._folder, self._document.place((*steps, "kind"))), kind)
+            return found, self._spec(found.config, value, steps)
         if not isinstance(kind, str) or kind not in stages.MODULES:
             what = (
                 "has no 'kind'" if kind is None else f"is of the unknown kind '{kind}'{nearest(kind, stages.MODULES)}"
             )
             place = self._document.place((*steps, "kind"))
-            raise RecipeError(place, f"the stage '{name}' {what}", f"Choose one of: {', '.join(stages.MODULES)}")
+            remedy = f"Choose one of: {', '.join(stages.MODULES)}; or your own function, mine.py:name"
+            raise RecipeError(place, f"the stage '{name}' {what}", remedy)
         found = stages.stage(kind)
         return found, self._spec(found.config, value, steps)
 

@@ -8,10 +8,12 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from potstill import own
 from potstill.document import Document, Steps, dotted
-from potstill.errors import RecipeError, reason
+from potstill.errors import DataError, RecipeError, reason
+from potstill.files import shards
 from potstill.records import ROWS
-from potstill.sources import MiniatureServer, Model, Share
+from potstill.sources import Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
 from potstill.validation import check_utf8, nearest
 
@@ -38,7 +40,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Link:
-    """One name in a config, and what it turned out to be: exactly one of stage, file, models and server is set."""
+    """One name in a config, and what it turned out to be: exactly one of stage, file, function, models and server
+    is set."""
 
     field: str
     steps: Steps
@@ -46,6 +49,7 @@ class Link:
     place: str
     stage: str = ""
     file: Path | None = None
+    function: Function | None = None
     models: tuple[Model, ...] = ()
     server: str = ""
     weight: float = 1.0
@@ -149,7 +153,13 @@ def replaced(dump: Any, replacements: Mapping[Steps, Any], steps: Steps = ()) ->
     return dump
 
 
-_A = {"model": "a model", "server": "a server", "report": "a report", "audit": "an audit"}
+_A = {
+    "model": "a model",
+    "server": "a server",
+    "report": "a report",
+    "audit": "an audit",
+    "dataset": "a dataset",
+}
 
 
 def find_path(written: str, folder: Path, place: str) -> Path | None:
@@ -173,6 +183,27 @@ def find_path(written: str, folder: Path, place: str) -> Path | None:
     return real
 
 
+def find_pattern(written: str, folder: Path, place: str) -> Path | None:
+    """The pattern, such as data/train-*.parquet, with its folder's real path, where a file fits it."""
+    head, _, tail = written.rpartition("/")
+    if not any(sign in tail for sign in "*?["):
+        return None
+    real = find_path(head or ".", folder, place)
+    return real / tail if real is not None and real.is_dir() and any(real.glob(tail)) else None
+
+
+def find_function(text: str, folder: Path, place: str) -> Function:
+    """The user's function that `mine.py:name` means. RecipeError where there is none; its file is read, not run."""
+    path, name = own.written(text, place)
+    found = find_path(path, folder, place)
+    if found is None or not found.is_file():
+        what = f"'{path}' is no file" if found else f"there is no file '{path}'"
+        raise RecipeError(place, what, "Mend the path, looked for in the recipe's folder and in this one")
+    function = Function(found, name)
+    own.check(function)
+    return function
+
+
 class Resolver:
     """Finds what each name in the stages' configs means. RecipeError where it means nothing, or the wrong thing."""
 
@@ -192,13 +223,20 @@ class Resolver:
         """The stage of that name with everything that it refers to."""
         stage, config = self._configs[name]
         found = slots(config)
-        links = [self._link(name, slot, named) for slot in found for named in slot.names]
+        links = [
+            self._link(name, slot, named)
+            for slot in found
+            for named in slot.names
+            if "word" not in slot.accepts or own.is_own(named.name)
+        ]
         return Entry(name, stage, config, found, tuple(links), self._document.place(("stages", name)))
 
     def _link(self, owner: str, slot: Slot, named: Named) -> Link:
         steps, text, weight = named
         place = self._document.place(("stages", owner, *steps))
         label = f"{owner}.{dotted(steps)}"
+        if "function" in slot.accepts:
+            return Link(slot.field, steps, text, place, function=find_function(text, self._folder, place))
         wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
         made = self._makes.get(text)
         if made in slot.accepts:
@@ -214,6 +252,8 @@ class Resolver:
             raise RecipeError(place, f"'{label}' needs {wanted}, but '{text}' is {_A.get(is_a, is_a)}", remedy)
         takes_file = any(kind in ROWS or kind == "file" for kind in slot.accepts)
         file = find_path(text, self._folder, place) if takes_file else None
+        if file is None and any(kind in ROWS for kind in slot.accepts):
+            file = find_pattern(text, self._folder, place)
         if file is None:
             things = f"{'neither a' if takes_file else 'no'} {self._things(slot.accepts)}"
             raise RecipeError(
@@ -223,7 +263,13 @@ class Resolver:
                 "Mend the name"
                 + (" or the path, looked for in the recipe's folder and in this one" if takes_file else ""),
             )
-        if not file.is_file():
+        if any(kind in ROWS for kind in slot.accepts) and (file.is_dir() or not file.exists()):  # a pattern
+            try:
+                shards(file)
+            except DataError as error:
+                what = error.what.replace("the folder", "a folder that", 1)
+                raise RecipeError(place, f"'{label}' names '{text}', which is {what}", error.remedy) from error
+        elif not file.is_file():
             what = "a folder" if file.is_dir() else "a pipe or a device"
             raise RecipeError(place, f"'{label}' names '{text}', which is {what}, not a file", "Name the file itself")
         return Link(slot.field, steps, text, place, file=file, weight=weight)

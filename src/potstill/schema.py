@@ -31,7 +31,12 @@ def recipe_schema() -> dict[str, Any]:
     stage = {
         "type": "object",
         "required": ["kind"],
-        "properties": {"kind": {"enum": list(configs), "description": "What this stage does."}},
+        "properties": {
+            "kind": {
+                "anyOf": [{"enum": list(configs)}, {"type": "string", "pattern": r"\.py:[A-Za-z_][A-Za-z0-9_]*$"}],
+                "description": "What this stage does; or a function of your own, written mine.py:name.",
+            }
+        },
         "allOf": [
             {"if": {"properties": {"kind": {"const": kind}}}, "then": at(config)} for kind, config in configs.items()
         ],

@@ -1,34 +1,36 @@
 """The shapes of row that people publish: each is recognised by its columns, and says what stands where in them.
 
 From there the way to a record is the same for all; see `found`. A row that cannot be read is a ShapeError in words.
+Shapes that compare answers are in `comparisons`; how a turn or a tool is read, in `turns`.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
+from potstill import comparisons
+from potstill.comparisons import dialogue, instruction, number
 from potstill.found import Found, ShapeError, make_record
-from potstill.records import Candidate, Message, Prompt, Rating, Record, Role, ToolCall
+from potstill.records import Candidate, Finish, Message, Prompt, Record, Role
+from potstill.turns import (
+    Columns,
+    assistant,
+    kind_of,
+    read_message,
+    read_messages,
+    read_tools,
+    string,
+    strings,
+    user,
+    written_calls,
+)
 
 R = TypeVar("R", bound=Record)
-Columns = Mapping[str, Any]
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
+IDS = ("id", "question_id", "custom_id", "uuid")
+"""Where a row may say who it is."""
 
 
 @dataclass(frozen=True)
@@ -36,217 +38,116 @@ class Shape:
     """One way of laying out a row."""
 
     name: str
-    fits: Callable[[Columns], bool]
+    needs: tuple[tuple[str, ...], ...]
+    """The columns that tell it: one of these sets, all of them."""
     find: Callable[[Columns], Found]
+    says: str
+    """Whose shape it is, for the documentation."""
+    makes: tuple[str, ...]
+    """The kinds of rows that can come of it."""
+    named: bool = True
+    """Whether a row's id is its own, and no other row's."""
 
-    def read(self, row: Any, row_type: type[R], default_id: str) -> R:
+    def fits(self, row: Columns) -> bool:
+        """Whether the columns are there that tell it."""
+        return any(all(row.get(column) is not None for column in columns) for columns in self.needs)
+
+    def read(self, row: Any, row_type: type[R], default_id: str, questions: Mapping[str, Prompt] | None = None) -> R:
         """The row as a record; ShapeError, in words, where it cannot be one."""
         if not isinstance(row, Mapping):
-            raise ShapeError(f"the row is {_kind(row)}; expected an object with columns")
+            raise ShapeError(f"the row is {kind_of(row)}; expected an object with columns")
+        row = {column: value for column, value in row.items() if value is not None}  # tables fill with nulls
         if not self.fits(row):
             raise ShapeError(f"the columns are {', '.join(sorted(row))}; expected those of {self.name!r} rows")
-        found = self.find(row)
-        own = row.get("id", row.get("question_id"))
+        found = _with_system(self.find(row), row)
+        own = next((row[column] for column in IDS if column in row), "") if self.named else ""
         name = str(own) if isinstance(own, str | int) and own != "" else default_id
         category = row.get("category", row.get("class"))
         category = category.strip() if isinstance(category, str) else ""
-        return make_record(found, row_type, name, category)
+        record = make_record(found, row_type, name, category, questions)
+        more = {word: row[word] for word in _words_of(row_type) if isinstance(row.get(word), str)}
+        return record.model_copy(update=more) if more else record
 
 
-def recognise(row: Any) -> Shape | None:
-    """The shape whose columns the row has."""
-    if not isinstance(row, Mapping):
-        return None
-    return next((shape for shape in SHAPES.values() if shape.fits(row)), None)
+@cache
+def _words_of(row_type: type[Record]) -> tuple[str, ...]:
+    """The texts of a record that have columns of their own names, and that nothing else tells."""
+    told = {"id", "text", "category"}
+    return tuple(name for name, field in row_type.model_fields.items() if field.annotation is str and name not in told)
 
 
-def _string(row: Columns, column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise ShapeError(f"{column!r} is {_kind(value)}; expected text")
-    return value
+def recognise(rows: Iterable[Any]) -> Shape | None:
+    """The shape that most of the rows have; of several, the one that asks for more."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row, Mapping):
+            counts.update(shape.name for shape in SHAPES.values() if shape.fits(row))
+    most = max(counts.values(), default=0)
+    return next((shape for shape in SHAPES.values() if counts[shape.name] == most), None) if most else None
 
 
-def _kind(value: object) -> str:
-    names = {type(None): "missing", list: "a list", dict: "an object", bool: "true or false", int: "a number"}
-    return names.get(type(value), "a number" if isinstance(value, float) else "text")
-
-
-def _message(value: Any, what: str) -> Message:
-    """A turn in OpenAI's columns (role, content) or ShareGPT's (from, value)."""
-    if not isinstance(value, Mapping):
-        raise ShapeError(f"{what} is {_kind(value)}; expected an object with role and content")
-    role_column, content_column = ("role", "content") if "role" in value else ("from", "value")
-    role, content = value.get(role_column), value.get(content_column)
-    if not isinstance(role, str) or role not in ROLES:
-        raise ShapeError(f"the role of {what} is {role!r}; expected system, user, assistant or tool")
-    calls = tuple(_tool_calls(value, what))
-    if role == "function_call" and isinstance(content, str) and not calls:
-        calls = _written_call(content)
-        content = None if calls else content
-    if calls and content is None:
-        content = ""
-    if not isinstance(content, str):
-        raise ShapeError(f"the content of {what} is {_kind(content)}; expected text")
-    if calls and ROLES[role] != "assistant":
-        raise ShapeError(f"{what} is {role!r} and calls a tool; expected that of an assistant only")
-    return Message(
-        role=ROLES[role],
-        content=content,
-        tool_calls=calls,
-        tool_call_id=_word(value, "tool_call_id"),
-        name=_word(value, "name") if ROLES[role] == "tool" else "",
-        train=_train(value, what),
-    )
-
-
-def _train(value: Columns, what: str) -> bool:
-    train = value.get("train")
-    if not isinstance(train, bool | None):
-        raise ShapeError(f"'train' of {what} is {train!r}; expected true or false")
-    return train is not False
-
-
-def _word(value: Columns, column: str) -> str:
-    word = value.get(column)
-    return word if isinstance(word, str) else ""
-
-
-def _tool_calls(message: Columns, what: str) -> Iterator[ToolCall]:
-    """OpenAI's columns: `tool_calls`, or the older `function_call`."""
-    listed = message.get("tool_calls") or []
-    if not isinstance(listed, list | tuple):
-        raise ShapeError(f"the tool_calls of {what} are {_kind(listed)}; expected a list")
-    for call in [*listed, *filter(None, [message.get("function_call")])]:
-        found = _call(call)
-        if found is None:
-            raise ShapeError(f"a tool call of {what} cannot be read; expected a name and arguments, a JSON object")
-        yield found
-
-
-def _call(value: Any) -> ToolCall | None:
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        return None
-    try:
-        return ToolCall(name=function["name"], arguments=function.get("arguments") or {}, id=_word(value, "id"))
-    except ValueError:
-        return None
-
-
-def _written_call(content: str) -> tuple[ToolCall, ...]:
-    """ShareGPT's turn that is a call, or a list of them, in JSON; nothing where it is plain words."""
-    value = _json(content)
-    calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
-    return tuple(call for call in calls if call) if all(calls) else ()
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _tools(row: Columns) -> tuple[str, ...]:
-    """What a row offers its assistant: schemas, or JSON of them; bare functions are wrapped as templates expect."""
-    value = row.get("tools") or []
-    if isinstance(value, str):
-        value = _json(value) if value.strip() else []
-    if not isinstance(value, list | tuple):
-        raise ShapeError("'tools' cannot be read; expected a list of JSON Schemas")
-    tools = []
-    for item in value:
-        tool = _json(item) if isinstance(item, str) else item
-        if not isinstance(tool, Mapping) or not ("name" in tool or isinstance(tool.get("function"), Mapping)):
-            raise ShapeError("one of the 'tools' cannot be read; expected the JSON Schema of a function with a name")
-        whole = tool if "function" in tool else {"type": "function", "function": tool}
-        tools.append(json.dumps(whole, ensure_ascii=False))
-    return tuple(tools)
+def _with_system(found: Found, row: Columns) -> Found:
+    """What a column of its own tells the assistant comes first, unless the conversation begins so by itself."""
+    told = row.get("system", row.get("system_prompt"))
+    if not isinstance(told, str) or not told.strip() or not found.prompt or found.prompt[0].role == "system":
+        return found
+    return replace(found, prompt=(Message(role="system", content=told), *found.prompt))
 
 
 def _label(row: Columns) -> bool | None:
     return row["label"] if isinstance(row.get("label"), bool) else None
 
 
-def _messages(value: Any, what: str) -> tuple[Message, ...]:
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list | tuple):
-        raise ShapeError(f"{what} is {_kind(value)}; expected a list of messages")
-    return tuple(_message(item, f"turn {number} of {what}") for number, item in enumerate(value, start=1))
-
-
-def _user(text: str) -> tuple[Message, ...]:
-    return (Message(role="user", content=text),)
-
-
-def _assistant(text: str) -> tuple[Message, ...]:
-    return (Message(role="assistant", content=text),)
-
-
-def _instruction(row: Columns) -> tuple[Message, ...]:
-    """Alpaca's instruction, with its input below it."""
-    given = row.get("input") or ""
-    if not isinstance(given, str):
-        raise ShapeError(f"'input' is {_kind(given)}; expected text")
-    text = _string(row, "instruction")
-    return _user(f"{text}\n\n{given}" if given.strip() else text)
-
-
-def _strings(value: Any, what: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ShapeError(f"{what} is {_kind(value)}; expected a list of texts")
-    return tuple(value)
-
-
 def _find_messages(row: Columns) -> Found:
-    messages = _messages(row["messages"], "'messages'")
     return Found(
-        prompt=messages,
-        follow_ups=_strings(row.get("follow_ups") or (), "'follow_ups'"),
-        references=_strings(row.get("references") or (), "'references'"),
-        tools=_tools(row),
+        prompt=read_messages(row["messages"], "'messages'"),
+        follow_ups=strings(row.get("follow_ups") or (), "'follow_ups'"),
+        references=strings(row.get("references") or (), "'references'"),
+        tools=read_tools(row),
         desirable=_label(row),
     )
 
 
 def _find_sharegpt(row: Columns) -> Found:
-    return Found(prompt=_messages(row["conversations"], "'conversations'"), tools=_tools(row), desirable=_label(row))
+    column = "conversations" if "conversations" in row else "conversation"
+    listed = row[column]
+    if isinstance(listed, list | tuple) and all(isinstance(turn, Mapping) and "input" in turn for turn in listed):
+        said = [m for turn in listed for m in user(string(turn, "input")) + assistant(string(turn, "output"))]
+        return Found(prompt=tuple(said))
+    return Found(prompt=read_messages(listed, f"{column!r}"), tools=read_tools(row), desirable=_label(row))
 
 
 def _find_pair(row: Columns) -> Found:
     chosen, rejected = (_side(row, column) for column in ("chosen", "rejected"))
+    texts = [column for column in ("question", "input") if isinstance(row.get(column), str)]
     if "conversations" in row:
-        prompt = _messages(row["conversations"], "'conversations'")
+        prompt = read_messages(row["conversations"], "'conversations'")
     elif "instruction" in row:
-        prompt = _instruction(row)
+        prompt = instruction(row)
     elif isinstance(row.get("prompt"), str):
-        prompt = _user(row["prompt"])
+        prompt = user(row["prompt"])
     elif "prompt" in row:
-        prompt = _messages(row["prompt"], "'prompt'")
+        prompt = read_messages(row["prompt"], "'prompt'")
     else:
-        prompt = ()
-    if len(chosen) > 1 or len(rejected) > 1:  # whole conversations: what they share is the prompt
-        shared = _shared(chosen, rejected)
+        prompt = user(row[texts[0]]) if texts else ()
+    if all(side[:1] and side[0].role != "assistant" for side in (chosen, rejected)):
+        shared = _shared(chosen, rejected)  # whole conversations: what they share is the prompt
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     return Found(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        tools=_tools(row),
-        chosen_score=_score(row, "chosen_score", "score_chosen"),
-        rejected_score=_score(row, "rejected_score", "score_rejected"),
+        tools=read_tools(row),
+        chosen_score=number(row, "chosen_score", "score_chosen", "chosen-rating", "chosen_rating"),
+        rejected_score=number(row, "rejected_score", "score_rejected", "rejected-rating", "rejected_rating"),
     )
 
 
 def _side(row: Columns, column: str) -> tuple[Message, ...]:
     value = row[column]
     if not isinstance(value, str):
-        return _messages(value, f"{column!r}")
-    return _dialogue(value, column) if value.lstrip().startswith("Human:") else _assistant(value)
+        return read_messages(value, f"{column!r}")
+    return dialogue(value) if value.lstrip().startswith("Human:") else assistant(value)
 
 
 def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
@@ -259,134 +160,309 @@ def _shared(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     return min(shared, len(chosen) - 1, len(rejected) - 1)
 
 
-def _dialogue(text: str, column: str) -> tuple[Message, ...]:
-    r"""HH's conversation in one string, its turns marked by "\n\nHuman:" and "\n\nAssistant:"."""
-    messages: list[Message] = []
-    for part in ("\n\n" + text.lstrip()).split("\n\nHuman:")[1:]:
-        said, *answers = part.split("\n\nAssistant:")
-        messages.append(Message(role="user", content=said.strip()))
-        messages += [Message(role="assistant", content=answer.strip()) for answer in answers]
-    return tuple(messages)
-
-
-def _score(row: Columns, *columns: str) -> float | None:
-    for column in columns:
-        if isinstance(row.get(column), int | float):
-            try:
-                return float(row[column])
-            except OverflowError as error:
-                raise ShapeError(f"{column!r} is a number too large for a score; expected a smaller one") from error
-    return None
-
-
-def _find_ultrafeedback(row: Columns) -> Found:
-    if not isinstance(row["completions"], list):
-        raise ShapeError(f"'completions' is {_kind(row['completions'])}; expected a list")
-    return Found(prompt=_instruction(row), candidates=tuple(_completion(value) for value in row["completions"]))
-
-
-def _completion(value: Any) -> Candidate:
-    if not isinstance(value, Mapping):
-        raise ShapeError(f"a completion is {_kind(value)}; expected an object with model and response")
-    ratings = []
-    annotations = value.get("annotations") or {}
-    for aspect, word in sorted(annotations.items() if isinstance(annotations, Mapping) else ()):
-        told = word if isinstance(word, Mapping) else {}
-        score = str(told.get("Rating", "")).strip()
-        rationale = told.get("Rationale")
-        number = float(score) if score in ("1", "2", "3", "4", "5") else None
-        ratings.append(
-            Rating(
-                aspect=aspect,
-                score=number,
-                rationale=rationale if isinstance(rationale, str) else "" if number else f"N/A: {score}",
-            )
-        )
-    return Candidate(model=_string(value, "model"), text=_string(value, "response"), ratings=tuple(ratings))
-
-
-def _find_answers(row: Columns) -> Found:
-    """potstill's own answers."""
-    try:
-        prompt = Prompt.model_validate(row["prompt"])
-        candidates = tuple(Candidate.model_validate(value) for value in row["candidates"])
-    except (ValueError, TypeError) as error:
-        raise ShapeError(f"'prompt' or 'candidates' cannot be read ({error}); expected potstill's answers") from error
-    return Found(
-        prompt=prompt.messages, follow_ups=prompt.follow_ups, references=prompt.references, candidates=candidates
-    )
-
-
 def _find_alpaca(row: Columns) -> Found:
     column = next((name for name in ("output", "response") if name in row), "")
-    return Found(prompt=_instruction(row) + (_assistant(_string(row, column)) if column else ()))
+    return Found(prompt=instruction(row) + (assistant(string(row, column)) if column else ()))
+
+
+def _find_output(row: Columns) -> Found:
+    """AlpacaEval's outputs of one model."""
+    said = string(row, "output")
+    answer = comparisons.candidate(string(row, "generator"), said)
+    category = row.get("dataset")
+    return Found(
+        prompt=instruction(row) + assistant(said),
+        candidates=(answer,),
+        category=category if isinstance(category, str) else "",
+    )
 
 
 def _find_seed_task(row: Columns) -> Found:
     instances = row["instances"]
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], Mapping):
         raise ShapeError("'instances' holds no example; expected a list of objects with input and output")
-    example = {"instruction": row["instruction"], **instances[0]}
-    return _find_alpaca(example)
+    return _find_alpaca({"instruction": row["instruction"], **instances[0]})
+
+
+PROBLEMS = (("question", "answer"), ("problem", "solution"), ("query", "response"), ("question", "response"))
+"""What a problem and its worked answer are called."""
 
 
 def _find_problem(row: Columns) -> Found:
-    question, answer = _string(row, "question"), _string(row, "answer")
-    return Found(prompt=_user(question) + _assistant(answer), references=(answer,), text=f"{question}\n{answer}")
+    asks, tells = next(names for names in PROBLEMS if all(name in row for name in names))
+    question, answer = string(row, asks), string(row, tells)
+    return Found(prompt=user(question) + assistant(answer), references=(answer,), text=f"{question}\n{answer}")
+
+
+def _find_calls(row: Columns) -> Found:
+    """xLAM's: a query, the tools on offer, and the calls that answer it, as JSON."""
+    calls = written_calls(string(row, "answers"))
+    if not calls:
+        raise ShapeError("'answers' cannot be read; expected JSON of a list of calls with name and arguments")
+    said = Message(role="assistant", content="", tool_calls=calls)
+    return Found(prompt=(*user(string(row, "query")), said), tools=read_tools(row))
 
 
 def _find_question(row: Columns) -> Found:
-    turns = _strings(row["turns"], "'turns'")
+    turns = strings(row["turns"], "'turns'")
     if not turns:
         raise ShapeError("'turns' is empty; expected the user's turns")
-    references = _strings(row.get("reference") or (), "'reference'")
-    return Found(prompt=_user(turns[0]), follow_ups=turns[1:], references=references)
+    references = strings(row.get("reference") or (), "'reference'")
+    return Found(prompt=user(turns[0]), follow_ups=turns[1:], references=references)
+
+
+def _find_choices(row: Columns) -> Found:
+    """MT-Bench's answers of one model; the questions stand in a file of their own."""
+    choices = row["choices"]
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        raise ShapeError("'choices' holds nothing; expected a list of objects with turns")
+    turns = strings(choices[0].get("turns"), "'turns'")
+    said = tuple(message for turn in turns for message in assistant(turn))
+    model = row.get("model_id")
+    answer = comparisons.candidate(model if isinstance(model, str) else "", turns[0] if turns else "")
+    return Found(question=str(row["question_id"]), prompt=said, candidates=(answer,), text="\n\n".join(turns))
+
+
+FINISHES: dict[str, Finish] = {"stop": "stop", "tool_calls": "stop", "length": "length", "content_filter": "filter"}
+
+
+def _find_batch(row: Columns) -> Found:
+    """OpenAI's batches: a line of the input asks, one of the output answers under the same custom_id."""
+    if "response" not in row and isinstance(row.get("body"), Mapping):
+        body = row["body"]
+        return Found(prompt=read_messages(body.get("messages"), "'messages'"), tools=read_tools(body))
+    answered = row.get("response")
+    error = row.get("error") or (isinstance(answered, Mapping) and answered.get("status_code", 200) != 200)
+    body = answered.get("body") if isinstance(answered, Mapping) else None
+    if error:
+        raise ShapeError(f"the request was not served: {str(row.get('error') or answered)[:200]}", "error")
+    choices = body.get("choices") if isinstance(body, Mapping) else None
+    if not isinstance(body, Mapping) or not isinstance(choices, list) or not choices:
+        raise ShapeError("'response' holds no choices; expected the body of a chat completion")
+    candidates, messages = [], []
+    for at, choice in enumerate(choices, start=1):
+        if not isinstance(choice, Mapping):
+            raise ShapeError(f"choice {at} is {kind_of(choice)}; expected an object with a message")
+        messages.append(read_message(choice.get("message"), f"the message of choice {at}"))
+        finish = FINISHES.get(str(choice.get("finish_reason") or "stop"), "stop")
+        candidates.append(Candidate(model=str(body.get("model", "")), text=messages[-1].content, finish=finish))
+    end = candidates[0].finish
+    no_chat = None if end == "stop" else (end, f"the answer ended by {end}; expected one that ended by itself")
+    return Found(
+        question=str(row["custom_id"]),
+        prompt=(messages[0],),
+        candidates=tuple(candidates),
+        text=messages[0].content,
+        no_pair=no_chat,
+    )
 
 
 def _find_ultrachat(row: Columns) -> Found:
-    turns = _strings(row["data"], "'data'")
+    turns = strings(row["data"], "'data'")
     roles: tuple[Role, Role] = ("user", "assistant")
     return Found(prompt=tuple(Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns)))
 
 
 def _find_prompt(row: Columns) -> Found:
-    prompt = _user(row["prompt"]) if isinstance(row["prompt"], str) else _messages(row["prompt"], "'prompt'")
+    prompt = user(row["prompt"]) if isinstance(row["prompt"], str) else read_messages(row["prompt"], "'prompt'")
     column = next((name for name in ("completion", "response") if name in row), "")
     if not column:
-        return Found(prompt=prompt, tools=_tools(row))
+        follow_ups = strings(row.get("follow_ups") or (), "'follow_ups'")
+        references = strings(row.get("references") or (), "'references'")
+        whole = Prompt(id="", messages=prompt, follow_ups=follow_ups, references=references)
+        spoken = prompt[-1:] and prompt[-1].role == "user" and any(m.role == "assistant" for m in prompt)
+        return Found(
+            prompt=prompt,
+            follow_ups=follow_ups,
+            references=references,
+            tools=read_tools(row),
+            asked=whole if spoken else None,
+        )
     answer = row[column]
-    said = _assistant(answer) if isinstance(answer, str) else _messages(answer, f"{column!r}")
-    return Found(prompt=prompt + said, tools=_tools(row), desirable=_label(row))
+    said = assistant(answer) if isinstance(answer, str) else read_messages(answer, f"{column!r}")
+    return Found(prompt=prompt + said, tools=read_tools(row), desirable=_label(row))
 
 
 def _find_feedback(row: Columns) -> Found:
     """potstill's own feedback."""
     if not isinstance(row["desirable"], bool):
-        raise ShapeError(f"'desirable' is {_kind(row['desirable'])}; expected true or false")
-    said = _messages(row["prompt"], "'prompt'") + _messages(row["answer"], "'answer'")
-    return Found(prompt=said, tools=_tools(row), desirable=row["desirable"])
+        raise ShapeError(f"'desirable' is {kind_of(row['desirable'])}; expected true or false")
+    said = read_messages(row["prompt"], "'prompt'") + read_messages(row["answer"], "'answer'")
+    return Found(prompt=said, tools=read_tools(row), desirable=row["desirable"])
 
 
-def _has(*columns: str) -> Callable[[Columns], bool]:
-    return lambda row: all(column in row for column in columns)
+def _find_text(row: Columns) -> Found:
+    return Found(text=string(row, "text"))
 
+
+_TALK = ("chats", "prompts", "texts")
+_LABELLED = ("chats", "prompts", "texts", "feedback")
+_PAIRED = ("pairs", "chats", "prompts", "texts")
+_COMPARED = ("answers", *_PAIRED)
 
 # The first whose columns are there is taken, so what asks for more stands first.
 SHAPES: dict[str, Shape] = {
     shape.name: shape
     for shape in (
-        Shape("answers", _has("prompt", "candidates"), _find_answers),
-        Shape("pairs", _has("chosen", "rejected"), _find_pair),
-        Shape("ultrafeedback", _has("instruction", "completions"), _find_ultrafeedback),
-        Shape("messages", _has("messages"), _find_messages),
-        Shape("sharegpt", _has("conversations"), _find_sharegpt),
-        Shape("seed_tasks", _has("instruction", "instances"), _find_seed_task),
-        Shape("alpaca", _has("instruction"), _find_alpaca),
-        Shape("mt_bench", _has("question_id", "turns"), _find_question),
-        Shape("problems", _has("question", "answer"), _find_problem),
-        Shape("feedback", _has("prompt", "answer", "desirable"), _find_feedback),
-        Shape("prompts", _has("prompt"), _find_prompt),
-        Shape("ultrachat", _has("data"), _find_ultrachat),
-        Shape("texts", _has("text"), lambda row: Found(text=_string(row, "text"))),
+        Shape(
+            "answers",
+            (("prompt", "candidates"),),
+            comparisons.find_answers,
+            "potstill's own `answers` and `ratings`",
+            ("answers", "prompts"),
+        ),
+        Shape(
+            "openai_preference",
+            (("input", "preferred_output", "non_preferred_output"),),
+            comparisons.find_preferred,
+            "OpenAI's preference fine-tuning",
+            _PAIRED,
+        ),
+        Shape(
+            "pairs",
+            (("chosen", "rejected"),),
+            _find_pair,
+            "ultrafeedback_binarized, HH, Orca DPO, TRL's preferences (explicit or implicit prompt), ShareGPT pairs",
+            _PAIRED,
+        ),
+        Shape(
+            "ultrafeedback",
+            (("instruction", "completions"),),
+            comparisons.find_ultrafeedback,
+            "UltraFeedback, with its ratings by aspect",
+            ("answers", "prompts"),
+        ),
+        Shape(
+            "pandalm",
+            (("response1", "response2", "annotator1"),),
+            comparisons.find_pandalm,
+            "PandaLM's test set: two answers, several annotators; the majority decides a pair",
+            _COMPARED,
+        ),
+        Shape(
+            "alpaca_eval_annotations",
+            (("instruction", "output_1", "output_2"),),
+            comparisons.find_annotation,
+            "AlpacaEval's annotations",
+            _COMPARED,
+        ),
+        Shape(
+            "arena",
+            (("conversation_a", "conversation_b", "winner"),),
+            comparisons.find_arena,
+            "Chatbot Arena's votes",
+            _COMPARED,
+        ),
+        Shape(
+            "shp",
+            (("history", "human_ref_A", "human_ref_B", "labels"),),
+            comparisons.find_shp,
+            "Stanford Human Preferences",
+            _COMPARED,
+        ),
+        Shape(
+            "xlam",
+            (("query", "answers", "tools"),),
+            _find_calls,
+            "xLAM / APIGen function calling",
+            _TALK,
+        ),
+        Shape(
+            "ranked",
+            (("prompt", "answers"),),
+            comparisons.find_ranked,
+            "Nectar: answers with ranks",
+            ("answers", "prompts"),
+        ),
+        Shape(
+            "generations",
+            (("instruction", "generations"), ("prompt", "generations")),
+            comparisons.find_generations,
+            "distilabel: generations, generation_models, ratings",
+            ("answers", "prompts"),
+        ),
+        Shape(
+            "oasst",
+            (("message_tree_id", "prompt"),),
+            comparisons.find_oasst,
+            "OpenAssistant's trees; a chat follows the reply ranked first",
+            ("answers", *_TALK),
+            named=False,
+        ),
+        Shape(
+            "mt_bench_judgments",
+            (("question_id", "user_prompt", "judgment"),),
+            comparisons.find_judgment,
+            "MT-Bench's judgments of single answers",
+            ("answers", "prompts"),
+            named=False,
+        ),
+        Shape(
+            "mt_bench_answers",
+            (("question_id", "choices"),),
+            _find_choices,
+            "MT-Bench's answers; `questions` names the file of the questions",
+            ("answers", *_TALK),
+        ),
+        Shape(
+            "openai_batch",
+            (("custom_id", "response"), ("custom_id", "error"), ("custom_id", "body")),
+            _find_batch,
+            "OpenAI's batches: the input as it is, the output with `questions`",
+            ("answers", *_TALK),
+        ),
+        Shape(
+            "messages",
+            (("messages",),),
+            _find_messages,
+            "ultrachat_200k, OpenAI's fine-tuning, TRL, KTO (with `label`); tools and tool calls",
+            _LABELLED,
+        ),
+        Shape(
+            "sharegpt",
+            (("conversations",), ("conversation",)),
+            _find_sharegpt,
+            "ShareGPT, Magpie, LMSYS-Chat, Capybara; tools and calls as LLaMA-Factory writes them",
+            _LABELLED,
+        ),
+        Shape("seed_tasks", (("instruction", "instances"),), _find_seed_task, "Self-Instruct's seed tasks", _TALK),
+        Shape(
+            "alpaca_eval",
+            (("instruction", "output", "generator"),),
+            _find_output,
+            "AlpacaEval's outputs of one model",
+            ("answers", *_TALK),
+        ),
+        Shape("alpaca", (("instruction",),), _find_alpaca, "Alpaca, GPTeacher, Dolly (`context`)", _TALK),
+        Shape("mt_bench", (("question_id", "turns"),), _find_question, "MT-Bench's questions", ("prompts", "texts")),
+        Shape(
+            "problems", PROBLEMS, _find_problem, "GSM8K, MATH, MetaMathQA, OpenOrca: a question and its answer", _TALK
+        ),
+        Shape("feedback", (("prompt", "answer", "desirable"),), _find_feedback, "potstill's own `feedback`", _LABELLED),
+        Shape(
+            "helpsteer",
+            (("prompt", "response", "helpfulness"),),
+            comparisons.find_helpsteer,
+            "HelpSteer, HelpSteer2: attributes 0 to 4",
+            ("answers", *_TALK),
+        ),
+        Shape(
+            "prompts",
+            (("prompt",),),
+            _find_prompt,
+            "a prompt alone, or with `completion` or `response`, and `label` (KTO)",
+            _LABELLED,
+        ),
+        Shape("ultrachat", (("data",),), _find_ultrachat, "UltraChat as first published", _TALK),
+        Shape("texts", (("text",),), _find_text, "plain text: web text, encyclopedias", ("texts",)),
     )
 }
+
+COLUMNS = tuple(
+    sorted(
+        {column for shape in SHAPES.values() for columns in shape.needs for column in columns}
+        | {*IDS, "completion", "output", "context", "label", "system", "category", "chosen_score", "rejected_score"}
+        | {"reference", "references", "follow_ups", "generator", "preference", "generation_models", "ratings"}
+    )
+)
+"""What the columns of a file can be renamed to."""

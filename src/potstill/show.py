@@ -50,6 +50,10 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
         console.print(_scores(artifact.path, console.width))
     elif artifact.produces == "audit":
         console.print(_audit(artifact.path, stage))
+    elif artifact.produces == "dataset":
+        folder = artifact.path.resolve()
+        console.print(f"To load it: datasets.load_dataset({str(folder)!r})", soft_wrap=True, markup=False)
+        console.print(f"To publish it: hf upload --repo-type dataset NAME {folder}", soft_wrap=True, markup=False)
     else:
         console.print(f"To read it: {workspace.path / 'report.html'}", soft_wrap=True)
 

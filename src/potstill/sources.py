@@ -230,6 +230,21 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Function:
+    """A function of the user's own, which a recipe names as `mine.py:name`; `own` loads it."""
+
+    path: Path
+    name: str
+    sha256: str = ""
+    """Of its file and what that imports beside it, as they were when the run was planned."""
+
+    @property
+    def label(self) -> str:
+        """As messages and manifests name it, wherever the file lies."""
+        return f"{self.path.name}:{self.name}"
+
+
+@dataclass(frozen=True)
 class Account:
     """Where replies are kept, who asks for them, and what they may cost."""
 
@@ -250,6 +265,8 @@ class Inputs:
     data: Mapping[str, tuple[Data, ...]]
     models: Mapping[str, tuple[Model, ...]]
     servers: Mapping[str, MiniatureServer]
+    functions: Mapping[str, tuple[Function, ...]] = field(default_factory=dict)
+    """Those of the user's own; see `own`."""
 
     def one(self, field: str) -> Data:
         """The data of a field that takes one reference."""
@@ -270,6 +287,7 @@ class Inputs:
                 for f, group in self.models.items()
             },
             "servers": {f: s.model_dump() for f, s in self.servers.items()},
+            "functions": {f: [[str(o.path), o.name, o.sha256] for o in group] for f, group in self.functions.items()},
         }
 
     @staticmethod
@@ -280,4 +298,5 @@ class Inputs:
             {f: tuple(Data(n, k, Path(p), w) for n, k, p, w in group) for f, group in value["data"].items()},
             {f: tuple(Model(n, specs[t](**s), u) for n, t, s, u in group) for f, group in value["models"].items()},
             {f: MiniatureServer(**s) for f, s in value["servers"].items()},
+            {f: tuple(Function(Path(p), n, h) for p, n, h in group) for f, group in value["functions"].items()},
         )

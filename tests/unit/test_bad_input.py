@@ -108,8 +108,17 @@ ROWS = {
         GOOD_LINE + b'{"messages": ' + b"7" * 5000 + b"}\n",
         "{path}:2: a number of more than 4300 digits; expected shorter ones.",
     ),
-    "no shape of row": (b'{"zip": 1}\n', "{path}:1: no known shape of row has columns zip; expected one of answers,"),
+    "no shape of row": (b'{"zip": 1}\n', "{path}:1: no known shape of row has columns zip; expected such as messages,"),
 }
+AT_ONCE = {
+    "an empty file",
+    "no assistant turn",
+    "an unknown role",
+    "no messages",
+    "a lone surrogate",
+    "no shape of row",
+}
+"""What a glance at the first rows tells, before anything runs: none of them is of use."""
 
 
 @pytest.mark.parametrize("case", ROWS)
@@ -119,8 +128,9 @@ def test_rows_that_cannot_be_read(case: str, mistake: Callable[..., str], potsti
     data.write_bytes(raw)
     write_recipe("{kind: import, path: data.jsonl, rows: chats}")
     line = mistake()
-    assert line.startswith(expected.format(path=data))
-    assert "Mend" in line or "Name" in line or "Rename" in line
+    told = "t.yaml:3: 's.path' cannot be used: " if case in AT_ONCE else ""
+    assert line.startswith(told + expected.format(path=data))
+    assert "Mend" in line or "Say" in line or "Name" in line or "Rename" in line
     data.write_bytes(GOOD_LINE)
     assert potstill("run", "t.yaml") == (0, "")
 
@@ -173,18 +183,23 @@ def test_sealed_rows_that_were_changed(mistake: Callable[..., str], potstill: Po
 
 
 @pytest.mark.parametrize(
-    ("make", "remove", "what"), [(os.mkdir, os.rmdir, "a folder"), (os.mkfifo, os.unlink, "a pipe or a device")]
+    ("make", "remove", "what", "rest"),
+    [
+        (os.mkdir, os.rmdir, "a folder", " that holds no file of rows. Name another."),
+        (os.mkfifo, os.unlink, "a pipe or a device", ", not a file. Name the file itself."),
+    ],
 )
 def test_something_else_where_a_file_should_be(
     make: Callable[[str], None],
     remove: Callable[[str], None],
     what: str,
+    rest: str,
     mistake: Callable[..., str],
     potstill: Potstill,
 ) -> None:
     make("data.jsonl")
     write_recipe("{kind: import, path: data.jsonl, rows: chats}")
-    assert mistake() == f"t.yaml:3: 's.path' names 'data.jsonl', which is {what}, not a file. Name the file itself."
+    assert mistake() == f"t.yaml:3: 's.path' names 'data.jsonl', which is {what}{rest}"
     remove("data.jsonl")
     Path("data.jsonl").write_bytes(GOOD_LINE)
     assert potstill("run", "t.yaml") == (0, "")

@@ -28,7 +28,7 @@ LAYERS = [
     ["records", "document", "money"],
     ["artifact"],
     ["sources"],
-    ["formats", "shapes", "found", "prompts"],
+    ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],
     ["tokenization", "objectives"],
     ["training", "teachers", "curation", "evaluation", "reporting", "miniature"],
     ["stages"],
@@ -208,8 +208,8 @@ def test_every_field_of_every_config_is_explained():
 
 
 def test_every_stage_says_its_kind_what_it_makes_and_what_it_takes():
-    made = {*ROWS, "model", "scores", "audit", "report"}
-    taken = made | {"server", "file"}
+    made = {*ROWS, "model", "scores", "audit", "report", "dataset"}
+    taken = made | {"server", "file", "function", "word"}
     for kind in stages.MODULES:
         stage = stages.stage(kind)
         assert issubclass(stage.config, StageConfig)

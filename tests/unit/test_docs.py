@@ -8,8 +8,11 @@ from types import ModuleType
 
 import pytest
 
-from potstill import cli
+from potstill import cli, stages
+from potstill.layouts import layout_of
+from potstill.pipeline import run
 from potstill.recipe import load_recipe
+from potstill.records import ROWS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,7 +27,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "miniature.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "data.md", "miniature.md"])
 def test_what_is_generated_is_current(name):
     assert (ROOT / "docs" / name).read_text() == generator().generated(name), "write it anew: python docs/generate.py"
 
@@ -106,3 +109,41 @@ def test_the_recipes_on_feedback_fit_together(tmp_path):
     (tmp_path / "feedback.yaml").write_text(head + own + scores + "".join(snippets))
     stages = load_recipe(str(tmp_path / "feedback.yaml")).stages
     assert {"answers", "rated", "reviewed", "compared", "pairs", "audit", "report"} <= set(stages)
+
+
+def blocks(page: Path) -> dict[str, str]:
+    """The files that a page shows: those blocks that begin with their names."""
+    found = re.findall(r"^```\w+\n# file: (\S+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+EXAMPLES = {
+    "filter": ("curated", 2, {"long_enough": 1}),
+    "prompt": ("chats", 3, {}),
+    "stage": ("loud", 2, {"short": 1}),
+    "ask": ("chats", 3, {}),
+}
+NEEDS = {"filter": ("curate", "filters"), "prompt": ("converse", "prompt_files")}
+
+
+@pytest.mark.parametrize("name", list(EXAMPLES))
+def test_the_examples_of_own_functions_run(name, tmp_path, monkeypatch):
+    files = blocks(ROOT / "docs" / "extending.md")
+    assert {f"{example}.yaml" for example in EXAMPLES} == {file for file in files if file.endswith(".yaml")}
+    if name in NEEDS and NEEDS[name][1] not in stages.stage(NEEDS[name][0]).config.model_fields:
+        pytest.skip(f"{NEEDS[name][0]} has no {NEEDS[name][1]}")
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    stage, rows, dropped = EXAMPLES[name]
+    facts = run(load_recipe(f"{name}.yaml"), tmp_path / "out")[stage].facts
+    assert (facts["rows"], facts["dropped"]) == (rows, dropped)
+
+
+def test_what_is_said_of_columns_is_what_is_written():
+    """The table of what `export` writes names every column, and none besides."""
+    table = (ROOT / "docs" / "data.md").read_text().partition("## What is written")[2]
+    for kind, row_type in ROWS.items():
+        (line,) = [line for line in table.splitlines() if line.startswith("|") and f"`{kind}`" in line.split("|")[1]]
+        assert set(re.findall(r"`(\w+)`", line.split("|")[2])) == set(layout_of(row_type)), kind

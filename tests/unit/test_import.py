@@ -1,6 +1,8 @@
 """The import stage: from files of others to rows of ours, bad rows refused or kept aside."""
 
 import json
+import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,15 @@ import pytest
 from data_stages import Made, assistant, given, make, user
 from pydantic import ValidationError
 
-from potstill.errors import DataError
-from potstill.records import Chat, Prompt, Text
+from potstill import pipeline
+from potstill.artifact import read_rows
+from potstill.errors import DataError, RecipeError
+from potstill.plan import make_plan
+from potstill.recipe import load_recipe
+from potstill.records import Chat, Pair, Prompt, Text
 from potstill.sources import Data
 from potstill.stages.import_data import Import
+from potstill.workspace import Hashes, Workspace
 
 
 def run(folder: Path, path: Path, rows: str, **fields: Any) -> Made:
@@ -49,7 +56,7 @@ def test_a_bad_row_is_refused_or_kept_aside(tmp_path: Path) -> None:
     made = run(tmp_path, path, "texts", on_bad_row="skip")
     assert [row.text for row in made.rows] == ["a", "b"]
     assert [(row.id, row.reason) for row in made.dropped] == [("line-2", "bad_row"), ("line-4", "bad_row")]
-    assert made.facts == {"rows": 2, "dropped": {"bad_row": 2}}
+    assert made.facts == {"rows": 2, "dropped": {"bad_row": 2}, "shape": "texts"}
     assert "'text' is a number" in made.dropped[0].detail
     assert str(tmp_path) not in made.dropped[0].to_line()
 
@@ -107,7 +114,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     kept_out = {row.prompt for row in held_out.rows}
     assert kept_out.isdisjoint(row.prompt for row in train.rows)
     assert {row.prompt for row in train.rows} | kept_out == {user(prompt) for prompt in prompts}
-    assert train.facts == {"rows": len(train.rows), "dropped": {"contaminated": 60 - len(train.rows)}}
+    assert train.facts == {"rows": len(train.rows), "dropped": {"contaminated": 60 - len(train.rows)}, "shape": "pairs"}
     assert len(train.dropped) == 3 * len(kept_out), "rows that share a prompt go together"
     assert train.dropped[0].detail.startswith(f"{held_out.path.name}/pairs-")
 
@@ -121,3 +128,124 @@ def test_the_cut_is_made_of_what_is_clean(tmp_path: Path) -> None:
         assert [row.id for row in made.rows] == ["c2", "c3", "c4"]
     with pytest.raises(ValidationError, match="texts have no user turns"):
         Import.model_validate({**config, "rows": "texts"})
+
+
+def test_a_shuffle_holds_no_rows(tmp_path: Path) -> None:
+    """The order is that of shuffling them all in memory; only their places are held."""
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i} " + "x" * 1000}) + "\n" for i in range(5000)))
+    expected = list(range(5000))
+    random.Random(7).shuffle(expected)
+    tracemalloc.start()
+    try:
+        made = run(tmp_path, path, "texts", shuffle=7)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000, f"{peak:,} bytes"
+    assert texts(made) == expected
+    assert sorted(made.files) == ["dropped.jsonl", "rows.jsonl"], "what waited on the disk is gone"
+
+
+def test_rows_that_are_well_but_hold_nothing_asked_for_are_counted_by_reason(tmp_path: Path) -> None:
+    """A tie is no broken row: it is left out of the pairs under its name, though broken rows are refused."""
+    row = {"instruction": "q", "input": "", "response1": "a", "response2": "b"}
+    votes = [(1, 1, 2), (0, 0, 1), (1, 2, 0)]
+    rows = [row | {f"annotator{i}": vote for i, vote in enumerate(three, start=1)} for three in votes]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"response2": ""}]))
+    made = run(tmp_path, path, "pairs")
+    assert made.facts == {"rows": 1, "dropped": {"empty": 1, "tie": 2}, "shape": "pandalm"}
+    assert [(row.id, row.reason) for row in made.dropped] == [("line-2", "tie"), ("line-3", "tie"), ("line-4", "empty")]
+    answers = run(tmp_path, path, "ratings")
+    assert answers.facts == {"rows": 4, "dropped": {}, "shape": "pandalm"}
+    assert {rating.judge for row in answers.rows for c in row.candidates for rating in c.ratings} == {
+        "annotator1",
+        "annotator2",
+        "annotator3",
+    }
+
+
+def test_columns_and_questions_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for at in range(2):
+        line = json.dumps({"body": {"q": f"q{at}"}, "good": "a", "bad": "b"})
+        (tmp_path / "data" / f"train-{at}.jsonl").write_text(line + "\n")
+    (tmp_path / "questions.jsonl").write_text('{"question_id": 81, "turns": ["q", "r"]}\n')
+    (tmp_path / "answers.jsonl").write_text(
+        '{"question_id": 81, "model_id": "m", "choices": [{"turns": ["a", "c"]}]}\n'
+    )
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nstages:\n"
+        "  pairs: {kind: import, path: data/train-*.jsonl, rows: pairs,\n"
+        "    columns: {prompt: body.q, chosen: good, rejected: bad}}\n"
+        "  chats: {kind: import, path: answers.jsonl, rows: chats, questions: questions.jsonl}\n"
+    )
+    recipe = load_recipe("r.yaml")
+    sealed = pipeline.run(recipe, tmp_path / "out")
+    assert sealed["pairs"].facts == {"rows": 2, "dropped": {}, "shape": "pairs"}
+    pairs = list(read_rows(sealed["pairs"].path / "rows.jsonl", Pair))
+    assert [(pair.id, pair.prompt) for pair in pairs] == [("data-0", user("q0")), ("data-1", user("q1"))]
+    (chat,) = read_rows(sealed["chats"].path / "rows.jsonl", Chat)
+    assert chat.messages == user("q") + assistant("a") + user("r") + assistant("c")
+    assert str(tmp_path) not in json.dumps(sealed["pairs"].manifest)
+
+    def keys(*overrides: str) -> list[str]:
+        plan = make_plan(load_recipe("r.yaml", overrides), Workspace(tmp_path / "no"), Hashes(tmp_path / "hashes"))
+        assert [step.expected.rows for step in plan.steps.values()] == [2, 1]
+        return [step.key for step in plan.steps.values()]
+
+    before = keys()
+    assert keys("pairs.path=data") != before, "the name counts, as rows are called by it"
+    (tmp_path / "data" / "other.jsonl").write_text("{}")
+    assert keys() == before
+    (tmp_path / "data" / "train-1.jsonl").rename(tmp_path / "data" / "train-2.jsonl")
+    assert keys() != before
+    (tmp_path / "data" / "train-2.jsonl").rename(tmp_path / "data" / "train-1.jsonl")
+    assert keys() == before
+    (tmp_path / "questions.jsonl").write_text('{"question_id": 81, "turns": ["Q", "r"]}\n')
+    assert keys()[1] != before[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "pairs.rows=feedback",
+            r"r\.yaml:3: 'pairs.path' cannot be used: .*nothing says whether the answ",
+        ),
+        (
+            "pairs.columns={chosen: gut}",
+            r"there is no column 'gut', which is to be 'chosen'; the row has bad, good, q\. ",
+        ),
+        ("pairs.columns={promt: q}", r"no shape knows a column 'promt' \(did you mean 'prompt'\?\)"),
+        ("pairs.format=text", r"'pairs.format' is 'text': input should be 'auto'"),
+        ("pairs.path=data", r"a folder that holds several splits: test, train; expected the files of one"),
+        (
+            "pairs.path=data/none-*",
+            r"'pairs.path' names 'data/none-\*', which is neither a stage of this recipe nor a file",
+        ),
+        (
+            "pairs.questions=words.txt",
+            r"'pairs.questions' cannot be used: .*words.txt:1: the prompt has no mess",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_what_it_is_to_be_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    row = {"q": "q", "good": "a", "bad": "b"}
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}-0.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "words.txt").write_text("only words\n")
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nstages:\n"
+        "  pairs: {kind: import, path: data/train-0.jsonl, rows: pairs,"
+        " columns: {prompt: q, chosen: good, rejected: bad}}"
+    )
+    with pytest.raises((RecipeError, DataError), match=says) as caught:
+        make_plan(load_recipe("r.yaml", [override]), Workspace(tmp_path / "no"), Hashes(tmp_path / "hashes"))
+    assert "\n" not in str(caught.value)

@@ -264,7 +264,7 @@ GOOD = "name: r\nstages:\n  a: {kind: words}\n  b:\n    kind: shout\n    data: a
         ("name: r\nstages:\n  a: {kind: shout}\n", "r.yaml:3: 'a.data' is missing"),
         (GOOD.replace("data: a", "data: aa"), "r.yaml:6: 'b.data' names 'aa', which is neither a stage of this"),
         (GOOD.replace("data: a", "data: first"), "a file. Mend the name or the path"),
-        (GOOD.replace("data: a", "data: ."), "r.yaml:6: 'b.data' names '.', which is a folder, not a file"),
+        (GOOD.replace("data: a", "data: ."), "r.yaml:6: 'b.data' names '.', which is a folder that holds no file"),
         (GOOD + "    extra: b\n", "r.yaml:4: stages that read each other: b → b"),
         (GOOD + "  c: {kind: shout, data: d}\n  d: {kind: shout, data: c}\n", "each other: c → d → c. Break"),
         (GOOD + "  c: {kind: asks, models: [a]}\n", "r.yaml:7: 'c.models.0' needs a model, but 'a' is texts"),

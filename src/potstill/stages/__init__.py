@@ -19,6 +19,7 @@ MODULES = {
     "audit": "potstill.stages.audit",
     "dpo": "potstill.stages.dpo",
     "evaluate": "potstill.stages.evaluate",
+    "export": "potstill.stages.export",
     "report": "potstill.stages.report",
 }
 

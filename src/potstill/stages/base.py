@@ -1,17 +1,19 @@
 """What a stage is: a typed config, what it produces, and a function from config and inputs to a folder of files."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self, TextIO
 
 from pydantic import BaseModel
 
-from potstill.artifact import DROPPED_FILE, ROWS_FILE, write_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, storage_errors, write_rows
+from potstill.formats import glance
 from potstill.money import Ledger, Meter
-from potstill.records import Dropped, Record
+from potstill.records import ROWS, Dropped, Record
 from potstill.sources import Account, Inputs, Spec
 
 UNFINISHED = "unfinished"
@@ -22,7 +24,8 @@ UNFINISHED = "unfinished"
 class Reference:
     """Marks a config field as the name of something else in the recipe, and says what it may be.
 
-    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model" or "server". Rows may be a file's path too.
+    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model", "server", "file" or "function" (with
+    "word", where a word that the config knows will do as well). Rows may be a file's path too.
     """
 
     accepts: tuple[str, ...]
@@ -46,6 +49,10 @@ class StageConfig(Spec):
     def expect(self, rows: Mapping[str, int]) -> "Expected":
         """What a run is likely to make, from the rows expected of each input field. For `potstill plan`."""
         return Expected(rows=max(rows.values(), default=0))
+
+    def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
+        """DataError where the first rows of a file that a field names cannot be what the field takes."""
+        glance(path, [ROWS[kind] for kind in accepts if kind in ROWS])
 
     def for_trial(self, rows: int) -> Self:
         """The same on a small scale, where the config itself says how much is made."""
@@ -185,6 +192,31 @@ class Work:
     def drop(self, rows: Iterable[Dropped]) -> int:
         """Write the rows that were left out, with their reasons; returns how many."""
         return write_rows(self.path / DROPPED_FILE, rows)
+
+    @contextmanager
+    def dropping(self) -> Iterator["Leftovers"]:
+        """For stages that write the rows that were left out as they come, while others are kept."""
+        file = self.path / DROPPED_FILE
+        with storage_errors(file), file.open("w", encoding="utf-8") as out:
+            yield Leftovers(out)
+
+
+@dataclass
+class Leftovers:
+    """The rows that were left out: written, not held, and counted by reason."""
+
+    out: TextIO
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Dropped) -> None:
+        """Write one."""
+        self.reasons[row.reason] += 1
+        self.out.write(row.to_line())
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """How many, by reason."""
+        return dict(sorted(self.reasons.items()))
 
 
 Facts = dict[str, Any]

@@ -1,0 +1,400 @@
+"""A user's own functions from a recipe: found, hashed, loaded, called, and blamed by file and line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import pytest
+
+from potstill import own, stages
+from potstill.artifact import read_rows
+from potstill.cli import main
+from potstill.errors import DataError, RecipeError
+from potstill.own import Own, OwnFilter, OwnFunction, OwnOrWord
+from potstill.pipeline import run
+from potstill.plan import make_plan
+from potstill.recipe import load_recipe
+from potstill.records import Chat, Dropped, Message, Text
+from potstill.references import slots
+from potstill.sources import Function, Inputs
+from potstill.stages.asking import Asking
+from potstill.stages.base import Stage, StageConfig
+from potstill.workspace import Hashes, Workspace
+
+STAGE = '''
+"""Louder."""
+from collections.abc import Iterator
+from potstill.records import Chat, Dropped
+
+
+def shout(data: Iterator[Chat], *, mark: str = "!", short: int = 0) -> Iterator[Chat | Dropped]:
+    """Say every answer louder."""
+    for chat in data:
+        *before, answer = chat.messages
+        if len(answer.content) < short:
+            yield Dropped(id=chat.id, reason="short", detail=str(len(answer.content)))
+        else:
+            louder = answer.model_copy(update={"content": answer.content.upper() + mark})
+            yield chat.model_copy(update={"messages": (*before, louder)})
+'''
+RECIPE = """
+name: own
+stages:
+  chats: {kind: import, path: chats.jsonl, rows: chats}
+  loud: {kind: mine.py:shout, data: chats, short: 2}
+  again: {kind: "mine.py:shout", data: [loud, chats.jsonl], mark: "?"}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(STAGE)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]}
+        for text in ("yes", "n", "maybe")
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def keys(*overrides: str) -> dict[str, str]:
+    folder = Path("unused")
+    plan = make_plan(load_recipe("r.yaml", overrides), Workspace(folder), Hashes(folder / "hashes.json"))
+    return {name: step.key for name, step in plan.steps.items()}
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises((RecipeError, DataError)) as caught:
+        run(load_recipe("r.yaml", overrides), Path("out"))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_function_is_a_stage(here: Path) -> None:
+    sealed = run(load_recipe("r.yaml"), here / "out")
+    loud = sealed["loud"]
+    said = [row.messages[-1].content for row in read_rows(loud.path / "rows.jsonl", Chat)]
+    assert said == ["YES!", "MAYBE!"]
+    dropped = list(read_rows(loud.path / "dropped.jsonl", Dropped))
+    assert dropped == [Dropped(id="chats-1", reason="short", detail="1")]
+    assert loud.facts == {"rows": 2, "read": 3, "dropped": {"short": 1}}
+    assert sealed["again"].facts["rows"] == 5, "several sources, a file among them, one after another"
+    assert loud.produces == "chats"
+    manifest = loud.manifest
+    assert manifest["kind"] == "mine.py:shout"
+    assert manifest["config"] == {"kind": "mine.py:shout", "data": "chats", "mark": "!", "short": 2}
+    assert str(here) not in json.dumps(manifest)
+    before = {path: path.stat().st_mtime_ns for path in (here / "out" / "artifacts").rglob("*")}
+    run(load_recipe("r.yaml"), here / "out")
+    assert {path: path.stat().st_mtime_ns for path in (here / "out" / "artifacts").rglob("*")} == before
+    assert not (here / "__pycache__").exists(), "nothing is written beside the user's file"
+
+
+def test_the_key_changes_with_the_file_and_with_what_it_imports_beside_it(here: Path) -> None:
+    before = keys()
+    assert keys() == before
+    (here / "elsewhere.py").write_text("x = 1")  # nobody imports it
+    os.utime(here / "mine.py", (1, 1))
+    assert keys() == before
+    (here / "mine.py").write_text(STAGE + "\n# another word\n")
+    after = keys()
+    assert {name for name in before if before[name] != after[name]} == {"loud", "again"}
+    (here / "helper").mkdir()
+    (here / "helper" / "__init__.py").write_text("from tool import louder")
+    (here / "tool.py").write_text("louder = str.upper")
+    (here / "mine.py").write_text(STAGE.replace("from potstill", "from helper import louder\nfrom potstill", 1))
+    with_helper = keys()
+    assert with_helper["loud"] != after["loud"]
+    (here / "tool.py").write_text("louder = str.lower")
+    assert keys()["loud"] != with_helper["loud"], "what it imports by way of another counts too"
+    (here / "tool.py").write_text("louder = str.upper")
+    assert keys() == with_helper
+    assert keys("loud.mark=x")["loud"] != with_helper["loud"]
+
+
+def test_the_key_is_the_same_wherever_the_files_lie(here: Path) -> None:
+    before = keys()
+    (here / "lib").mkdir()
+    (here / "mine.py").rename(here / "lib" / "mine.py")
+    (here / "r.yaml").write_text(RECIPE.replace("mine.py", "lib/mine.py"))
+    assert keys() == before
+
+
+def test_plan_and_status_and_show_know_a_stage_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "r.yaml", "--out", "out"]) == 0
+    (here / "mine.py").write_text(STAGE.replace("upper()", "lower()"))
+    capsys.readouterr()
+    assert main(["plan", "r.yaml", "--out", "out"]) == 0
+    assert "mine.py changed" in capsys.readouterr().out
+    assert main(["show", "out", "loud"]) == 0
+    shown = capsys.readouterr().out
+    assert "loud (mine.py:shout, makes chats)" in shown
+    assert "MAYBE!" in shown
+
+
+def test_a_file_that_changed_after_it_was_planned_is_refused(here: Path) -> None:
+    """Otherwise what the new text makes would be sealed under the old one's key."""
+    recipe = load_recipe("r.yaml")
+    plan = make_plan(recipe, Workspace(here / "out"), Hashes(here / "hashes.json"))
+    key = plan.steps["loud"].head["inputs"]["kind"][0]["key"]
+    (here / "mine.py").write_text(STAGE + "# later")
+    with pytest.raises(RecipeError, match=r"mine\.py: it was changed after the run was planned"):
+        own.load(Function(here / "mine.py", "shout", key))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("loud.marc=x", "unknown key 'loud.marc' (did you mean 'mark'?). The keys here are: data, kind, mark, short"),
+        ("loud.short=many", "'loud.short' is 'many': input should be a valid integer"),
+        ("loud.short=1.5", "'loud.short' is 1.5: input should be a valid integer"),
+        ("loud.data=[]", "no row is left"),
+        ("loud.data=nothing", "'loud.data' names 'nothing', which is neither a stage of this recipe nor a file"),
+        (
+            "loud.kind=mine.py:shoot",
+            "mine.py: there is no function 'shoot' in it; it holds Chat, Dropped, Iterator, sh",
+        ),
+        ("loud.kind=yours.py:shout", "there is no file 'yours.py'"),
+        ("loud.kind=mine.py", "'mine.py' names no function. Write the file and the function, such as mine.py:keep"),
+        ("loud.kind=shout", "or your own function, mine.py:name"),
+    ],
+)
+def test_a_recipe_that_names_it_wrongly_is_one_clear_line(here: Path, override: str, says: str) -> None:
+    assert says in refused(override)
+
+
+BROKEN = [
+    ("def shout(:\n", "mine.py:1: this is not valid Python: "),
+    (
+        "import nowhere\ndef shout(): ...\n",
+        "mine.py:1: ModuleNotFoundError: No module named 'nowhere' (while importing",
+    ),
+    ("x = 1\n\nx['a']\ndef shout(): ...\n", "mine.py:3: TypeError: 'int' object is not subscriptable (while importing"),
+    ("import sys\nsys.exit(3)\ndef shout(): ...\n", "mine.py:2: SystemExit: 3 (while importing it)"),
+    ("shout = 7\n", "mine.py: 'shout' is int, not a function"),
+    (b"def shout(): '\xe9'\n", "it is no text in UTF-8"),
+    ("import helper\ndef shout(): ...\n", "helper.py:2: ZeroDivisionError: division by zero (while importing it)"),
+    ("def shout(data) -> int: ...\n", "mine.py:1: 'shout' cannot be a stage: its parameter 'data' has no annotation"),
+    ("def shout(*rows: int) -> int: ...\n", "its parameter 'rows' has no name of its own"),
+    ("def shout(copy: int) -> int: ...\n", "its parameter 'copy' bears a reserved name"),
+    ("def shout(mark: str = '!'): ...\n", "its annotation does not say what it returns. Expected the rows that it"),
+    ("def shout(mark: str) -> str: ...\n", "its annotation does not say what it returns"),
+    ("def shout(mark: 'Nothing') -> str: ...\n", "NameError: name 'Nothing' is not defined (while reading its annotat"),
+    ("class A: ...\ndef shout(mark: A) -> list[int]: ...\n", "does not say what it returns"),
+]
+
+
+@pytest.mark.parametrize(("source", "says"), BROKEN)
+def test_a_broken_file_is_one_clear_line_with_its_place(here: Path, source: str | bytes, says: str) -> None:
+    (here / "helper.py").write_text("\n1 / 0\n")
+    (here / "mine.py").write_bytes(source if isinstance(source, bytes) else source.encode())
+    assert says in refused()
+
+
+RAISES = [
+    (
+        "for chat in data:\n        yield chat.model_copy()['x']",
+        "mine.py:4: TypeError: 'Chat' object is not subscripta",
+    ),
+    ("yield from [{}['x'] for chat in data]", "mine.py:3: KeyError: 'x' (while making rows, 1 read)"),
+    ("return 7", "'shout' returned int; expected the rows that it makes, such as Iterator[Chat]"),
+    ("yield 7", "'shout' returned int among its rows; expected Chat or Dropped"),
+    ("yield from ()", "mine.py:shout: no row is left (it returned none)"),
+    ("yield Chat(id='a', messages=())", "made a row that cannot be used: a: the conversation has no messages"),
+    (
+        "raise OSError(28, 'No space left on device')\n    yield",
+        "mine.py:3: OSError: [Errno 28] No space left on device",
+    ),
+    (
+        "yield next(data).model_copy(update={'id': 1 / 0})",
+        "mine.py:3: ZeroDivisionError: division by zero (while making",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "says"), RAISES)
+def test_what_it_raises_or_returns_wrongly_is_one_clear_line(here: Path, body: str, says: str) -> None:
+    head = "from potstill.records import *; from collections.abc import Iterator\n"
+    head += "def shout(data: Iterator[Chat], mark: str = '', short: int = 0) -> Iterator[Chat]:\n"
+    (here / "mine.py").write_text(f"{head}    {body}\n")
+    assert says in refused()
+    assert not list((here / "out" / "artifacts").glob("loud*")), "nothing half-written"
+
+
+def test_a_bad_row_of_what_it_reads_is_told_as_the_rows_own_fault(here: Path) -> None:
+    with (here / "chats.jsonl").open("a") as file:
+        file.write('{"messages": 7}\n')
+    said = refused("chats.limit=2", "loud.data=chats.jsonl")
+    assert re.match(r".*chats\.jsonl:4: 'messages' is a number; expected a list of messages", said)
+
+
+def test_a_stage_of_ones_own_asks_a_teacher_of_the_recipe(here: Path) -> None:
+    (here / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from collections.abc import Iterator\n"
+        "from potstill.records import Chat, Message, Prompt\n"
+        "from potstill.stages.base import Work\n"
+        "from potstill.teachers.base import Request, Teacher, request_seed\n"
+        "def answer(prompts: Iterator[Prompt], teacher: Teacher, work: Work, temperature: float = 0) -> list[Chat]:\n"
+        "    asked = list(prompts)\n"
+        "    requests = (Request(p.messages, 50, temperature, seed=request_seed(work.seed, p.id)) for p in asked)\n"
+        "    return [p_chat(p, r.text) for p, r in zip(asked, teacher.complete(requests), strict=True)]\n"
+        "def p_chat(prompt: Prompt, text: str) -> Chat:\n"
+        "    return Chat(id=prompt.id, messages=(*prompt.messages, Message(role='assistant', content=text)))\n"
+    )
+    (here / "r.yaml").write_text(
+        "name: own\nservers: {w: {kind: miniature}}\nmodels: {scribe: {endpoint: w, name: sage}}\n"
+        "stages: {chats: {kind: 'mine.py:answer', prompts: q.txt, teacher: scribe}}\n"
+    )
+    (here / "q.jsonl").write_text("")
+    (here / "q.txt").write_text("")
+    recipe = load_recipe("r.yaml", ["chats.prompts=chats.jsonl"])
+    assert run(recipe, here / "out")["chats"].facts["rows"] == 3
+    with pytest.raises(RecipeError, match=r"'chats.teacher' needs a model|names 'chats.jsonl', which is no model"):
+        load_recipe("r.yaml", ["chats.prompts=chats.jsonl", "chats.teacher=chats.jsonl"])
+
+
+class Uses(StageConfig):
+    """A stage that takes functions in every way."""
+
+    kind: Literal["uses"] = "uses"
+    filters: tuple[OwnFunction, ...] = ()
+    check: OwnFunction | None = None
+    checks: dict[str, OwnOrWord] = {}  # noqa: RUF012
+
+
+def test_functions_stand_in_every_kind_of_field() -> None:
+    config = Uses(filters=("a.py:f", "b.py:g"), check="c.py:h", checks={"one": "math", "two": "d.py:i"})
+    found = {slot.field: [named.name for named in slot.names] for slot in slots(config)}
+    assert found == {
+        "filters": ["a.py:f", "b.py:g"],
+        "check": ["c.py:h"],
+        "checks.one": ["math"],
+        "checks.two": ["d.py:i"],
+    }
+    assert [own.is_own(text) for text in ("math", "d.py:i", "mine.py")] == [False, True, True]
+
+
+def chat(text: str) -> Chat:
+    return Chat(id="abc", messages=(Message(role="user", content="q"), Message(role="assistant", content=text)))
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("return True", None),
+        ("return None", None),
+        ("import numpy; return numpy.float64(1) > 0", None),
+        ("import numpy; return numpy.float64(1) < 0", ("keep", "")),
+        ("return False", ("keep", "")),
+        ("return 'too loud'", ("keep", "too loud")),
+        ("return Dropped(id='', reason='loud', detail='!!')", ("loud", "!!")),
+    ],
+)
+def test_a_filter_says_what_becomes_of_a_row(tmp_path: Path, body: str, fault: Any) -> None:
+    (tmp_path / "mine.py").write_text(f"from potstill.records import Dropped\ndef keep(row): {body}\n")
+    assert OwnFilter(Function(tmp_path / "mine.py", "keep")).fault(chat("a")) == fault
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return 7", r"mine\.py: 'keep' returned int for row abc; expected True or None to keep it"),
+        ("return []", r"mine\.py: 'keep' returned list for row abc"),
+        ("return row['x']", r"mine\.py:1: TypeError: .* \(while filtering row abc\)\. Mend 'keep', or the row"),
+        ("raise SystemExit(1)", r"mine\.py:1: SystemExit: 1 \(while filtering row abc\)"),
+        ("return helper.deep(row)", r"helper\.py:2: KeyError: 'x' \(while filtering row abc\)"),
+    ],
+)
+def test_a_filter_that_fails_is_one_clear_line(tmp_path: Path, body: str, says: str) -> None:
+    (tmp_path / "helper.py").write_text("def deep(row):\n    return {}['x']\n")
+    (tmp_path / "mine.py").write_text(f"def keep(row): import helper; {body}\nimport helper\n")
+    with pytest.raises(DataError, match=says):
+        OwnFilter(Function(tmp_path / "mine.py", "keep")).fault(chat("a"))
+
+
+def test_two_files_of_one_name_and_their_helpers_are_told_apart(tmp_path: Path) -> None:
+    calls = []
+    for word in ("one", "two"):
+        (tmp_path / word).mkdir()
+        (tmp_path / word / "helper.py").write_text(f"word = {word!r}")
+        (tmp_path / word / "mine.py").write_text("import helper\ndef say(): return helper.word")
+        calls.append(Own(Function(tmp_path / word / "mine.py", "say")))
+    assert [call("saying") for call in calls] == ["one", "two"]
+    (tmp_path / "one" / "helper.py").write_text("word = 'new'")
+    assert Own(Function(tmp_path / "one" / "mine.py", "say"))("saying") == "new", "an edit is seen at once"
+    assert str(tmp_path / "one") not in sys.path
+
+
+def test_a_function_reaches_the_process_that_trains(tmp_path: Path) -> None:
+    inputs = Inputs({}, {}, {}, {"objective": (Function(tmp_path / "mine.py", "loss", "ab"),)})
+    assert Inputs.from_json(json.loads(json.dumps(inputs.to_json()))) == inputs
+
+
+def test_planning_runs_no_line_of_a_file_that_is_no_stage(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise SystemExit\nfrom math import sin as keep\n")
+    own.check(Function(tmp_path / "mine.py", "keep"))
+    with pytest.raises(RecipeError, match="there is no function 'sin' in it; it holds keep"):
+        own.check(Function(tmp_path / "mine.py", "sin"))
+    (tmp_path / "mine.py").write_text("from math import *\n")
+    own.check(Function(tmp_path / "mine.py", "sin"))
+    assert Own(Function(tmp_path / "mine.py", "sin"))("counting", 0.0) == 0.0
+
+
+class Polite(Asking):
+    """A stage that asks, with prompts that a user may replace."""
+
+    PROMPTS = ("self_instruct",)
+    kind: Literal["polite"]
+
+
+def test_a_prompt_of_ones_own_changes_the_key_with_its_text(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("polite")
+    module.STAGE = Stage(config=Polite, produces="texts", run=lambda *given: {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "polite_of_test_own", module)
+    monkeypatch.setitem(stages.MODULES, "polite", "polite_of_test_own")
+    (here / "wording.txt").write_text("One {{ prompt }}")
+    (here / "r.yaml").write_text(
+        "name: own\nstages:\n"
+        "  mine: {kind: polite, prompt_files: {self_instruct: wording.txt}}\n"
+        "  plain: {kind: polite}\n"
+    )
+    before = keys()
+    assert keys() == before
+    (here / "wording.txt").write_text("Another {{ prompt }}")
+    after = keys()
+    assert before["mine"] != after["mine"]
+    assert before["plain"] == after["plain"]
+
+
+def test_an_error_in_it_is_exit_code_two_without_a_traceback(here: Path) -> None:
+    (here / "mine.py").write_text(STAGE.replace("*before, answer = chat.messages", "before = chat.mesages"))
+    shown = subprocess.run(
+        [sys.executable, "-m", "potstill.cli", "run", "r.yaml"], capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 2
+    assert "mine.py:10: AttributeError: 'Chat' object has no attribute 'mesages' (while making rows, 1 read)" in (
+        " ".join(shown.stderr.split())
+    )
+    assert "Traceback" not in shown.stderr
+
+
+def test_texts_from_nothing(here: Path) -> None:
+    """A stage needs no rows to read."""
+    (here / "mine.py").write_text(
+        "from collections.abc import Iterator\n"
+        "from potstill.records import Text\nfrom potstill.stages.base import Work\n"
+        "def words(work: Work, count: int) -> Iterator[Text]:\n"
+        "    return (Text(id=str(i), text=f'{work.seed}') for i in range(count))\n"
+    )
+    (here / "r.yaml").write_text("name: own\nstages: {words: {kind: 'mine.py:words', count: 2}}")
+    sealed = run(load_recipe("r.yaml"), here / "out")
+    assert len(list(read_rows(sealed["words"].path / "rows.jsonl", Text))) == 2
