@@ -128,9 +128,11 @@ def test_plan_says_what_would_run_why_and_what_it_takes(potstill):
     assert code == 0
     assert not Path("runs").exists()
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
-    assert rows["first"] == ["first", "words", "will", "run", "new", "~4", "8", "10"]
+    assert rows["first"] == ["first", "words", "will", "run", "new", "~4", "~8", "~10"]
     assert rows["loud"] == ["loud", "shout", "will", "run", "new", "~4"]  # what `first` is expected to make
-    assert "6 of 6 stages would run in runs/tiny; about 14 calls of teachers and judges." in out
+    assert "6 of 6 stages would run in runs/tiny; about 14 calls of teachers and judges" in out
+    assert "Guesses, marked ~: first, second" in out
+    assert "a trial tells better: potstill plan ... --trial 50." in out
     potstill("run", "tiny.yaml", "--until", "loud")
     out = potstill("plan", "tiny.yaml", "second.text=x", "loud.mark=x")[1]
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
@@ -139,19 +141,20 @@ def test_plan_says_what_would_run_why_and_what_it_takes(potstill):
 
 
 def test_plan_tells_the_price(potstill):
-    from potstill.views import _cost_usd
+    from potstill.sources import EndpointModel, Model, Price
+    from potstill.stages.base import Expected
+    from potstill.views import _usd
 
     class Step:
         pass
-
-    from potstill.sources import EndpointModel, Model, Price
-    from potstill.stages.base import Expected
 
     step, link = Step(), Step()
     step.entry, step.expected = Step(), Expected(tokens=2_000_000)
     link.models = (Model("m", EndpointModel(endpoint="http://x", name="m", price=Price(input=1, output=5))),)
     step.entry.links = (link,)
-    assert _cost_usd(step) == 10.0
+    assert _usd(step) == (6.0, 10.0), "a guess: half of the tokens may be prompts, or none"
+    step.expected = Expected(tokens=2_000_000, tokens_range=(1_000_000, 3_000_000), prompt_share=0.75)
+    assert _usd(step) == (2.0, 6.0)
 
 
 def test_status_tells_what_is_sealed_and_what_is_left(potstill):
