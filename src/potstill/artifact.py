@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -106,6 +107,31 @@ def write_rows(path: Path, rows: Iterable[Record]) -> int:
             file.write(row.to_line())
             count += 1
     return count
+
+
+class RowWriter:
+    """A file of rows as JSON lines, written one by one while a `with` block lasts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.count = 0
+
+    def __enter__(self) -> "RowWriter":
+        with storage_errors(self._path):
+            self._file = self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with storage_errors(self._path):
+            self._file.close()
+
+    def write(self, row: Record) -> None:
+        """Add a row."""
+        with storage_errors(self._path):
+            self._file.write(row.to_line())
+        self.count += 1
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,9 +19,10 @@ from potstill.own import is_own
 from potstill.references import Entry, Resolver, find_function, find_path, ordered
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
 from potstill.stages.base import Stage, StageConfig
+from potstill.stages.domain import Domain
 from potstill.validation import LONGEST_NAME, PLAIN, check_utf8, complain, nearest, true_as_number
 
-TOP_LEVEL = ("name", "seed", "budget_usd", "variables", "servers", "models", "stages")
+TOP_LEVEL = ("name", "seed", "budget_usd", "domain", "variables", "servers", "models", "stages")
 RESERVED = {*TOP_LEVEL, "artifacts", "cache", "unfinished", "work", "logs", "lock"}
 """Top-level keys, and what else lies in a run's folder: no part of a recipe may be called so."""
 
@@ -135,6 +136,7 @@ class _Builder:
         self._document, self._folder = document, folder
         self._source, self._overrides = source, overrides
         self._variables: dict[str, Any] = {}
+        self._domain: Domain | None = None
 
     def recipe(self) -> Recipe:
         self._check_names()
@@ -151,9 +153,13 @@ class _Builder:
         self._read_variables(seed)
         servers = {name: self._server(name) for name in self._names("servers")}
         models = {name: self._model(name, servers) for name in self._names("models")}
+        self._domain = self._read_domain()
         configs = {name: self._stage(name) for name in self._names("stages")}
         if not configs:
             raise RecipeError(self._document.name, "the recipe has no stages", "Name at least one under 'stages:'")
+        if self._domain and not any("domain" in type(config).model_fields for _, config in configs.values()):
+            what = "no stage of this recipe reads a domain"
+            raise RecipeError(self._document.place(("domain",)), what, "Remove it, or add a stage that does")
         resolver = Resolver(self._document, self._folder, servers, models, configs)
         entries = {name: resolver.entry(name) for name in configs}
         in_order = {entry: entries[entry] for entry in ordered(entries)}
@@ -205,6 +211,12 @@ class _Builder:
                     f"Give it on the command line: potstill run {self._source} {name}=VALUE",
                 )
             known[name] = self._variables[name] = value
+
+    def _read_domain(self) -> Domain | None:
+        """What every stage that reads a domain takes where it has none of its own, so that it is part of its key."""
+        if self._top("domain", None) is None:
+            return None
+        return self._spec(Domain, self._mapping(("domain",), "{name: law, topics: [contracts, torts]}"), ("domain",))
 
     def _values(self, steps: Steps) -> Any:
         return interpolate(self._document, steps, {"seed": self._top("seed", 0), **self._variables})
@@ -303,6 +315,8 @@ class _Builder:
             remedy = f"Choose one of: {', '.join(stages.MODULES)}; or your own function, mine.py:name"
             raise RecipeError(place, f"the stage '{name}' {what}", remedy)
         found = stages.stage(kind)
+        if self._domain is not None and "domain" in found.config.model_fields:
+            value = {"domain": self._domain, **value}
         return found, self._spec(found.config, value, steps)
 
 

@@ -76,6 +76,8 @@ class Prompt(Record):
     references: tuple[str, ...] = ()
     """Reference answers, one a turn, for judges of questions that have one right answer."""
     category: str = ""
+    persona: str = ""
+    """Who asks, for whoever plays the user of a dialogue that begins with it."""
 
 
 class Chat(Record):

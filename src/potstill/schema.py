@@ -7,6 +7,7 @@ from pydantic.json_schema import models_json_schema
 
 from potstill import stages
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer
+from potstill.stages.domain import Domain
 from potstill.validation import LONGEST_NAME
 
 VARIABLE = {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": "A variable of the recipe."}
@@ -15,7 +16,7 @@ VARIABLE = {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": "A va
 def recipe_schema() -> dict[str, Any]:
     """Draft 2020-12. A value that is no text may also be `${variable}`."""
     configs = {kind: stages.stage(kind).config for kind in stages.MODULES}
-    classes: list[type[BaseModel]] = [LocalModel, EndpointModel, MiniatureServer, *configs.values()]
+    classes: list[type[BaseModel]] = [LocalModel, EndpointModel, MiniatureServer, Domain, *configs.values()]
     names, definitions = models_json_schema([(cls, "validation") for cls in classes], ref_template="#/$defs/{model}")
     pieces = {name: _open_to_variables(_tidy(body)) for name, body in definitions["$defs"].items()}
 
@@ -59,6 +60,10 @@ def recipe_schema() -> dict[str, Any]:
             "budget_usd": {
                 "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}, {"$ref": "#/$defs/Variable"}],
                 "description": "What the replies of a run may cost, in US dollars: a hard stop, from which it goes on.",
+            },
+            "domain": {
+                "anyOf": [at(Domain), {"type": "null"}],
+                "description": "What the assistant is for: read by the stages that ask for prompts and dialogues.",
             },
             "variables": {
                 "type": ["object", "null"],

@@ -8,9 +8,10 @@ import pytest
 from data_stages import Made, endpoint, given, make, user
 from stub_server import Stub, completion, refusal, reply
 
+from potstill.curation.user_turns import read_user_turn
 from potstill.errors import TeacherError
 from potstill.records import Message, Prompt
-from potstill.stages.converse import Converse, read_user_turn
+from potstill.stages.converse import Converse
 
 PROMPTS = [Prompt(id=f"p{i}", messages=user(f"q{i}"), category="c") for i in range(12)]
 

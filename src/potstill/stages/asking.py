@@ -1,7 +1,7 @@
 """What stages that ask a model have in common: prompts that a user may replace, and what to do with a bad reply."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,6 +37,10 @@ class Asking(StageConfig):
             if name not in cls.PROMPTS:
                 raise ValueError(f"there is no prompt '{name}' here; expected one of: {', '.join(cls.PROMPTS)}")
         return files
+
+    def accepting(self, reads: Callable[[str], object]) -> Callable[[Reply], bool]:
+        """Whether a reply is of use: it may be used as far as its end tells, and something can be read from it."""
+        return lambda reply: self.is_whole(reply) and bool(reads(reply.text))
 
     def is_whole(self, reply: Reply) -> bool:
         """Whether a reply may be used, as far as its end tells."""

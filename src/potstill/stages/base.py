@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Protocol, Self, TextIO
 
 from pydantic import BaseModel
 
-from potstill.artifact import DROPPED_FILE, ROWS_FILE, storage_errors, write_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, storage_errors, write_rows
 from potstill.formats import glance
 from potstill.money import Ledger, Meter
 from potstill.records import ROWS, Dropped, Record
@@ -194,6 +194,12 @@ class Work:
         return write_rows(self.path / DROPPED_FILE, rows)
 
     @contextmanager
+    def harvest(self) -> Iterator["Harvest"]:
+        """Both files of the artifact, open for a stage that decides row by row."""
+        with RowWriter(self.path / ROWS_FILE) as kept, RowWriter(self.path / DROPPED_FILE) as dropped:
+            yield Harvest(kept, dropped)
+
+    @contextmanager
     def dropping(self) -> Iterator["Leftovers"]:
         """For stages that write the rows that were left out as they come, while others are kept."""
         file = self.path / DROPPED_FILE
@@ -217,6 +223,37 @@ class Leftovers:
     def facts(self) -> dict[str, int]:
         """How many, by reason."""
         return dict(sorted(self.reasons.items()))
+
+
+class Harvest:
+    """The rows that stay and those that are left out, each written as soon as it is known which it is."""
+
+    def __init__(self, kept: RowWriter, dropped: RowWriter) -> None:
+        self._kept, self._dropped = kept, dropped
+        self._reasons: Counter[str] = Counter()
+
+    def keep(self, row: Record) -> None:
+        """Write a row of the artifact."""
+        self._kept.write(row)
+
+    def drop(self, row: Dropped) -> None:
+        """Write a row that is left out; its reason is counted."""
+        self._reasons[row.reason] += 1
+        self._dropped.write(row)
+
+    @property
+    def rows(self) -> int:
+        """How many stay."""
+        return self._kept.count
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were left out, by reason; for a stage's facts."""
+        return dict(sorted(self._reasons.items()))
+
+    def why_nothing(self) -> str:
+        """Why no row stays: the counts in words."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.reasons.items()) or "there was nothing to read"
 
 
 Facts = dict[str, Any]
