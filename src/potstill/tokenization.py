@@ -208,6 +208,25 @@ def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     return ids
 
 
+_PROBE = "\ue000"
+"""Stands for a user's words while a template is looked at. A private character: no template holds it."""
+
+
+def user_frame(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> tuple[str, str]:
+    """What the chat template writes before and behind a user's first words, the start token included.
+
+    A model that is given the first goes on as a user would (Magpie, Xu et al. 2024); the second is where it ends.
+    ModelError where the template refuses the conversation or changes what the user says.
+    """
+    turns = [] if system is None else [Message(role="system", content=system)]
+    before, found, behind = _apply(tokenizer, [*turns, Message(role="user", content=_PROBE)]).partition(_PROBE)
+    if not found or _PROBE in behind:
+        raise _unseen(tokenizer, "what the user says in turn 1, or writes it twice")
+    if system is not None and system.strip() not in before:
+        raise _unseen(tokenizer, "what the system says in turn 1, or writes it behind the user's turn")
+    return before, behind
+
+
 def encode_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], learn: str = "assistant", tools: Tools = ()
 ) -> Encoded:

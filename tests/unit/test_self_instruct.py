@@ -143,11 +143,11 @@ def test_failed_and_cut_replies_are_counted_and_the_rest_goes_on(tmp_path: Path)
     with Stub(answer=writer, fault=sometimes) as stub:
         made = run(tmp_path, stub, count=20)
     assert made.facts["rows"] == 20
-    failed = made.facts["failed_requests"]
-    assert failed["error"] > 0
-    assert failed["unread"] == made.facts["dropped"]["unread"] > 0
-    assert made.facts["dropped"]["cut_off"] > 0
-    assert made.facts["dropped"]["reply_error"] == failed["error"]
+    replies, dropped = made.facts["replies"], made.facts["dropped"]
+    assert sum(replies.values()) == made.facts["requests"]
+    assert dropped["reply_error"] == replies["error"] > 0
+    assert dropped["cut_off"] == replies["length"] > 0
+    assert dropped["unread"] > 0
 
 
 def test_a_teacher_without_a_single_task_is_an_error(tmp_path: Path) -> None:

@@ -55,4 +55,7 @@ class Domain(Spec):
 
 def domain_text(prompts: Prompts, domain: Domain | None) -> str:
     """What the prompt `domain` says of it, for the other prompts to hold; nothing where there is none."""
-    return prompts.render("domain", domain=domain).strip() if domain else ""
+    if domain is None:
+        return ""
+    blanks = {"name": domain.name, "about": domain.about, "avoid": domain.avoid, "language": domain.language}
+    return prompts.render("domain", **blanks).strip()

@@ -1,28 +1,30 @@
-"""Stage `self_instruct`: a few seed tasks become many prompts (Self-Instruct, Wang et al. 2023).
+"""Stage `self_instruct`: a few seed tasks become many prompts, or dialogues (Self-Instruct, Wang et al. 2023).
 
 In rounds of a fixed number of requests: each shows the teacher a few tasks, most from the seeds and some that it made
-before, and asks for more. What comes back is taken in order, through the filters, until there are enough.
+before, and asks for more. What comes back is taken in order, through the filters, until there are enough. Then, if
+asked for, each task gets its instances: what it is done on, and what comes of it.
 """
 
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from potstill.curation.novelty import Novelty
-from potstill.errors import DataError, TeacherError
-from potstill.prompts import render_prompt
-from potstill.records import Dropped, Message, Prompt
+from potstill.curation.instances import instance_faults, read_choosing, read_instances
+from potstill.errors import DataError
+from potstill.records import Chat, Dropped, Message, Prompt
 from potstill.sources import Inputs
-from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
-from potstill.teachers.base import Reply, Request, connect, remedy, request_seed
+from potstill.stages.base import Expected, Facts, Harvest, Reference, Stage, Work
+from potstill.stages.conveyor import Ask, Talk, convey
+from potstill.stages.prompting import TOKENS_PER_PROMPT, Prompting, Sieve, Writer, one_line
+from potstill.teachers.base import Reply, Request, Teacher, connect, request_seed
 
-TOKENS_PER_TASK = 40  # for forecasts
+TOKENS_PER_INSTANCE = 250  # for forecasts
 
 # Tasks about these cannot be answered in words alone.
 FORBIDDEN = (
@@ -31,18 +33,30 @@ FORBIDDEN = (
 )  # fmt: skip
 
 
-class SelfInstruct(StageConfig):
-    """Have a teacher continue a list of tasks, and keep what is new."""
+class SelfInstruct(Prompting):
+    """Have a teacher continue a list of tasks, keep what is new, and work it out if wished."""
+
+    PROMPTS: ClassVar[tuple[str, ...]] = (
+        "self_instruct",
+        "self_instruct_kind",
+        "self_instruct_input_first",
+        "self_instruct_label_first",
+        "domain",
+    )
 
     kind: Literal["self_instruct"]
-    teacher: ModelName
-    """Who writes the tasks."""
     seeds: Annotated[str, Reference(("prompts",))]
     """Tasks that people wrote, shown as examples. They are not among the rows."""
     count: int = Field(ge=1)
-    """How many prompts to make."""
-    novelty: float = Field(default=0.7, gt=0, le=1)
-    """Drop a task whose ROUGE-L F against any seed or kept task is over this."""
+    """How many tasks to make."""
+    instances: Literal["none", "by_kind", "input_first", "label_first"] = "none"
+    """What the teacher does with each task that is kept. none: nothing, the rows are prompts. Otherwise it makes
+    examples of the task being done, and the rows are dialogues of one turn each: the input before the output, the label
+    before the input, or by_kind, as the teacher finds the task open or one of choosing."""
+    instances_per_task: int = Field(default=1, ge=1)
+    """Examples to ask for of each open task."""
+    labels_per_task: int = Field(default=4, ge=1)
+    """Labels to ask for at most of each task of choosing, an example each."""
     from_seeds: int = Field(default=6, ge=1)
     """Examples shown from the seeds."""
     from_generated: int = Field(default=2, ge=0)
@@ -52,19 +66,9 @@ class SelfInstruct(StageConfig):
     round_size: int = Field(default=16, ge=1)
     """Requests in a round; later rounds draw examples from what earlier ones kept."""
     max_requests: int | None = Field(default=None, ge=1)
-    """Stop after this many requests, even if that leaves fewer prompts. Default: ten times as many as could do."""
-    min_words: int = Field(default=4, ge=1)
-    """Drop shorter tasks."""
-    max_words: int = Field(default=150, ge=1)
-    """Drop longer tasks."""
+    """Stop after this many requests for tasks, even if that leaves fewer. Default: ten times as many as could do."""
     forbidden: tuple[str, ...] = FORBIDDEN
     """Drop tasks that hold one of these words."""
-    temperature: float = Field(default=0.7, ge=0)
-    """Of the teacher's sampling."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Of the teacher's sampling."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """The longest reply."""
 
     @property
     def most_requests(self) -> int:
@@ -74,122 +78,98 @@ class SelfInstruct(StageConfig):
     def expect(self, rows: Mapping[str, int]) -> Expected:
         calls = self.round_size * ceil(self.count / (self.tasks_per_request * self.round_size))
         shown = self.from_seeds + self.from_generated
-        return Expected(self.count, calls, calls * TOKENS_PER_TASK * (shown + self.tasks_per_request))
+        tokens = calls * TOKENS_PER_PROMPT * (shown + self.tasks_per_request)
+        if self.instances == "none":
+            return Expected(self.count, calls, tokens)
+        more = self.count * (2 if self.instances == "by_kind" else 1)
+        made = self.count * self.instances_per_task
+        return Expected(made, calls + more, tokens + more * TOKENS_PER_PROMPT + made * TOKENS_PER_INSTANCE)
 
 
 @dataclass
-class _Harvest:
-    """What was kept and what was dropped so far."""
+class _Tasks:
+    """What was kept so far."""
 
     config: SelfInstruct
-    known: Novelty
+    sieve: Sieve
     kept: list[str] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
 
     @property
     def full(self) -> bool:
         return len(self.kept) >= self.config.count
 
-    def offer(self, name: str, task: str) -> None:
+    def offer(self, harvest: Harvest, name: str, task: str) -> None:
         """Keep a task, or its reason to be dropped."""
-        reason, detail = self._fault(task)
-        if reason:
-            self.dropped.append(Dropped(id=name, reason=reason, detail=detail))
-            return
-        self.seen.add(_normal(task))
-        self.known.add(task)
-        self.kept.append(task)
-
-    def _fault(self, task: str) -> tuple[str, str]:
-        count = len(task.split())
-        if count < self.config.min_words:
-            return "too_short", task
-        if count > self.config.max_words:
-            return "too_long", f"{count} words"
-        found = next((word for word in self.config.forbidden if re.search(rf"\b{re.escape(word)}\b", task, re.I)), None)
-        if found is not None:
-            return "forbidden_word", found
-        if _normal(task) in self.seen:
-            return "duplicate", task
-        if self.known.nearest(task) is not None:
-            return "not_novel", task
-        return "", ""
+        if self.full:
+            harvest.drop(Dropped(id=name, reason="beyond_count", detail=task))
+        elif self.sieve.take(harvest, name, task):
+            self.kept.append(task)
+            if self.config.instances == "none":
+                messages = (Message(role="user", content=task),)
+                harvest.keep(Prompt(id=f"task-{len(self.kept) - 1}", messages=messages))
 
 
 def run(config: SelfInstruct, inputs: Inputs, work: Work) -> Facts:
-    """Ask round after round until there are enough, or requests have been spent."""
-    seeds = [_one_line(row.messages[-1].content) for row in inputs.one("seeds").rows(Prompt)]
+    """Ask round after round until there are enough, or requests have been spent; then for the instances."""
+    seeds = [one_line(row.messages[-1].content) for row in inputs.one("seeds").rows(Prompt)]
     if len(seeds) < config.from_seeds:
         raise DataError(
             inputs.one("seeds").name,
             f"{len(seeds)} seed tasks; expected at least {config.from_seeds}",
             "Give more, or lower from_seeds",
         )
-    harvest = _Harvest(config, Novelty(config.novelty))
+    tasks = _Tasks(config, Sieve(config.novelty, config.min_words, config.max_words, config.forbidden))
     for seed in seeds:
-        harvest.known.add(seed)
-        harvest.seen.add(_normal(seed))
-    model, requests, failed = inputs.model("teacher"), 0, Counter[str]()
-    first: Reply | None = None
-    with connect(model, work.account) as teacher:
-        while not harvest.full and requests < config.most_requests:
-            size = min(config.round_size, config.most_requests - requests)
-            asked = [_request(config, seeds, harvest.kept, work.seed, requests + i) for i in range(size)]
-            for number, reply in enumerate(teacher.complete(asked), start=requests):
-                first = first or reply
-                _harvest_reply(config, harvest, failed, number, reply)
-                work.progress(len(harvest.kept), config.count, "prompts")
-            requests += size
-    if first and not harvest.kept:
-        why = ", ".join(f"{n} {reason}" for reason, n in _reasons(harvest.dropped).items()) or "nothing could be read"
-        why += f"; the first: {first.reason}" if first.reason else ""
-        what = f"none of {requests} replies held a task to keep ({why})"
-        raise TeacherError(model.name, what, remedy(first, "Use another teacher", "max_tokens"))
-    count = work.keep(_prompts(harvest.kept))
-    work.drop(harvest.dropped)
-    return {
-        "rows": count,
-        "dropped": _reasons(harvest.dropped),
+        tasks.sieve.add(seed)
+    writer, kinds = Writer(config, inputs, work.seed), Counter[str]()
+    model = inputs.model("teacher").name
+    with connect(inputs.model("teacher"), work.account) as teacher, work.harvest() as harvest:
+        requests = _collect(writer, teacher, seeds, tasks, harvest, work)
+        if not tasks.kept:
+            raise writer.nothing(model, harvest, "a task")
+        if config.instances != "none":
+            kinds = _work_out(writer, teacher, tasks.kept, harvest, work)
+            if not harvest.rows:
+                raise writer.nothing(model, harvest, "an instance")
+    facts: Facts = {
+        "rows": harvest.rows,
+        "dropped": harvest.reasons,
         "requests": requests,
-        "failed_requests": dict(sorted(failed.items())),
-        "short_by": config.count - count,
+        "replies": writer.tally.facts(),
+        "short_by": config.count - len(tasks.kept),
     }
+    return facts | ({"tasks": len(tasks.kept), "orders": dict(sorted(kinds.items()))} if kinds else {})
 
 
-def _request(config: SelfInstruct, seeds: list[str], kept: list[str], seed: int, number: int) -> Request:
-    chance = random.Random(request_seed(seed, "examples", number))
+def _collect(writer: Writer, teacher: Teacher, seeds: list[str], tasks: _Tasks, harvest: Harvest, work: Work) -> int:
+    """Fill `tasks`; returns how many requests that took."""
+    config, asked = tasks.config, 0
+    first = config.from_seeds + config.from_generated + 1
+    while not tasks.full and asked < config.most_requests:
+        size = min(config.round_size, config.most_requests - asked)
+        requests = [_request(writer, config, seeds, tasks.kept, asked + i) for i in range(size)]
+        for number, reply in enumerate(teacher.complete(requests), start=asked):
+            found = writer.items(harvest.drop, f"reply-{number}", reply, lambda text: parse_tasks(text, first))
+            for place, task in enumerate(found):
+                tasks.offer(harvest, f"reply-{number}-{place}", task)
+            work.progress(len(tasks.kept), config.count, "prompts")
+        asked += size
+    return asked
+
+
+def _request(writer: Writer, config: SelfInstruct, seeds: list[str], kept: list[str], number: int) -> Request:
+    chance = random.Random(request_seed(writer.seed, "examples", number))
     own = chance.sample(kept, min(config.from_generated, len(kept)))
     wished = config.from_seeds + config.from_generated - len(own)
     examples = chance.sample(seeds, min(wished, len(seeds))) + own
     chance.shuffle(examples)
-    text = render_prompt("self_instruct", wanted=config.tasks_per_request, examples=examples).strip()
-    return Request(
-        messages=(Message(role="user", content=text),),
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=request_seed(seed, "tasks", number),
-    )
+    first = len(examples) + 1
 
+    def reads(text: str) -> list[str]:
+        return parse_tasks(text, first)
 
-def _harvest_reply(config: SelfInstruct, harvest: _Harvest, failed: Counter[str], number: int, reply: Reply) -> None:
-    name = f"reply-{number}"
-    if reply.finish not in ("stop", "length"):
-        failed[reply.finish] += 1
-        harvest.dropped.append(Dropped(id=name, reason=f"reply_{reply.finish}", detail=reply.reason))
-        return
-    tasks = parse_tasks(reply.text, config.from_seeds + config.from_generated + 1)
-    if not tasks:
-        failed["unread"] += 1
-        harvest.dropped.append(Dropped(id=name, reason="unread", detail=reply.text[:200]))
-    if reply.finish == "length" and tasks:
-        harvest.dropped.append(Dropped(id=f"{name}-{len(tasks) - 1}", reason="cut_off", detail=tasks.pop()))
-    for place, task in enumerate(tasks):
-        if harvest.full:
-            harvest.dropped.append(Dropped(id=f"{name}-{place}", reason="beyond_count", detail=task))
-        else:
-            harvest.offer(f"{name}-{place}", task)
+    blanks = {"wanted": config.tasks_per_request, "examples": examples}
+    return writer.request("self_instruct", number, reads=reads, **blanks)
 
 
 _HEAD = re.compile(r"^[\s*#-]*Task\s+(\d+)[\s*]*[:.)][\s*]*", re.IGNORECASE | re.MULTILINE)
@@ -207,24 +187,83 @@ def parse_tasks(text: str, first: int) -> list[str]:
     for i, head in enumerate(heads):
         end = heads[i + 1].start() if i + 1 < len(heads) else len(text)
         tasks.append(text[head.end() : end].split("\n\n")[0])  # what follows a blank line is talk about the list
-    return [line for task in tasks if (line := _one_line(task))]
+    return [line for task in tasks if (line := one_line(task))]
 
 
-def _prompts(tasks: list[str]) -> Iterator[Prompt]:
-    for number, task in enumerate(tasks):
-        yield Prompt(id=f"task-{number}", messages=(Message(role="user", content=task),))
+Worked = tuple[str, list[Chat], list[Dropped]]
+"""The order in which a task was worked out, its dialogues, and what was left out."""
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _work_out(writer: Writer, teacher: Teacher, tasks: list[str], harvest: Harvest, work: Work) -> Counter[str]:
+    """The instances of every task; returns how many tasks went which way."""
+    orders = Counter[str]()
+    talks = (_instances(writer, f"task-{number}", task) for number, task in enumerate(tasks))
+    for done, (order, chats, dropped) in enumerate(convey(talks, {"teacher": teacher}), start=1):
+        orders[order] += 1
+        for each in dropped:
+            harvest.drop(each)
+        for chat in chats:
+            harvest.keep(chat)
+        work.progress(done, len(tasks), "tasks worked out", dialogues=harvest.rows)
+    return orders
 
 
-def _normal(task: str) -> str:
-    return " ".join(re.findall(r"\w+", task.lower()))
+def _instances(writer: Writer, name: str, task: str) -> Talk[Worked]:
+    config = writer.config
+    assert isinstance(config, SelfInstruct)
+    order: str = config.instances
+    if order == "by_kind":
+        request = writer.request("self_instruct_kind", name, reads=_says_kind, greedy=True, task=task)
+        reply = writer.heard((yield Ask("teacher", request)))
+        choosing = read_choosing(reply.text) if config.is_whole(reply) else None
+        if choosing is None:
+            return "unread", [], [_unusable(name, "kind", reply)]
+        order = "label_first" if choosing else "input_first"
+    label_first = order == "label_first"
+    wanted = config.labels_per_task if label_first else config.instances_per_task
+
+    def reads(text: str) -> object:
+        return read_instances(text, label_first=label_first)
+
+    request = writer.request(f"self_instruct_{order}", name, reads=reads, task=task, wanted=wanted)
+    reply = writer.heard((yield Ask("teacher", request)))
+    return order, *_chats(config, name, task, reply, label_first=label_first)
 
 
-def _reasons(dropped: list[Dropped]) -> dict[str, int]:
-    return dict(sorted(Counter(row.reason for row in dropped).items()))
+def _says_kind(text: str) -> bool:
+    return read_choosing(text) is not None
 
 
-STAGE = Stage(config=SelfInstruct, produces="prompts", run=run)
+def _chats(
+    config: SelfInstruct, name: str, task: str, reply: Reply, *, label_first: bool
+) -> tuple[list[Chat], list[Dropped]]:
+    """The dialogues of one task, and the instances that are left out: of a reply that was cut, the last one."""
+    found = read_instances(reply.text, label_first=label_first) if reply.finish in ("stop", "length") else []
+    if not found:
+        return [], [_unusable(name, "instances", reply)]
+    dropped = []
+    if not config.is_whole(reply):
+        dropped.append(Dropped(id=f"{name}-{len(found) - 1}", reason="cut_off", detail=found.pop().output[-200:]))
+    chats = []
+    for place, (instance, fault) in enumerate(zip(found, instance_faults(found, label_first=label_first), strict=True)):
+        if fault:
+            detail = f"{instance.input} → {instance.output}"[:200]
+            dropped.append(Dropped(id=f"{name}-{place}", reason=f"instance_{fault}", detail=detail))
+            continue
+        asked = f"{task}\n\n{instance.input}" if instance.input else task
+        turns = (Message(role="user", content=asked), Message(role="assistant", content=instance.output))
+        chats.append(Chat(id=f"{name}-{place}", messages=turns))
+    return chats, dropped
+
+
+def _unusable(name: str, what: str, reply: Reply) -> Dropped:
+    reason = "unread" if reply.finish in ("stop", "length") else reply.finish
+    return Dropped(id=name, reason=f"{what}_{reason}", detail=reply.reason or reply.text[:200])
+
+
+STAGE = Stage(
+    config=SelfInstruct,
+    produces=lambda config: "prompts" if config.instances == "none" else "chats",
+    run=run,
+    version=2,
+)
