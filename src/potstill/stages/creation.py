@@ -107,9 +107,9 @@ def _detail(writer: Writer, instruction: _Instruction) -> Talk[tuple[_Instructio
     assert isinstance(config, Creation)
     if random.Random(request_seed(writer.seed, name, "detailed")).random() >= config.detailed:
         return instruction, instruction.text
-    blanks = {"instruction": instruction.text, "most_words": config.max_words}
-    reply = yield Ask("teacher", writer.request("creation_detail", name, reads=one_line, **blanks))
-    writer.heard(reply)
+    said, most = instruction.text, config.max_words
+    request = writer.request("creation_detail", name, reads=one_line, instruction=said, most_words=most)
+    reply = writer.heard((yield Ask("teacher", request)))
     if not config.is_whole(reply):
         return instruction, Dropped(id=name, reason=f"detail_{reply.finish}", detail=reply.reason)
     text = one_line(reply.text)

@@ -105,16 +105,17 @@ class _Breeder:
     def _rewrite(self, original: str, operation: Operation, place: str) -> Talk[tuple[str, str, str]]:
         """(new text, reason, detail); the last two are empty where it survived."""
         how = self.writer.prompts.render(f"evolve_{operation}", domain=self.writer.domain).strip()
-        blanks = {"how": how, "text": original, "most_words": self.config.max_words}
-        reply = yield Ask("teacher", self.writer.request("evolve", place, reads=read_evolved, **blanks))
-        self.writer.heard(reply)
+        most = self.config.max_words
+        request = self.writer.request("evolve", place, reads=read_evolved, how=how, text=original, most_words=most)
+        reply = self.writer.heard((yield Ask("teacher", request)))
         if not self.config.is_whole(reply):
             return "", f"reply_{reply.finish}", reply.reason
         text = read_evolved(reply.text)
         if reason := self._fault(text, original):
             return text, reason, text
-        blanks = {"first": original, "second": text}
-        request = self.writer.request("evolve_equal", place, reads=_says_whether, greedy=True, **blanks)
+        request = self.writer.request(
+            "evolve_equal", place, reads=_says_whether, greedy=True, first=original, second=text
+        )
         reply = self.judgments.add((yield Ask("judge", request)))
         equal = read_equal(reply.text) if self.config.is_whole(reply) else None
         if equal is None:

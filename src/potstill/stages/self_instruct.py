@@ -168,8 +168,8 @@ def _request(writer: Writer, config: SelfInstruct, seeds: list[str], kept: list[
     def reads(text: str) -> list[str]:
         return parse_tasks(text, first)
 
-    blanks = {"wanted": config.tasks_per_request, "examples": examples}
-    return writer.request("self_instruct", number, reads=reads, **blanks)
+    wanted = config.tasks_per_request
+    return writer.request("self_instruct", number, reads=reads, wanted=wanted, examples=examples)
 
 
 _HEAD = re.compile(r"^[\s*#-]*Task\s+(\d+)[\s*]*[:.)][\s*]*", re.IGNORECASE | re.MULTILINE)

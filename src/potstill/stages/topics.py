@@ -148,8 +148,15 @@ def _ask(gardener: _Gardener, subjects: Sequence[_Node], people: Mapping[str, li
 
     def requests() -> Iterator[Request]:
         for number, (node, persona) in enumerate(asked):
-            blanks = {"path": node.path, "entity": node.entity, "persona": persona, "wanted": config.questions}
-            yield writer.request("questions", number, reads=read_list, **blanks)
+            yield writer.request(
+                "questions",
+                number,
+                reads=read_list,
+                path=node.path,
+                entity=node.entity,
+                persona=persona,
+                wanted=config.questions,
+            )
 
     replies = gardener.teacher.complete(requests())
     for number, ((node, persona), reply) in enumerate(zip(asked, replies, strict=True)):
