@@ -353,7 +353,7 @@ def test_no_earlier_turn_changes_what_a_later_one_is_judged_by(attack: str) -> N
         dialogue = [user(question), Message(role="assistant", content=first), user(then)]
         marks = ask_aspects(known, dialogue, [second])
         assert marks == {aspect: [aspect_rating(aspect, expected)] for aspect in ASPECTS}
-        prompt = render_prompt("user_next", conversation=dialogue[:2])
+        prompt = render_prompt("user_next", conversation=dialogue[:2], sign="")
         asked = reply(known, "scribe", [{"role": "user", "content": prompt}], 0.9, 1)
         assert understand(known, [question, asked]) is not None, "the user goes on from what the user asked"
 

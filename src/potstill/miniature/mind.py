@@ -5,18 +5,22 @@ import json
 import random
 import re
 
-from potstill.miniature.asking import CATEGORIES, draw, follow_up
+from potstill.miniature.asking import follow_up
 from potstill.miniature.findings import Findings, examine
 from potstill.miniature.reading import understand
 from potstill.miniature.tasks import PERSONAS, Ask
 from potstill.miniature.voices import VOICES, Voice, answer
 from potstill.miniature.world import World
+from potstill.miniature.writing import new_question, write
 
 USELESS = ("Go on.", "Describe the image above in two sentences.", "Plot the graph of this file.")
 
 _ASPECT_SHEET = re.compile(r"\s*# Aspect: ([\w ]+)\n.*?# Instruction\n(.*?)# Texts\n(<text 1>\n.*)", re.S)
 _OTHER_SHEET = re.compile(r"\s*# (Review|Comparison)\n.*?# Instruction\n(.*?)# Texts\n(<text 1>\n.*)", re.S)
 _CONVERSATION = re.compile(r"\s*\[Conversation\]\n(.*)\[End of conversation\]", re.S)
+
+# What a chat template writes before a user's words, with nothing behind it: a model goes on as a user would.
+_USER_OPENING = re.compile(r"<\|user\|>\s*\Z")
 
 Messages = list[dict[str, str]]
 
@@ -36,6 +40,10 @@ def reply(world: World, model: str, messages: Messages, temperature: float, seed
         if "<assistant>\n" in conversation[1]:
             return _rate_last_answer(world, voice, conversation[1], chance)
         return _next_user_turn(world, conversation[1], chance)
+    if (written := write(world, voice, text, chance)) is not None:
+        return written
+    if _USER_OPENING.search(text):
+        return new_question(world, chance)
     if re.search(r"^Task \d+:", text, re.M):
         return _new_tasks(world, text, chance)
     return _answer(world, voice, messages, chance)
@@ -59,7 +67,7 @@ def _new_tasks(world: World, text: str, chance: random.Random) -> str:
     wanted = re.search(r"\b(\d+) (?:new|more|further|other)\b", text)
     lines = []
     for number in range(first, first + (int(wanted[1]) if wanted else 8)):
-        task = draw(world, chance.choice(CATEGORIES), held_out=False, chance=chance).text(chance)
+        task = new_question(world, chance)
         if chance.random() < 0.04:
             task = chance.choice(USELESS)
         lines.append(f"Task {number}: {task}")

@@ -61,6 +61,19 @@ def complete(known: World, body: Any) -> dict[str, Any]:
     }
 
 
+def go_on(known: World, body: Any) -> dict[str, Any]:
+    """The answer to a request for a plain completion: the voices read its text as they would a user's turn."""
+    if isinstance(body, dict) and not isinstance(body.get("prompt"), str):
+        raise BadRequest("'prompt' must be a string", "prompt")
+    asked = {**body, "messages": [{"role": "user", "content": body["prompt"]}]} if isinstance(body, dict) else body
+    answer = complete(known, asked)
+    choices = [
+        {"index": c["index"], "text": c["message"]["content"], "finish_reason": c["finish_reason"], "logprobs": None}
+        for c in answer["choices"]
+    ]
+    return {**answer, "id": "cmpl-miniature", "object": "text_completion", "choices": choices}
+
+
 _RANGES = (
     ("temperature", int | float, 0, 2),
     ("top_p", int | float, 0, 1),
@@ -117,7 +130,7 @@ async def _events(answer: dict[str, Any], with_usage: bool) -> AsyncIterator[str
 
 
 def application(known: World) -> Any:
-    """The ASGI application: chat completions and the list of models."""
+    """The ASGI application: completions of chats and of plain text, and the list of models."""
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -125,11 +138,7 @@ def application(known: World) -> Any:
 
     async def chat(request: Request) -> Response:
         try:
-            body = json.loads(await request.body())
-        except ValueError:
-            bad = BadRequest("We could not parse the JSON body of your request", None)
-            return JSONResponse(bad.body, bad.status)
-        try:
+            body = await read(request)
             answer = complete(known, body)
         except BadRequest as bad:
             return JSONResponse(bad.body, bad.status)
@@ -137,6 +146,18 @@ def application(known: World) -> Any:
             with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(_events(answer, with_usage), media_type="text/event-stream")
         return JSONResponse(answer)
+
+    async def plain(request: Request) -> Response:
+        try:
+            return JSONResponse(go_on(known, await read(request)))
+        except BadRequest as bad:
+            return JSONResponse(bad.body, bad.status)
+
+    async def read(request: Request) -> Any:
+        try:
+            return json.loads(await request.body())
+        except ValueError as error:
+            raise BadRequest("We could not parse the JSON body of your request", None) from error
 
     async def models(request: Request) -> Response:
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "miniature"} for name in VOICES]
@@ -149,6 +170,7 @@ def application(known: World) -> Any:
     return Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", plain, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
         ],
         exception_handlers={404: unknown, 405: unknown},

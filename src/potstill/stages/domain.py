@@ -57,5 +57,5 @@ def domain_text(prompts: Prompts, domain: Domain | None) -> str:
     """What the prompt `domain` says of it, for the other prompts to hold; nothing where there is none."""
     if domain is None:
         return ""
-    blanks = {"name": domain.name, "about": domain.about, "avoid": domain.avoid, "language": domain.language}
+    blanks = {"field": domain.name, "about": domain.about, "avoid": domain.avoid, "language": domain.language}
     return prompts.render("domain", **blanks).strip()
