@@ -8,7 +8,6 @@ import pytest
 from data_stages import Made, endpoint, given, make, user
 from stub_server import Stub, completion, refusal, reply
 
-from potstill.curation.user_turns import read_user_turn
 from potstill.errors import TeacherError
 from potstill.records import Message, Prompt
 from potstill.stages.converse import Converse
@@ -107,21 +106,6 @@ def test_no_dialogue_at_all_is_an_error(tmp_path: Path) -> None:
         pytest.raises(TeacherError, match="no dialogue could be held"),
     ):
         converse(tmp_path, stub, PROMPTS)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("And why?", "And why?"),
-        ("User: And why?", "And why?"),
-        ("**User:** And why?", "And why?"),
-        ("And why?\n\nAssistant: Because.\nUser: Oh.", "And why?"),
-        ("A user: that is me.", "A user: that is me."),
-        ("Assistant: Because.", ""),
-    ],
-)
-def test_how_a_simulated_user_is_read(text: str, expected: str) -> None:
-    assert read_user_turn(text) == expected
 
 
 def test_turns_must_be_a_range() -> None:
