@@ -48,11 +48,12 @@ def read_instances(text: str, *, label_first: bool) -> list[Instance]:
 def _parts(body: str) -> dict[str, str] | None:
     """What stands behind each name; None where one stands twice."""
     names = list(_PART.finditer(body))
+    ends = [*(name.start() for name in names), len(body)][1:]
     parts: dict[str, str] = {}
-    for name, after in zip(names, [*names[1:], None], strict=True):
+    for name, end in zip(names, ends, strict=True):
         if name[1].lower() in parts:
             return None
-        parts[name[1].lower()] = body[name.end() : after.start() if after else len(body)].strip()
+        parts[name[1].lower()] = body[name.end() : end].strip()
     return parts
 
 

@@ -54,9 +54,12 @@ def run(config: Material, inputs: Inputs, work: Work) -> Facts:
             for each in dropped:
                 harvest.drop(each)
             known = sieve(config)
-            for place, question in enumerate(questions[: config.questions]):
-                if known.take(harvest, f"{row.id}-{place}", question):
-                    harvest.keep(_prompt(writer, f"{row.id}-{place}", row, question))
+            for place, question in enumerate(questions):
+                name = f"{row.id}-{place}"
+                if place >= config.questions:
+                    harvest.drop(Dropped(id=name, reason="beyond_count", detail=question))
+                elif known.take(harvest, name, question):
+                    harvest.keep(_prompt(writer, name, row, question))
             work.progress(done, total, "texts", prompts=harvest.rows)
     if not writer.first:
         raise DataError(

@@ -165,10 +165,11 @@ def read_list(text: str) -> list[str]:
     """
     heads = list(_ITEM.finditer(text))
     numbered = any(head[1] for head in heads)
+    ends = [*(head.start() for head in heads), len(text)][1:]
     items = []
-    for head, after in zip(heads, [*heads[1:], None], strict=True):
+    for head, end in zip(heads, ends, strict=True):
         if bool(head[1]) == numbered:
-            body = text[head.end() : after.start() if after else len(text)].split("\n\n")[0]
+            body = text[head.end() : end].split("\n\n")[0]
             items.append(one_line(body).removeprefix("**").removesuffix("**").strip())
     return [item for item in items if item]
 
