@@ -94,7 +94,7 @@ def test_a_template_that_hides_or_doubles_the_user_is_refused(template: str) -> 
 
 
 def test_a_template_that_has_no_place_for_a_system_turn_is_refused() -> None:
-    tokenizer = speaking(()
+    tokenizer = speaking(
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
     )
     with pytest.raises(ModelError, match="leaves out what the system says"):
