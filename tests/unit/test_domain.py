@@ -80,7 +80,7 @@ def test_variables_reach_into_it() -> None:
 def test_forecasts_follow_the_tree() -> None:
     plan = make_plan(load(RECIPE), Workspace(Path("run")), Hashes(Path("hashes.json")))
     assert plan.steps["none"].expected.rows == 30 * 36 * 10
-    assert plan.steps["prompts"].expected.rows == 2 * 3
+    assert plan.steps["prompts"].expected.rows == (2 + 5) * 3, "the parts of torts are asked for"
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,22 @@ from typing import Any
 import pytest
 from data_stages import Made, endpoint, given, make, user
 
+from potstill.artifact import ROWS_FILE, read_rows
 from potstill.miniature.reading import understand
 from potstill.miniature.server import MiniatureProcess
 from potstill.miniature.tasks import Compare
 from potstill.miniature.world import world
-from potstill.records import Prompt, Text
-from potstill.sources import MiniatureServer
+from potstill.pipeline import run
+from potstill.recipe import load_recipe
+from potstill.records import Chat, Prompt, Text
+from potstill.sources import Inputs, MiniatureServer
 from potstill.stages import stage
+from potstill.stages.base import Work
 from potstill.tokenization import DEFAULT_TEMPLATE
 
 WORLD = MiniatureServer(kind="miniature")
 KNOWN = world(WORLD.seed, WORLD.entities)
-LAW = {
+NATURE = {
     "name": "nature",
     "topics": {"mineral": ["colour", "use"], "plant": []},
     "personas": ["a miner who has found something"],
@@ -54,7 +58,7 @@ def asks(made: Made) -> list[Any]:
 
 def test_topics_of_a_domain(tmp_path: Path, url: str) -> None:
     made = twice(
-        tmp_path, url, kind="topics", domain=LAW, branching=[9, 3], entities=2, personas=2, askers=2, questions=3
+        tmp_path, url, kind="topics", domain=NATURE, branching=[9, 3], entities=2, personas=2, askers=2, questions=3
     )
     assert (made.facts["topics"], made.facts["parts"], made.facts["entities"]) == (2, 5, 10)
     assert made.facts["personas"] == 5, "two invented for each topic, and the domain's own"
@@ -130,9 +134,6 @@ def test_evolve(tmp_path: Path, url: str) -> None:
 
 
 def make_seeds(folder: Path) -> list[Prompt]:
-    from potstill.sources import Inputs
-    from potstill.stages.base import Work
-
     kind, path = stage("miniature"), folder / "seeds"
     path.mkdir()
     config = kind.config.model_validate({"kind": "miniature", "server": "w", "part": "seeds", "per_category": 3})
@@ -165,7 +166,25 @@ def test_a_dialogue_about_every_kind_of_prompt(tmp_path: Path, url: str) -> None
         Prompt(id=f"p{i}", messages=user(f"What is the {entity.facts[0][0]} of {entity.name}?"), persona="a miner")
         for i, entity in enumerate(KNOWN.entities[:20])
     ]
-    made = twice(tmp_path, url, {"prompts": ("prompts", prompts)}, kind="converse", turns=[2, 4], domain=LAW)
+    made = twice(tmp_path, url, {"prompts": ("prompts", prompts)}, kind="converse", turns=[2, 4], domain=NATURE)
     assert made.facts["rows"] >= 15
     assert set(made.facts["assistant_turns"]) <= {"2", "3", "4"}
     assert set(made.facts["answers"]) == {"stop"}
+
+
+def test_the_shipped_recipe_for_a_field_makes_its_data(tmp_path: Path, url: str) -> None:
+    """Its prompts, dialogues and curation for real, small; what it would teach is only planned elsewhere."""
+    small = [
+        f"endpoint={url}", "served_as=sage", "asked.branching=[5, 1]", "asked.askers=1", "asked.questions=3",
+        "asked.novelty=null", "held_out.branching=[5, 1]", "held_out.questions=1", "held_out.novelty=null",
+        "harder.generations=1", "talks.turns=[2, 2]", "curated_talks.deduplicate=null",
+    ]  # fmt: skip
+    sealed = run(load_recipe("domain", small), tmp_path, until="curated_talks")
+    facts = {name: artifact.facts for name, artifact in sealed.items()}
+    assert set(facts) == {"asked", "harder", "held_out", "talks", "curated_talks"}
+    assert facts["asked"]["topics"] == 5
+    assert facts["asked"]["personas"] >= 5
+    assert facts["harder"]["rows"] > facts["asked"]["rows"]
+    assert facts["talks"]["rows"] > 20
+    systems = {chat.messages[0].content for chat in read_rows(sealed["talks"].path / ROWS_FILE, Chat)}
+    assert systems == {load_recipe("domain").stages["talks"].config.domain.system}  # type: ignore[attr-defined]

@@ -39,8 +39,9 @@ class Topics(Prompting):
     """Questions to ask for at once: about one part or named thing, by one asker."""
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
-        given = list(self.domain.tree()) if self.domain else []
-        parts = sum(len(parts) for _, parts in given) or (len(given) or self.branching[0]) * prod(self.branching[1:2])
+        given = [parts for _, parts in self.domain.tree()] if self.domain else []
+        second = prod(self.branching[1:2])
+        parts = sum(len(parts) or second for parts in given) if given else self.branching[0] * second
         subjects = parts * prod(self.branching[2:]) * (1 + self.entities)
         calls = subjects * (self.askers if self.personas or (self.domain and self.domain.personas) else 1)
         return Expected(calls * self.questions, calls, calls * TOKENS_PER_PROMPT * (self.questions + 5))
