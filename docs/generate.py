@@ -12,28 +12,36 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from potstill import stages
 from potstill.miniature.voices import VOICES, Voice
 from potstill.miniature.world import ATTRIBUTES, UNRECORDED
 from potstill.shapes import SHAPES
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Price, Spec
+from potstill.stages.asking import Asking
 from potstill.stages.base import Reference, Stage
+from potstill.stages.domain import Domain
 from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, MtBenchSuite, PreferenceSuite
+from potstill.stages.prompting import Prompting
 from potstill.stages.training import TrainingConfig
 
 FOLDER = Path(__file__).parent
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", NoneType: "`null`"}
+SHARED: dict[type[Spec], tuple[str, str]] = {
+    TrainingConfig: ("Training", "trains"),
+    Prompting: ("Writing prompts", "has a teacher write prompts"),
+    Asking: ("Asking", "asks a model and lets you say how"),
+}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def stage_reference() -> str:
     """Every stage, with every field."""
     parts = [_stage(kind, stages.stage(kind)) for kind in stages.MODULES]
-    own = {name: field for name, field in TrainingConfig.model_fields.items() if name != "kind"}
-    shared = "These fields belong to every stage that trains: `pretrain`, `sft` and `dpo`."
-    parts.append(f"### Training\n\n{shared}\n\n{_table(own)}")
+    for base, (title, what) in SHARED.items():
+        kinds = [f"`{kind}`" for kind in stages.MODULES if issubclass(stages.stage(kind).config, base)]
+        shared = f"These fields belong to every stage that {what}: {', '.join(kinds[:-1])} and {kinds[-1]}."
+        parts.append(f"### {title}\n\n{shared}\n\n{_table(_own(base))}")
     return "\n\n".join(parts)
 
 
@@ -41,6 +49,11 @@ def suite_reference() -> str:
     """What an evaluation can measure."""
     suites = (MtBenchSuite, AspectsSuite, AnswerLossSuite, PreferenceSuite)
     return "\n\n".join(_spec(suite, f"`protocol: {_first(suite, 'protocol')}`") for suite in suites)
+
+
+def domain_reference() -> str:
+    """What stands under `domain`."""
+    return _table(dict(Domain.model_fields))
 
 
 def model_reference() -> str:
@@ -86,6 +99,7 @@ def shapes() -> str:
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "recipe.md": {"stages": stage_reference, "suites": suite_reference, "models": model_reference},
     "data.md": {"shapes": shapes},
+    "synthesis.md": {"domain": domain_reference},
     "miniature.md": {"voices": voices, "entities": entities},
 }
 
@@ -102,11 +116,19 @@ def generated(name: str) -> str:
 
 
 def _stage(kind: str, stage: Stage) -> str:
-    own = {name: field for name, field in stage.config.model_fields.items() if name in stage.config.__annotations__}
-    own.pop("kind")
-    more = " Its further fields are those of [training](#training)." if issubclass(stage.config, TrainingConfig) else ""
+    own = _own(stage.config)
+    titles = [title for base, (title, _) in SHARED.items() if issubclass(stage.config, base)]
+    links = [f"[{title.lower()}](#{title.lower().replace(' ', '-')})" for title in titles]
+    more = f" Its further fields are those of {' and of '.join(links)}." if links else ""
     head = f"### `{kind}`\n\n{_line(stage.config.__doc__)} Produces {_either(_products(stage))}.{more}"
     return f"{head}\n\n{_table(own)}"
+
+
+def _own(config: type[Spec]) -> dict[str, FieldInfo]:
+    """The fields that a class brings itself."""
+    found = {name: field for name, field in config.model_fields.items() if name in config.__annotations__}
+    found.pop("kind", None)
+    return found
 
 
 def _products(stage: Stage) -> list[str]:
@@ -148,16 +170,17 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_words(argument, []) for argument in arguments if argument is not NoneType)
+        return " or ".join(dict.fromkeys(_words(argument, []) for argument in arguments if argument is not NoneType))
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"list of: {_words(arguments[0], [])}"
     if origin is tuple:
         return f"`[{', '.join(PLAIN.get(argument, 'value') for argument in arguments)}]`"
     if origin is dict:
-        inner = get_args(arguments[1])[0] if get_origin(arguments[1]) is Annotated else arguments[1]
-        simple = inner is str or "Reference" in str(arguments[1])
-        return f"names, each with {_words(arguments[1], [])}" if simple else "names, each with a [suite](#suites)"
-    return PLAIN.get(annotation, f"[{getattr(annotation, '__name__', annotation)}](#models-and-servers)")
+        return f"names, each with {_words(arguments[1], [])}"
+    if annotation is Domain:
+        return "a [domain](synthesis.md#a-field-of-its-own)"
+    name = getattr(annotation, "__name__", str(annotation))
+    return PLAIN.get(annotation, "a [suite](#suites)" if name.endswith("Suite") else f"[{name}](#models-and-servers)")
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:
@@ -168,10 +191,10 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "*needed*"
-    value = field.default
-    if value is None or value == () or value == "":
+    value = field.get_default(call_default_factory=True)
+    if value in (None, (), "", {}):
         return "–"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
