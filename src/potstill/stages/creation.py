@@ -89,7 +89,7 @@ def _instructions(writer: Writer, teacher: Teacher, harvest: Harvest, work: Work
         for start in range(0, config.per_text, config.per_request)
     ]
     requests = (
-        writer.request("creation", number, reads=read_list, text_kind=kind, wanted=wanted)
+        writer.request("creation", "list", number, reads=read_list, text_kind=kind, wanted=wanted)
         for number, (kind, wanted) in enumerate(sizes)
     )
     known = sieve(config)
@@ -108,7 +108,7 @@ def _detail(writer: Writer, instruction: _Instruction) -> Talk[tuple[_Instructio
     if random.Random(request_seed(writer.seed, name, "detailed")).random() >= config.detailed:
         return instruction, instruction.text
     said, most = instruction.text, config.max_words
-    request = writer.request("creation_detail", name, reads=one_line, instruction=said, most_words=most)
+    request = writer.request("creation_detail", name, "detail", reads=one_line, instruction=said, most_words=most)
     reply = writer.heard((yield Ask("teacher", request)))
     if not config.is_whole(reply):
         return instruction, Dropped(id=name, reason=f"detail_{reply.finish}", detail=reply.reason)

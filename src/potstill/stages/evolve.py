@@ -106,7 +106,9 @@ class _Breeder:
         """(new text, reason, detail); the last two are empty where it survived."""
         how = self.writer.prompts.render(f"evolve_{operation}", domain=self.writer.domain).strip()
         most = self.config.max_words
-        request = self.writer.request("evolve", place, reads=read_evolved, how=how, text=original, most_words=most)
+        request = self.writer.request(
+            "evolve", place, operation, reads=read_evolved, how=how, text=original, most_words=most
+        )
         reply = self.writer.heard((yield Ask("teacher", request)))
         if not self.config.is_whole(reply):
             return "", f"reply_{reply.finish}", reply.reason
@@ -114,7 +116,7 @@ class _Breeder:
         if reason := self._fault(text, original):
             return text, reason, text
         request = self.writer.request(
-            "evolve_equal", place, reads=_says_whether, greedy=True, first=original, second=text
+            "evolve_equal", place, "equal", reads=_says_whether, greedy=True, first=original, second=text
         )
         reply = self.judgments.add((yield Ask("judge", request)))
         equal = read_equal(reply.text) if self.config.is_whole(reply) else None
@@ -145,7 +147,7 @@ class _Breeder:
             max_tokens=self.config.answer_max_tokens,
             temperature=self.config.temperature,
             top_p=self.config.top_p,
-            seed=request_seed(self.seed, "answer", place),
+            seed=request_seed(self.seed, place, "answer"),
         )
 
 

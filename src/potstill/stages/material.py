@@ -80,7 +80,7 @@ def _about(writer: Writer, row: Text) -> Talk[tuple[Text, list[str], list[Droppe
         reason = "text_too_short" if length < config.min_characters else "text_too_long"
         return row, [], [Dropped(id=row.id, reason=reason, detail=f"{length} characters")]
     dropped: list[Dropped] = []
-    request = writer.request("material", row.id, reads=read_list, text=row.text, wanted=config.questions)
+    request = writer.request("material", row.id, "questions", reads=read_list, text=row.text, wanted=config.questions)
     reply = yield Ask("teacher", request)
     return row, writer.items(dropped.append, row.id, reply), dropped
 

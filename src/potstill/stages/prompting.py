@@ -114,7 +114,8 @@ class Writer:
     def request(
         self, name: str, *place: str | int, reads: Callable[[str], object], greedy: bool = False, **blanks: object
     ) -> Request:
-        """The prompt `name` as a request. `place` tells it from the stage's others; `reads` tells a reply of use."""
+        """The prompt `name` as a request. Its seed is made of `place`, which tells it from the stage's others; `reads`
+        tells a reply of use."""
         config = self.config
         text = self.prompts.render(name, domain=self.domain, **blanks).strip()
         return Request(
@@ -122,7 +123,7 @@ class Writer:
             max_tokens=config.max_tokens,
             temperature=0.0 if greedy else config.temperature,
             top_p=config.top_p,
-            seed=request_seed(self.seed, name, *place),
+            seed=request_seed(self.seed, *place),
             attempts=config.ask_again + 1,
             accept=config.accepting(reads),
         )

@@ -169,7 +169,7 @@ def _request(writer: Writer, config: SelfInstruct, seeds: list[str], kept: list[
         return parse_tasks(text, first)
 
     wanted = config.tasks_per_request
-    return writer.request("self_instruct", number, reads=reads, wanted=wanted, examples=examples)
+    return writer.request("self_instruct", "tasks", number, reads=reads, wanted=wanted, examples=examples)
 
 
 _HEAD = re.compile(r"^[\s*#-]*Task\s+(\d+)[\s*]*[:.)][\s*]*", re.IGNORECASE | re.MULTILINE)
@@ -213,7 +213,7 @@ def _instances(writer: Writer, name: str, task: str) -> Talk[Worked]:
     assert isinstance(config, SelfInstruct)
     order: str = config.instances
     if order == "by_kind":
-        request = writer.request("self_instruct_kind", name, reads=_says_kind, greedy=True, task=task)
+        request = writer.request("self_instruct_kind", name, "kind", reads=_says_kind, greedy=True, task=task)
         reply = writer.heard((yield Ask("teacher", request)))
         choosing = read_choosing(reply.text) if config.is_whole(reply) else None
         if choosing is None:
@@ -225,7 +225,7 @@ def _instances(writer: Writer, name: str, task: str) -> Talk[Worked]:
     def reads(text: str) -> object:
         return read_instances(text, label_first=label_first)
 
-    request = writer.request(f"self_instruct_{order}", name, reads=reads, task=task, wanted=wanted)
+    request = writer.request(f"self_instruct_{order}", name, order, reads=reads, task=task, wanted=wanted)
     reply = writer.heard((yield Ask("teacher", request)))
     return order, *_chats(config, name, task, reply, label_first=label_first)
 

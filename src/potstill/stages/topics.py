@@ -130,7 +130,8 @@ class _Gardener:
     def _lists(self, prompt: str, nodes: list[_Node], wanted: int) -> list[list[str]]:
         """What is asked for of each node: at most `wanted`, each once."""
         requests = (
-            self.writer.request(prompt, node.name, reads=read_list, path=node.path, wanted=wanted) for node in nodes
+            self.writer.request(prompt, prompt, node.name, reads=read_list, path=node.path, wanted=wanted)
+            for node in nodes
         )
         found = []
         for node, reply in zip(nodes, self.teacher.complete(requests), strict=True):
@@ -150,6 +151,7 @@ def _ask(gardener: _Gardener, subjects: Sequence[_Node], people: Mapping[str, li
     def requests() -> Iterator[Request]:
         for number, (node, persona) in enumerate(asked):
             yield writer.request(
+                "questions",
                 "questions",
                 number,
                 reads=read_list,
