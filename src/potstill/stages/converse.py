@@ -1,7 +1,7 @@
 """Stage `converse`: prompts become dialogues between a teacher and a simulated user (UltraChat, Ding et al. 2023).
 
-Each dialogue goes on as soon as its reply is there; none waits for all the others, and only those under way are held in
-memory. What makes the prompts is another matter: see `topics`, `creation`, `material`, `self_instruct`, `magpie`.
+Only the dialogues under way are held in memory: as one ends the next begins, and none waits for all the others to come
+as far. What makes the prompts is another matter: see `topics`, `creation`, `material`, `self_instruct`, `magpie`.
 """
 
 import random

@@ -1,8 +1,9 @@
-"""Many talks with teachers at once: each goes on as soon as its reply is there, and none waits for all the others.
+"""Many talks with teachers at once, as many as a teacher reads ahead, and no more of them in memory than that takes.
 
 A talk is a generator: it yields what it wants to ask, is sent the reply, and returns what came of it. So a stage writes
-one dialogue as straight code, and thousands of them are held side by side. Where one teacher plays every part there is
-no barrier at all; where there are two they take turns, each with everything that waits for it.
+one dialogue as straight code, and thousands of them are held side by side. Where one teacher plays every part, talks
+go on and new ones begin with every reply that is taken, and only the last ones go in rounds; where there are two, they
+take turns, each with everything that waits for it.
 """
 
 from collections import deque
