@@ -91,8 +91,8 @@ def test_every_import_points_one_way():
 
 def test_sibling_stages_never_import_each_other():
     shared = {
-        "stages", "stages.base", "stages.asking", "stages.conveyor", "stages.domain", "stages.forecast", "stages.prompting",
-        "stages.training", "stages.session",
+        "stages", "stages.base", "stages.asking", "stages.conveyor", "stages.domain", "stages.forecast",
+        "stages.prompting", "stages.training", "stages.session",
     }  # fmt: skip
     kinds = {module.removeprefix("potstill.") for module in stages.MODULES.values()}
     wrong = [

@@ -117,3 +117,20 @@ def test_a_prompt_file_is_part_of_the_key_by_what_it_says() -> None:
     after = keys(load(text))
     assert {name for name in before if before[name] != after[name]} == {"prompts", "more", "chats"}
     assert before["prompts"] != keys(load(RECIPE))["prompts"]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12, 1000])
+def test_a_trial_grows_a_small_tree_of_the_same_field(rows: int) -> None:
+    config = load(RECIPE).stages["prompts"].config
+    small = config.for_trial(rows)
+    whole, few = config.expect({}), small.expect({})
+    assert rows <= few.rows <= max(2 * rows, 3) or few.rows == whole.rows
+    assert few.calls <= whole.calls
+    assert small.expect({}) == config.for_trial(rows).expect({})
+
+
+def test_calls_of_a_tree_are_counted_one_by_one() -> None:
+    """4 topics in one request, 5 parts of each in four, 2 names of each part in twenty, people for each topic in four;
+    then both askers put questions about 20 parts and 40 names."""
+    text = RECIPE.replace("domain: null}", "domain: null, branching: [4, 5], entities: 2, personas: 3, askers: 2}")
+    assert load(text).stages["none"].config.expect({}).calls == 1 + 4 + 20 + 4 + 60 * 2

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -46,6 +46,11 @@ class Creation(Prompting):
         lists = len(self.texts) * ceil(self.per_text / self.per_request)
         more = round(wanted * self.detailed)
         return Expected(wanted, lists + more, TOKENS_PER_PROMPT * (wanted + 5 * (lists + more)))
+
+    def for_trial(self, rows: int) -> Self:
+        """Fewer kinds of text, and fewer instructions of each."""
+        texts = self.texts[:rows]
+        return self.model_copy(update={"texts": texts, "per_text": min(self.per_text, ceil(rows / len(texts)))})
 
 
 @dataclass(frozen=True)

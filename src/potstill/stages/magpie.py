@@ -6,7 +6,7 @@ what comes out is what such a model was trained to be asked.
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,10 @@ class Magpie(Asking):
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         return Expected(self.count, self.count, 2 * self.count * TOKENS_PER_PROMPT)
+
+    def for_trial(self, rows: int) -> Self:
+        """Fewer prompts."""
+        return self.model_copy(update={"count": min(self.count, rows)})
 
 
 def run(config: Magpie, inputs: Inputs, work: Work) -> Facts:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -19,12 +19,15 @@ from potstill.curation.instances import instance_faults, read_choosing, read_ins
 from potstill.errors import DataError
 from potstill.records import Chat, Dropped, Message, Prompt
 from potstill.sources import Inputs
-from potstill.stages.base import Expected, Facts, Harvest, Reference, Stage, Work
+from potstill.stages.base import Expected, Facts, Harvest, Reference, Stage, Trial, Work
 from potstill.stages.conveyor import Ask, Talk, convey
+from potstill.stages.forecast import BEYOND, REPEATS, Loop
 from potstill.stages.prompting import TOKENS_PER_PROMPT, Prompting, Sieve, Writer, one_line
 from potstill.teachers.base import Reply, Request, Teacher, connect, request_seed
 
 TOKENS_PER_INSTANCE = 250  # for forecasts
+OF_TASKS = ("too_short", "too_long", "forbidden_word", *REPEATS, BEYOND)
+"""Why tasks are left out, and not replies or instances."""
 
 # Tasks about these cannot be answered in words alone.
 FORBIDDEN = (
@@ -43,6 +46,8 @@ class SelfInstruct(Prompting):
         "self_instruct_label_first",
         "domain",
     )
+
+    WHOLE: ClassVar[frozenset[str]] = frozenset({"seeds"})
 
     kind: Literal["self_instruct"]
     seeds: Annotated[str, Reference(("prompts",))]
@@ -84,6 +89,22 @@ class SelfInstruct(Prompting):
         more = self.count * (2 if self.instances == "by_kind" else 1)
         made = self.count * self.instances_per_task
         return Expected(made, calls + more, tokens + more * TOKENS_PER_PROMPT + made * TOKENS_PER_INSTANCE)
+
+    def for_trial(self, rows: int) -> Self:
+        """Fewer tasks. A round is paid for whole, so all that comes of one is of use, unless it is to be worked out."""
+        few = rows if self.instances != "none" else max(rows, self.round_size * self.tasks_per_request)
+        return self.model_copy(update={"count": min(self.count, few)})
+
+    def extrapolate(self, rows: Mapping[str, int], trial: Trial) -> Expected:
+        """By how many tasks were new in the trial, and how often what was kept could be worked out."""
+        requests = int(trial.facts["requests"])
+        tasks = int(trial.facts.get("tasks", trial.rows))
+        dropped = {reason: n for reason, n in trial.facts["dropped"].items() if reason in OF_TASKS}
+        loop = Loop(requests, tasks, dropped, rows.get("seeds", 0))
+        likely, (low, high) = loop.requests_for(self.count, self.round_size, self.most_requests)
+        each = self.count / max(1, tasks)
+        more = round((trial.calls - requests) * each)
+        return trial.spread(round(trial.rows * each), likely + more, (low + more, high + more))
 
 
 @dataclass

@@ -8,8 +8,8 @@ Ge et al. 2024).
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Annotated, ClassVar, Literal
+from math import ceil
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -39,12 +39,33 @@ class Topics(Prompting):
     """Questions to ask for at once: about one part or named thing, by one asker."""
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
+        lists, top, leaves = self._tree()
+        lists += (leaves if self.entities else 0) + (top if self.personas else 0)
+        people = self.personas + (len(self.domain.personas) if self.domain else 0)
+        calls = leaves * (1 + self.entities) * max(1, min(self.askers, people))
+        tokens = (calls * (self.questions + 5) + 5 * lists) * TOKENS_PER_PROMPT
+        return Expected(calls * self.questions, calls + lists, tokens)
+
+    def _tree(self) -> tuple[int, int, int]:
+        """Requests that it takes to grow the tree, how many topics it will have, and how many last parts."""
         given = [parts for _, parts in self.domain.tree()] if self.domain else []
-        second = prod(self.branching[1:2])
-        parts = sum(len(parts) or second for parts in given) if given else self.branching[0] * second
-        subjects = parts * prod(self.branching[2:]) * (1 + self.entities)
-        calls = subjects * (self.askers if self.personas or (self.domain and self.domain.personas) else 1)
-        return Expected(calls * self.questions, calls, calls * TOKENS_PER_PROMPT * (self.questions + 5))
+        top, levels = len(given) or self.branching[0], self.branching[1:]
+        open_topics = top - sum(bool(parts) for parts in given)
+        leaves = sum(map(len, given)) + open_topics * (levels[0] if levels else 1)
+        requests = (not given) + (open_topics if levels else 0)
+        for width in levels[1:]:
+            requests, leaves = requests + leaves, leaves * width
+        return requests, top, leaves
+
+    def for_trial(self, rows: int) -> Self:
+        """A tree with as many leaves as so many questions need."""
+        leaves, given = ceil(rows / self.questions), list(self.domain.tree()) if self.domain else []
+        top = min(len(given) or self.branching[0], leaves)
+        widths = (min(top, self.branching[0]), *(min(width, ceil(leaves / top)) for width in self.branching[1:]))
+        few = dict(given[:top])
+        topics = {name: parts[: ceil(leaves / top)] for name, parts in few.items()}
+        domain = self.domain and self.domain.model_copy(update={"topics": topics})
+        return self.model_copy(update={"branching": widths, "domain": domain})
 
 
 @dataclass(frozen=True)
