@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from data_stages import Made, endpoint, make
 from engine import tiny_tokenizer
 from stub_server import Stub, refusal, reply
-from transformers import PreTrainedTokenizerFast
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from potstill.errors import ModelError, RecipeError, TeacherError
 from potstill.records import Message
+from potstill.sources import LocalModel, Model
 from potstill.stages.magpie import Magpie
-from potstill.tokenization import DEFAULT_TEMPLATE, encode_prompt, user_frame
+from potstill.tokenization import DEFAULT_TEMPLATE, encode_opening, encode_prompt, user_frame
+from potstill.training.models import save_model
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
@@ -80,7 +83,7 @@ def test_what_is_gone_on_from_begins_every_prompt_of_that_template() -> None:
     rendered prompt begins, the start token once among them."""
     tokenizer = speaking(DEFAULT_TEMPLATE)
     opening, _ = user_frame(tokenizer)
-    ids = tokenizer.encode(opening, add_special_tokens=False)
+    ids = encode_opening(tokenizer, opening).tolist()
     whole = encode_prompt(tokenizer, [Message(role="user", content="the cat")]).tolist()
     assert whole[: len(ids)] == ids
     assert ids.count(tokenizer.bos_token_id) == 1
@@ -192,3 +195,23 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         Magpie.model_validate({**base, "opening": "x", "system": "y"})
     with pytest.raises(ValueError, match="nothing would be kept"):
         Magpie.model_validate({**base, "min_words": 9, "max_words": 8})
+
+
+def test_weights_at_hand_need_no_opening(tmp_path: Path) -> None:
+    """The opening is read off the model's own template, and the model goes on from exactly that."""
+    tokenizer = speaking(DEFAULT_TEMPLATE)
+    torch.manual_seed(2)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=96, sliding_window=None, pad_token_id=0,
+    )  # fmt: skip
+    save_model(MistralForCausalLM(config), tokenizer, tmp_path / "model")
+    model = Model("pupil", LocalModel(path=str(tmp_path / "model")))
+    fields = {"kind": "magpie", "teacher": "m", "count": 4, "max_tokens": 24, "min_words": 1, "truncated": "keep"}
+    made = [make(tmp_path, {**fields, **more}, None, {"teacher": model}) for more in ({}, {"system": "the cat"})]
+    assert made[0].facts["opening"] == "<s><|user|>\n"
+    assert made[1].facts["opening"] == "<s><|system|>\nthe cat</s>\n<|user|>\n"
+    assert made[0].facts["rows"] == made[1].facts["rows"] == 4
+    assert made[0].rows != made[1].rows
+    again = make(tmp_path, fields, None, {"teacher": model})
+    assert again.files == made[0].files
