@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, Self, TextIO
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel
 
-from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, storage_errors, write_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_rows
 from potstill.formats import glance
 from potstill.money import Ledger, Meter
 from potstill.records import ROWS, Dropped, Record
@@ -199,31 +199,6 @@ class Work:
         with RowWriter(self.path / ROWS_FILE) as kept, RowWriter(self.path / DROPPED_FILE) as dropped:
             yield Harvest(kept, dropped)
 
-    @contextmanager
-    def dropping(self) -> Iterator["Leftovers"]:
-        """For stages that write the rows that were left out as they come, while others are kept."""
-        file = self.path / DROPPED_FILE
-        with storage_errors(file), file.open("w", encoding="utf-8") as out:
-            yield Leftovers(out)
-
-
-@dataclass
-class Leftovers:
-    """The rows that were left out: written, not held, and counted by reason."""
-
-    out: TextIO
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def add(self, row: Dropped) -> None:
-        """Write one."""
-        self.reasons[row.reason] += 1
-        self.out.write(row.to_line())
-
-    @property
-    def facts(self) -> dict[str, int]:
-        """How many, by reason."""
-        return dict(sorted(self.reasons.items()))
-
 
 class Harvest:
     """The rows that stay and those that are left out, each written as soon as it is known which it is."""
@@ -235,6 +210,12 @@ class Harvest:
     def keep(self, row: Record) -> None:
         """Write a row of the artifact."""
         self._kept.write(row)
+
+    def keep_all(self, rows: Iterable[Record]) -> int:
+        """Write rows of the artifact as they come; returns how many there are by now."""
+        for row in rows:
+            self._kept.write(row)
+        return self.rows
 
     def drop(self, row: Dropped) -> None:
         """Write a row that is left out; its reason is counted."""

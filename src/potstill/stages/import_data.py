@@ -20,7 +20,7 @@ from potstill.found import BAD_ROW
 from potstill.records import ROWS, Answers, Chat, Dropped, Feedback, Message, Pair, Prompt, Record, Text
 from potstill.shapes import COLUMNS, SHAPES
 from potstill.sources import Inputs
-from potstill.stages.base import Expected, Facts, Leftovers, Reference, Stage, StageConfig, Work
+from potstill.stages.base import Expected, Facts, Harvest, Reference, Stage, StageConfig, Work
 
 Shape = Literal[
     "auto",
@@ -128,16 +128,16 @@ class Import(StageConfig):
 def run(config: Import, inputs: Inputs, work: Work) -> Facts:
     """Read, shuffle, cut, and keep aside what cannot be used."""
     reader = _Reader(config, inputs)
-    with work.dropping() as dropped, tempfile.TemporaryFile(dir=work.path) as spool:
-        records = _good(config, inputs, reader, dropped)
+    with work.harvest() as harvest, tempfile.TemporaryFile(dir=work.path) as spool:
+        records = _good(config, inputs, reader, harvest)
         if config.shuffle is not None:
             records = _shuffled(records, config.shuffle, ROWS[config.rows], spool)
         end = None if config.limit is None else config.skip + config.limit
-        count = work.keep(_counted(islice(records, config.skip, end), work))
+        count = harvest.keep_all(_counted(islice(records, config.skip, end), work))
     if count == 0:
         where = config.hub or inputs.one("path").name
         raise DataError(where, f"no row is left to make {config.rows} of", "See to the file, or to skip and limit")
-    return {"rows": count, "dropped": dropped.facts, "shape": reader.shape}
+    return {"rows": count, "dropped": harvest.reasons, "shape": reader.shape}
 
 
 def _shuffled(records: Iterator[Record], seed: int, row_type: type[Record], spool: IO[bytes]) -> Iterator[Record]:
@@ -152,17 +152,17 @@ def _shuffled(records: Iterator[Record], seed: int, row_type: type[Record], spoo
         yield row_type.model_validate_json(spool.readline())
 
 
-def _good(config: Import, inputs: Inputs, reader: "_Reader", dropped: Leftovers) -> Iterator[Record]:
-    """The rows that can be used; the others go to `dropped`."""
+def _good(config: Import, inputs: Inputs, reader: "_Reader", harvest: Harvest) -> Iterator[Record]:
+    """The rows that can be used; the others are dropped."""
     held_out = keeping_out(config.overlap_words, inputs.data.get("decontaminate", ()))
     for row in reader.rows():
         if row.record is None:
             assert row.error is not None
             if row.reason == BAD_ROW and config.on_bad_row == "refuse":
                 raise row.error
-            dropped.add(Dropped(id=row.name, reason=row.reason, detail=row.error.what))
+            harvest.drop(Dropped(id=row.name, reason=row.reason, detail=row.error.what))
         elif overlap := held_out.find(_messages(row.record)):
-            dropped.add(Dropped(id=row.record.id, reason="contaminated", detail=f"{overlap[0]}: {overlap[1]}"))
+            harvest.drop(Dropped(id=row.record.id, reason="contaminated", detail=f"{overlap[0]}: {overlap[1]}"))
         else:
             yield row.record
 

@@ -127,7 +127,7 @@ def _run(signature: _Signature, config: StageConfig, inputs: Inputs, work: Work)
     """Call the function, and keep what it returns as it comes."""
     call = own.Own(inputs.functions["kind"][0])
     counts: Counter[str] = Counter()
-    with ExitStack() as stack, work.dropping() as dropped:
+    with ExitStack() as stack, work.harvest() as harvest:
         given: dict[str, Any] = {name: getattr(config, name) for name in signature.fields}
         for name, row_type in signature.rows.items():
             given[name] = _read(inputs.data[name], row_type, counts)
@@ -138,16 +138,16 @@ def _run(signature: _Signature, config: StageConfig, inputs: Inputs, work: Work)
         def kept() -> Iterator[Record]:
             for row in _returned(call, given, counts):
                 if isinstance(row, Dropped):
-                    dropped.add(row)
+                    harvest.drop(row)
                 else:
                     yield _checked(row, signature)
                     work.progress(counts["read"], 0, "rows")
 
-        count = work.keep(kept())
+        count = harvest.keep_all(kept())
         if count == 0:
-            why = ", ".join(f"{number} {reason}" for reason, number in dropped.facts.items()) or "it returned none"
+            why = harvest.why_nothing() if harvest.reasons else "it returned none"
             raise DataError(call.function.label, f"no row is left ({why})", "See to the function, or to what it reads")
-        return {"rows": count, "read": counts["read"], "dropped": dropped.facts}
+        return {"rows": count, "read": counts["read"], "dropped": harvest.reasons}
 
 
 def _read(sources: tuple[Data, ...], row_type: type[Record], counts: Counter[str]) -> Iterator[Record]:
