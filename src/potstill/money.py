@@ -1,7 +1,7 @@
 """What replies cost and hold, counted for everybody who asks, so that a budget holds whoever spends it."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Ledger:
@@ -57,10 +57,12 @@ class Meter:
     completion_tokens: int = 0
     squares: float = 0.0
     """The sum of the squares of each reply's tokens, prompt and answer together."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count one reply."""
-        self.calls += 1
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        self.squares += float(prompt_tokens + completion_tokens) ** 2
+        """Count one reply. Threads may."""
+        with self._lock:
+            self.calls += 1
+            self.prompt_tokens += prompt_tokens
+            self.completion_tokens += completion_tokens
+            self.squares += float(prompt_tokens + completion_tokens) ** 2

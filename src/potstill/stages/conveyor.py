@@ -1,17 +1,20 @@
 """Many talks with teachers at once, as many as a teacher reads ahead, and no more of them in memory than that takes.
 
 A talk is a generator: it yields what it wants to ask, is sent the reply, and returns what came of it. So a stage writes
-one dialogue as straight code, and thousands of them are held side by side. Where one teacher plays every part, talks
-go on and new ones begin with every reply that is taken, and only the last ones go in rounds; where there are two, they
-take turns, each with everything that waits for it.
+one dialogue as straight code, and thousands of them are held side by side, each going on as soon as its reply is there.
+Teachers that cannot be asked while they work, such as local models and batch jobs, take turns instead, each with
+everything that waits for it.
 """
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from potstill.teachers.base import Reply, Request, Teacher
+from potstill.teachers.base import Asynchronous, Reply, Request, Teacher
 
 MOST_OPEN = 8192
 """Talks that are begun and not yet handed out: what a stage holds in memory."""
@@ -50,6 +53,30 @@ class _Conveyor(Generic[T]):
         self._ended: dict[int, T] = {}
 
     def results(self) -> Iterator[T]:
+        if all(isinstance(teacher, Asynchronous) for teacher in self._teachers):
+            return self._as_they_come()
+        return self._in_turns()
+
+    def _as_they_come(self) -> Iterator[T]:
+        came: SimpleQueue[tuple[int, Talk[T], Future[Reply]]] = SimpleQueue()
+        asked = 0
+        while True:
+            while any(self._ready.values()) or self._begin():
+                for teacher in self._teachers:
+                    assert isinstance(teacher, Asynchronous)
+                    ready = self._ready[id(teacher)]
+                    while ready:
+                        place, talk, request = ready.popleft()
+                        future, asked = teacher.submit(request), asked + 1
+                        future.add_done_callback(partial(_hand_over, came, place, talk))
+            yield from self._in_order()
+            if not asked:
+                return
+            place, talk, future = came.get()
+            asked -= 1
+            self._go_on(place, talk, future.result())
+
+    def _in_turns(self) -> Iterator[T]:
         while not (self._exhausted and self._given == self._begun):
             for teacher in self._teachers:
                 asked: deque[tuple[int, Talk[T]]] = deque()
@@ -96,3 +123,9 @@ class _Conveyor(Generic[T]):
             result = self._ended.pop(self._given)
             self._given += 1
             yield result
+
+
+def _hand_over(
+    came: "SimpleQueue[tuple[int, Talk[T], Future[Reply]]]", place: int, talk: Talk[T], future: "Future[Reply]"
+) -> None:
+    came.put((place, talk, future))

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from potstill.records import Finish, Message, ToolCall
 from potstill.sources import Account, EndpointModel, Model
@@ -95,6 +96,15 @@ class Teacher(Protocol):
         A request that cannot be served is a reply with its reason. A teacher that cannot be reached at all, or
         refuses the key, raises TeacherError.
         """
+        ...
+
+
+@runtime_checkable
+class Asynchronous(Protocol):
+    """A teacher that can be asked one thing while it works on others."""
+
+    def submit(self, request: Request) -> "Future[Reply]":
+        """Ask, and go on: the future has the reply once it is there."""
         ...
 
 

@@ -45,6 +45,7 @@ class Endpoint:
         self._who.check_key()
         self._account, self._patience = account, patience or Patience()
         self._asked = 0
+        self._flying: dict[str, Future[Reply]] = {}
         self._window = max(LEAST_WINDOW, 16 * model.spec.concurrency)
 
     def __enter__(self) -> "Endpoint":
@@ -122,34 +123,39 @@ class Endpoint:
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
         """One reply a request, in order. A request whose reply the journal holds costs no call."""
-        waiting: deque[tuple[str, Future[Reply]]] = deque()
-        asked: dict[str, Future[Reply]] = {}
+        waiting: deque[Future[Reply]] = deque()
         try:
             for request in requests:
-                waiting.append(self._submit(request, asked))
-                while waiting and (len(waiting) >= self._window or waiting[0][1].done()):
-                    yield self._take(waiting, asked)
+                waiting.append(self.submit(request))
+                while waiting and (len(waiting) >= self._window or waiting[0].done()):
+                    yield waiting[0].result()
+                    waiting.popleft()
             while waiting:
-                yield self._take(waiting, asked)
+                yield waiting[0].result()
+                waiting.popleft()
         finally:
             if waiting and self._open:
-                for _, future in waiting:
+                for future in waiting:
                     future.cancel()
                 self._loop.call_soon_threadsafe(self._dispatcher.abandon)
 
-    def _take(self, waiting: deque[tuple[str, "Future[Reply]"]], asked: dict[str, "Future[Reply]"]) -> Reply:
-        reply = waiting[0][1].result()
-        self._account.meter.add(reply.prompt_tokens, reply.completion_tokens)
-        asked.pop(waiting.popleft()[0], None)
-        return reply
-
-    def _submit(self, request: Request, asked: dict[str, "Future[Reply]"]) -> tuple[str, "Future[Reply]"]:
-        """Ask, unless the journal knows the reply or the same thing is being asked already."""
+    def submit(self, request: Request) -> "Future[Reply]":
+        """Ask, and go on: the future has the reply once it is there. What is asked already is not asked twice."""
         job = Job(self._spec, request)
         key = job.first_key
-        if key not in asked:
-            asked[key] = job.future
-            self._asked += 1
-            if not job.find(self._journal):
-                self._loop.call_soon_threadsafe(self._dispatcher.start, job)
-        return key, asked[key]
+        flying = self._flying.get(key)
+        if flying is not None and not flying.cancelled():
+            return flying
+        self._flying[key] = job.future
+        self._asked += 1
+        job.future.add_done_callback(lambda future: self._landed(key, future))
+        if not job.find(self._journal):
+            self._loop.call_soon_threadsafe(self._dispatcher.start, job)
+        return job.future
+
+    def _landed(self, key: str, future: "Future[Reply]") -> None:
+        if self._flying.get(key) is future:
+            del self._flying[key]
+        if not future.cancelled() and future.exception() is None:
+            reply = future.result()
+            self._account.meter.add(reply.prompt_tokens, reply.completion_tokens)
