@@ -11,8 +11,8 @@ from hypothesis import given as holds
 from hypothesis import strategies as st
 
 from potstill.curation.decontaminate import Decontaminator
-from potstill.curation.minhash import jaccard, shingles
 from potstill.curation.filters import find_hedge, find_refusal, repetition, strip_hedges
+from potstill.curation.minhash import jaccard, shingles
 from potstill.curation.truecase import Truecaser, damage
 from potstill.errors import DataError
 from potstill.records import Chat, Message, Prompt
