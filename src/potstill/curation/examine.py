@@ -5,7 +5,7 @@ wherever and in whatever order spans are examined.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,9 @@ from potstill.curation.filters import find_hedge, find_refusal, repetition, stri
 from potstill.curation.minhash import Hashes, band_keys
 from potstill.curation.truecase import Truecaser
 from potstill.errors import DataError
+from potstill.own import own_filters
 from potstill.records import Chat, Dropped, Message
+from potstill.sources import Function
 
 ROWS_A_SPAN = 1000
 EXAMPLES = 2
@@ -104,6 +106,8 @@ class Examiner:
     rules: Rules
     truecaser: Truecaser | None
     decontaminator: Decontaminator
+    own: Sequence[Function]
+    """A user's own filters, asked last."""
     duplicates: bool
     threshold: float | None
     """The Jaccard similarity of near duplicates; None: only exact copies are looked for."""
@@ -166,7 +170,7 @@ class Examiner:
     @cached_property
     def checks(self) -> list[Check]:
         """What may be wrong with a dialogue, the first that is found counts."""
-        return [self._fault, self._contamination]
+        return [self._fault, self._contamination, *(own.fault for own in own_filters(self.own))]
 
     def _fault(self, chat: Chat) -> Fault | None:
         messages, rules = chat.messages, self.rules

@@ -1,8 +1,9 @@
 """Stage `curate`: dialogues become fewer and better ones; every one that is left out is kept aside with its reason.
 
 In this order, each step seeing what the one before left: truecase, then drop what is empty, too long, repeats itself,
-hedges or refuses, then what overlaps with evaluation prompts, then duplicates of dialogues that were kept. Memory does
-not grow with the rows: they lie on disk between the steps, and so does what has to be known of all of them.
+hedges or refuses, what overlaps with evaluation prompts, what the user's own filters drop, then duplicates of dialogues
+that were kept. Memory does not grow with the rows: they lie on disk between the steps, and so does what has to be known
+of all of them.
 """
 
 import shutil
@@ -23,6 +24,7 @@ from potstill.curation.examine import EXAMPLES, Examiner, Rules, example, spans
 from potstill.curation.staged import Staged
 from potstill.curation.truecase import Truecaser
 from potstill.errors import DataError
+from potstill.own import OwnFunction
 from potstill.records import Chat, Dropped
 from potstill.sources import Data, Inputs
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
@@ -47,10 +49,14 @@ class Curate(StageConfig):
     """Drop a dialogue with an answer that says more than this share of its runs of four words again. 1 drops none."""
     max_characters: int | None = Field(default=None, ge=1)
     """Drop longer dialogues."""
-    decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"))] = ()
-    """Evaluation prompts that no user turn may repeat."""
+    decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"), evaluations=True)] = ()
+    """Evaluation prompts that no user turn may repeat. evaluations: whatever the recipe's evaluate stages ask or
+    score."""
     overlap_words: int = Field(default=13, ge=5)
     """How many words in a row, shared with an evaluation prompt, count as repeating it."""
+    filters: tuple[OwnFunction, ...] = ()
+    """Your own functions that say of a dialogue (a records.Chat) whether it stays, each written mine.py:name: they
+    return True or None to keep it; False, or words that say why, to drop it. Their files count for the stage's key."""
     deduplicate: Annotated[float, Field(gt=0, le=1)] | Literal["exact"] | None = None
     """Drop copies of a kept dialogue. exact: those that differ by case and blanks alone; a number: also those whose
     words are this much alike, by the Jaccard similarity of their runs of three words."""
@@ -90,6 +96,7 @@ def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
             Rules(config.hedges, config.refusals, config.max_repetition, config.max_characters),
             Truecaser.learn(m.content for chat in data.rows(Chat) for m in chat.messages) if config.truecase else None,
             keeping_out(config.overlap_words, inputs.data.get("decontaminate", ())),
+            inputs.functions.get("filters", ()),
             config.deduplicate is not None,
             config.threshold,
         )
