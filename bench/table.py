@@ -4,7 +4,7 @@ Of each question and machine the last row stands there; one of a quick run only 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ side: starting, loading the model, tokenization, saving, and a first small run f
 memory is the most that was resident in the side's process (on a GPU: allocated there), libraries and loading included.
 A run ends with an error where the sides' losses or log-probabilities differ by more than 2%: then they did not train on
 the same thing. Padding never counts as a token.
+
+Curation: `python bench/curation.py --record` runs each side over the same file, and `python bench/novelty.py --record`
+measures the novelty filter as what was kept grows. Both make their rows themselves, from a seed.
 """
 NOTHING = "\nNothing is recorded yet.\n"
 
@@ -38,6 +41,8 @@ TITLES = {
     "dpo": "DPO: pairs a second, the reference's pass included",
     "sft": "SFT: tokens a second",
     "dpo_sweep": "DPO: three epochs for each of three betas, pairs a second",
+    "curation": "Near duplicates: documents a second",
+    "novelty": "The novelty filter: instructions a second",
 }
 
 
@@ -68,6 +73,10 @@ def _parts(rows: Sequence[Row]) -> Iterator[str]:
         if row["question"] != told:
             told = row["question"]
             yield f"## {TITLES[told]}"
+        if told in CURATION:
+            yield f"### {_machine(row)}"
+            yield CURATION[told](row)
+            continue
         yield f"### {_machine(row)}, {row['config']['model']} model"
         yield _facts(row)
         for name, figures in row.get("sets", {"": row}).items():
@@ -81,7 +90,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[str]:
 
 def _facts(row: Row) -> str:
     versions = row["versions"]
-    named = [f"potstill at {row['commit'][:10]}{' with changes' if row['uncommitted_changes'] else ''}"]
+    named = [_commit(row)]
     named += [f"torch {versions[OURS]['torch']}"]
     named += (
         [f"TRL {versions['trl']['trl']}, transformers {versions['trl']['transformers']}"] if "trl" in versions else []
@@ -111,6 +120,55 @@ def _table(figures: Row) -> str:
         share = figures["utilisation"]["share_of_peak"]
         lines += ["", f"Necessary FLOPs are {share:.0%} of the measured peak in {figures['utilisation']['precision']}."]
     return "\n".join(lines)
+
+
+def _duplicates(row: Row) -> str:
+    config, versions = row["config"], row["versions"]
+    named = ", ".join(f"{name} {versions[name][name]}" for name in row["peers"])
+    told = (
+        f"{config['documents']:,} documents of {config['words']}, {config['planted_over_threshold']:,} of them planted "
+        f"copies whose Jaccard similarity is at least {config['threshold']}; {config['bands']} bands of "
+        f"{config['rows_per_band']} hashes for all sides, one process and one core each. {_commit(row)}{named and ', '}"
+        f"{named}. Recall: of those copies, the share that was dropped; precision: of what was dropped, theirs."
+    )
+    lines = [
+        told,
+        "",
+        "| | a second | ours is | peak memory, MB | recall | precision |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in row["found"].items():
+        rate = row[OURS] if name == OURS else row["peers"][name]
+        ratio = "" if name == OURS else f"{row['ratios'][name]:.3g} times as fast"
+        peak = f"{row['peak_bytes'][name] / 1e6:.0f}"
+        lines.append(f"| `{name}` | {_short(rate)} | {ratio} | {peak} | {found['recall']} | {found['precision']} |")
+    return "\n".join(lines)
+
+
+def _novelty(row: Row) -> str:
+    config, brute = row["config"], row["brute_force"]
+    told = (
+        f"Instructions of {config['words']}, refused over ROUGE-L F {config['threshold']} against any kept one. "
+        f"{_commit(row)}. Of the first {brute['instructions']:,} decisions {brute['different']} differ from those of "
+        "brute force."
+    )
+    lines = [
+        told,
+        "",
+        "| instructions | kept | seconds in all | peak memory, MB |",
+        "|---|---|---|---|",
+    ]
+    for at in row["curve"]:
+        cells = (f"{at['instructions']:,}", f"{at['kept']:,}", _short(at["seconds"]), f"{at['peak_bytes'] / 1e6:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+CURATION: Mapping[str, Callable[[Row], str]] = {"curation": _duplicates, "novelty": _novelty}
+
+
+def _commit(row: Row) -> str:
+    return f"potstill at {row['commit'][:10]}{' with changes' if row['uncommitted_changes'] else ''}"
 
 
 def _short(rate: float) -> str:
