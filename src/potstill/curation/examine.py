@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from potstill.curation.decontaminate import Decontaminator
 from potstill.curation.deduplicate import fingerprints
-from potstill.curation.filters import find_hedge, find_refusal, repetition, strip_hedges
+from potstill.curation.filters import Fault, find_hedge, find_refusal, strip_hedges
 from potstill.curation.minhash import Hashes, band_keys
 from potstill.curation.truecase import Truecaser
 from potstill.errors import DataError
-from potstill.own import own_filters
+from potstill.own import OwnFilter, own_filters
 from potstill.records import Chat, Dropped, Message
 from potstill.sources import Function
 
@@ -31,9 +31,8 @@ EXAMPLES = 2
 EXCERPT = 160
 """Characters of one."""
 
-Fault = tuple[str, str]
-"""A short reason that counts can be made of, and the detail."""
-Check = Callable[[Chat], Fault | None]
+Check = Callable[[Sequence[Message]], Fault | None]
+"""What may be wrong with a dialogue. It can be pickled, so it is no lambda."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,6 @@ def spans(path: Path, rows: int = ROWS_A_SPAN) -> Iterator[Span]:
                 first, offset, count, length = first + count, offset + length, 0, 0
     if count:
         yield Span(first, count, offset, length)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a dialogue has to be; see the fields of the stage's config."""
-
-    hedges: Literal["drop", "strip", "keep"]
-    refusals: Literal["drop", "keep"]
-    max_repetition: float
-    max_characters: int | None
 
 
 @dataclass
@@ -103,8 +92,11 @@ class Examiner:
     """The steps with what they learnt."""
 
     path: Path
-    rules: Rules
     truecaser: Truecaser | None
+    strip: bool
+    """Take hedging sentences away."""
+    checks: Sequence[Check]
+    """What may be wrong with a dialogue: the first that is found counts."""
     decontaminator: Decontaminator
     own: Sequence[Function]
     """A user's own filters, asked last."""
@@ -113,14 +105,14 @@ class Examiner:
     """The Jaccard similarity of near duplicates; None: only exact copies are looked for."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "checks"}
+        return {name: value for name, value in self.__dict__.items() if name != "_own_filters"}
 
     def __call__(self, span: Span) -> Examined:
         """Every row of a span, mended and judged. DataError where one is no dialogue."""
         found, texts, passed = Examined(), [], []
         for number, line in enumerate(self._lines(span), start=span.first + 1):
             chat = self._mend(self._read(line, number), found.counts)
-            fault = next((fault for check in self.checks if (fault := check(chat)) is not None), None)
+            fault = self._fault(chat)
             passed.append(fault is None)
             if fault is None:
                 texts.append(text_of(chat))
@@ -162,35 +154,36 @@ class Examiner:
                 message.model_copy(update={"content": text})
                 for message, (text, _) in zip(messages, restored, strict=True)
             )
-        if self.rules.hedges == "strip" and find_hedge(messages):
+        if self.strip and find_hedge(messages):
             messages = tuple(_without_hedges(message) for message in messages)
             counts["stripped_dialogues"] += 1
         return chat.model_copy(update={"messages": messages})
 
-    @cached_property
-    def checks(self) -> list[Check]:
-        """What may be wrong with a dialogue, the first that is found counts."""
-        return [self._fault, self._contamination, *(own.fault for own in own_filters(self.own))]
-
     def _fault(self, chat: Chat) -> Fault | None:
-        messages, rules = chat.messages, self.rules
-        answers = [message.content for message in messages if message.role == "assistant"]
-        if any(not answer.strip() for answer in answers):
-            return "empty", "an assistant turn says nothing"
-        length = sum(len(message.content) for message in messages)
-        if rules.max_characters is not None and length > rules.max_characters:
-            return "too_long", f"{length} characters"
-        if (share := max(map(repetition, answers))) > rules.max_repetition:
-            return "repetition", f"{share:.0%} of an answer's runs of words are repeated"
-        if rules.hedges == "drop" and (found := find_hedge(messages)):
-            return "hedge", found
-        if rules.refusals == "drop" and (found := find_refusal(messages)):
-            return "refusal", found
-        return None
-
-    def _contamination(self, chat: Chat) -> Fault | None:
+        for check in self.checks:
+            if (fault := check(chat.messages)) is not None:
+                return fault
         overlap = self.decontaminator.find(chat.messages)
-        return None if overlap is None else ("contaminated", f"{overlap[0]}: {overlap[1]}")
+        if overlap is not None:
+            return "contaminated", f"{overlap[0]}: {overlap[1]}"
+        return next((fault for own in self._own_filters if (fault := own.fault(chat)) is not None), None)
+
+    @cached_property
+    def _own_filters(self) -> tuple[OwnFilter, ...]:
+        """Loaded in the process that calls them."""
+        return own_filters(self.own)
+
+
+def hedging(messages: Sequence[Message]) -> Fault | None:
+    """An assistant that talks of being a machine."""
+    found = find_hedge(messages)
+    return None if found is None else ("hedge", found)
+
+
+def refusing(messages: Sequence[Message]) -> Fault | None:
+    """An assistant that declines to answer."""
+    found = find_refusal(messages)
+    return None if found is None else ("refusal", found)
 
 
 def _without_hedges(message: Message) -> Message:

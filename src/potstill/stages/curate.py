@@ -1,26 +1,37 @@
 """Stage `curate`: dialogues become fewer and better ones; every one that is left out is kept aside with its reason.
 
-In this order, each step seeing what the one before left: truecase, then drop what is empty, too long, repeats itself,
-hedges or refuses, what overlaps with evaluation prompts, what the user's own filters drop, then duplicates of dialogues
-that were kept. Memory does not grow with the rows: they lie on disk between the steps, and so does what has to be known
-of all of them.
+In this order, each step seeing what the one before left: truecase; drop what says nothing, is spoilt, too short or too
+long, in another language, repeats itself or the user, hedges or refuses; what overlaps with evaluation prompts; what
+the user's own filters drop; duplicates of dialogues that were kept. Memory does not grow with the rows: they lie on
+disk between the steps, and so does what has to be known of all of them.
 """
 
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, storage_errors, write_rows
 from potstill.curation.backends import BACKENDS, BackendName
 from potstill.curation.decontaminate import keeping_out
 from potstill.curation.deduplicate import Deduplicator, Duplicate
 from potstill.curation.diversity import before_and_after, draw
-from potstill.curation.examine import EXAMPLES, Examiner, Rules, example, spans
+from potstill.curation.examine import EXAMPLES, Check, Examiner, example, hedging, refusing, spans
+from potstill.curation.filters import (
+    Lengths,
+    find_broken_text,
+    find_echo,
+    find_length,
+    find_repeated_answer,
+    find_repetition,
+    find_silence,
+)
+from potstill.curation.language import LANGUAGES, find_language
 from potstill.curation.staged import Staged
 from potstill.curation.truecase import Truecaser
 from potstill.errors import DataError
@@ -47,8 +58,25 @@ class Curate(StageConfig):
     """Dialogues in which the assistant declines to answer."""
     max_repetition: float = Field(default=0.3, ge=0, le=1)
     """Drop a dialogue with an answer that says more than this share of its runs of four words again. 1 drops none."""
+    max_repeated_lines: float = Field(default=0.3, ge=0, le=1)
+    """Drop a dialogue with an answer of which more than this share is lines or sentences said before. 1 drops none."""
+    repeated_answers: Literal["drop", "keep"] = "drop"
+    """Dialogues in which the assistant says the same in two turns."""
+    echoes: Literal["drop", "keep"] = "drop"
+    """Dialogues with an answer that only repeats what the user said."""
+    broken_text: Literal["drop", "keep"] = "drop"
+    """Dialogues with characters that were decoded wrongly, control characters, or hardly any words."""
+    min_words: int | None = Field(default=None, ge=1)
+    """Drop a dialogue with an answer of fewer words; one that calls a tool may be shorter."""
+    max_words: int | None = Field(default=None, ge=1)
+    """Drop a dialogue with an answer of more words."""
+    min_characters: int | None = Field(default=None, ge=1)
+    """Drop shorter dialogues."""
     max_characters: int | None = Field(default=None, ge=1)
     """Drop longer dialogues."""
+    languages: tuple[str, ...] = ()
+    """Keep dialogues whose answers are in one of these languages (ISO 639-1 codes, such as en), or in none that can be
+    told, as code and short answers are. Default: any language."""
     decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"), evaluations=True)] = ()
     """Evaluation prompts that no user turn may repeat. evaluations: whatever the recipe's evaluate stages ask or
     score."""
@@ -63,8 +91,35 @@ class Curate(StageConfig):
     backend: BackendName = "local"
     """Where dialogues are examined: local, in this process; ray, over a Ray cluster. The result is the same."""
 
+    @field_validator("languages")
+    @classmethod
+    def _can_be_told(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [code for code in languages if code not in LANGUAGES]
+        if unknown:
+            raise ValueError(
+                f"'{unknown[0]}' is no language that can be told; choose from {', '.join(sorted(LANGUAGES))}"
+            )
+        return languages
+
     def expect(self, rows: Mapping[str, int]) -> Expected:
         return Expected(rows=rows["data"])
+
+    @property
+    def checks(self) -> list[Check]:
+        """What a dialogue is asked on its own, in order."""
+        lengths = Lengths(self.min_words, self.max_words, self.min_characters, self.max_characters)
+        asked: list[tuple[bool, Check]] = [
+            (True, find_silence),
+            (self.broken_text == "drop", find_broken_text),
+            (True, partial(find_length, lengths=lengths)),
+            (bool(self.languages), partial(find_language, languages=frozenset(self.languages))),
+            (True, partial(find_repetition, max_runs=self.max_repetition, max_lines=self.max_repeated_lines)),
+            (self.repeated_answers == "drop", find_repeated_answer),
+            (self.echoes == "drop", find_echo),
+            (self.hedges == "drop", hedging),
+            (self.refusals == "drop", refusing),
+        ]
+        return [check for wanted, check in asked if wanted]
 
     @property
     def threshold(self) -> float | None:
@@ -93,8 +148,9 @@ def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
         path, rows = _lines(data, desk)
         examiner = Examiner(
             path,
-            Rules(config.hedges, config.refusals, config.max_repetition, config.max_characters),
             Truecaser.learn(m.content for chat in data.rows(Chat) for m in chat.messages) if config.truecase else None,
+            config.hedges == "strip",
+            config.checks,
             keeping_out(config.overlap_words, inputs.data.get("decontaminate", ())),
             inputs.functions.get("filters", ()),
             config.deduplicate is not None,
