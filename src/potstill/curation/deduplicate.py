@@ -8,8 +8,10 @@ What has to be remembered lies in files: hashes are parted by their value, so th
 fits into memory; what was found is parted by rows and read in their order. A bucket holds the texts that share a band.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -50,6 +52,24 @@ class Duplicate:
     row: int
     of: int
     similarity: float | None
+
+
+_SAVED = struct.Struct("<qqd")
+
+
+def save(path: Path, found: Iterable[Duplicate]) -> None:
+    """Write duplicates to a file, so that they can be read more than once."""
+    with path.open("wb") as file:
+        for one in found:
+            file.write(_SAVED.pack(one.row, one.of, math.nan if one.similarity is None else one.similarity))
+
+
+def saved(path: Path) -> Iterator[Duplicate]:
+    """What `save` wrote."""
+    with path.open("rb") as file:
+        while packed := file.read(_SAVED.size):
+            row, of, similarity = _SAVED.unpack(packed)
+            yield Duplicate(row, of, None if math.isnan(similarity) else similarity)
 
 
 class Deduplicator:

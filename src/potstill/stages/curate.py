@@ -6,6 +6,7 @@ the user's own filters drop; duplicates of dialogues that were kept. Memory does
 disk between the steps, and so does what has to be known of all of them.
 """
 
+import heapq
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pydantic import Field, field_validator
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, storage_errors, write_rows
 from potstill.curation.backends import BACKENDS, BackendName
 from potstill.curation.decontaminate import keeping_out
-from potstill.curation.deduplicate import Deduplicator, Duplicate
+from potstill.curation.deduplicate import Deduplicator, Duplicate, save, saved
 from potstill.curation.diversity import before_and_after, draw
 from potstill.curation.examine import EXAMPLES, Check, Examiner, example, hedging, refusing, spans
 from potstill.curation.filters import (
@@ -32,13 +33,25 @@ from potstill.curation.filters import (
     find_silence,
 )
 from potstill.curation.language import LANGUAGES, find_language
+from potstill.curation.meaning import Embedder, same_meaning
 from potstill.curation.staged import Staged
 from potstill.curation.truecase import Truecaser
-from potstill.errors import DataError
+from potstill.errors import DataError, RecipeError
 from potstill.own import OwnFunction
 from potstill.records import Chat, Dropped
-from potstill.sources import Data, Inputs
-from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
+from potstill.sources import Data, Inputs, LocalModel, Spec
+from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
+
+
+class Meaning(Spec):
+    """Duplicates by meaning."""
+
+    model: ModelName
+    """A local encoder or causal language model; a text's embedding is the mean of its last hidden states."""
+    threshold: float = Field(default=0.95, gt=0, le=1)
+    """The cosine of two embeddings from which the later dialogue is dropped."""
+    max_tokens: int = Field(default=256, ge=1)
+    """How far into a dialogue the model reads."""
 
 
 class Curate(StageConfig):
@@ -88,6 +101,9 @@ class Curate(StageConfig):
     deduplicate: Annotated[float, Field(gt=0, le=1)] | Literal["exact"] | None = None
     """Drop copies of a kept dialogue. exact: those that differ by case and blanks alone; a number: also those whose
     words are this much alike, by the Jaccard similarity of their runs of three words."""
+    meaning: Meaning | None = None
+    """Drop dialogues that mean the same as a kept one, as a model of your own sees it; asked after the words were
+    compared. Each is compared with all that were kept, so time grows with the square of their number."""
     backend: BackendName = "local"
     """Where dialogues are examined: local, in this process; ray, over a Ray cluster. The result is the same."""
 
@@ -144,6 +160,7 @@ class _Tally:
 def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
     """Learn capitals and evaluation prompts, examine each dialogue, then compare them with each other."""
     data = inputs.one("data")
+    _refuse_endpoints(inputs)
     with _desk(work) as desk, Staged(desk) as staged:
         path, rows = _lines(data, desk)
         examiner = Examiner(
@@ -168,7 +185,7 @@ def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
             done += len(examined.lines)
             work.progress(done, rows, "dialogues")
         staged.finish()
-        kept = _write(staged, deduplicator.duplicates(staged.text), tally, work)
+        kept = _write(staged, _duplicates(config, inputs, staged, deduplicator, desk), tally, work)
         reasons = dict(sorted(tally.reasons.items()))
         if kept == 0:
             why = ", ".join(f"{number} {reason}" for reason, number in reasons.items()) or "there were none"
@@ -184,6 +201,13 @@ def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
         "truecased_words": counts["truecased_words"],
         "stripped_dialogues": counts["stripped_dialogues"],
     }
+
+
+def _refuse_endpoints(inputs: Inputs) -> None:
+    for model in inputs.models.get("meaning.model", ()):
+        if not isinstance(model.spec, LocalModel):
+            what = f"'{model.name}' is behind an endpoint, which gives no hidden states; expected weights at hand"
+            raise RecipeError("meaning.model", what, "Name a model that has a path")
 
 
 @contextmanager
@@ -207,10 +231,33 @@ def _lines(data: Data, desk: Path) -> tuple[Path, int]:
     return path, sum(span.rows for span in spans(path))
 
 
-def _write(staged: Staged, duplicates: Iterator[Duplicate], tally: _Tally, work: Work) -> int:
+def _duplicates(
+    config: Curate, inputs: Inputs, staged: Staged, deduplicator: Deduplicator, desk: Path
+) -> Iterator[tuple[str, Duplicate]]:
+    """Every row to leave out for one that stays, in order, with the reason."""
+    alike = deduplicator.duplicates(staged.text)
+    if config.meaning is not None:
+        embed = Embedder(inputs.model("meaning.model"), config.meaning.max_tokens)
+        path = desk / "alike"
+        save(path, alike)
+        alike = saved(path)
+        texts = staged.texts(but=(duplicate.row for duplicate in saved(path)))
+        meant = same_meaning(texts, embed, config.meaning.threshold, desk)
+        named = (("same_meaning", duplicate) for duplicate in meant)
+        yield from heapq.merge(_named(alike), named, key=lambda pair: pair[1].row)
+    else:
+        yield from _named(alike)
+
+
+def _named(alike: Iterable[Duplicate]) -> Iterator[tuple[str, Duplicate]]:
+    for duplicate in alike:
+        yield "duplicate" if duplicate.similarity is None else "near_duplicate", duplicate
+
+
+def _write(staged: Staged, duplicates: Iterator[tuple[str, Duplicate]], tally: _Tally, work: Work) -> int:
     """The rows that stay and those that were left out, both in the data's order; returns how many stay."""
     kept = 0
-    duplicate = next(duplicates, None)
+    reason, duplicate = next(duplicates, ("", None))
     rows, left_out = work.path / ROWS_FILE, work.path / DROPPED_FILE
     with storage_errors(work.path), rows.open("wb") as stay, left_out.open("wb") as go:
         for number, line in staged.lines():
@@ -220,18 +267,16 @@ def _write(staged: Staged, duplicates: Iterator[Duplicate], tally: _Tally, work:
                 stay.write(line)
                 kept += 1
             else:
-                go.write(_dropped(staged, duplicate, tally).to_line().encode())
-                duplicate = next(duplicates, None)
+                go.write(_dropped(staged, reason, duplicate, tally).to_line().encode())
+                reason, duplicate = next(duplicates, ("", None))
     return kept
 
 
-def _dropped(staged: Staged, duplicate: Duplicate, tally: _Tally) -> Dropped:
+def _dropped(staged: Staged, reason: str, duplicate: Duplicate, tally: _Tally) -> Dropped:
     chat, first = staged.chat(duplicate.row), staged.chat(duplicate.of).id
-    if duplicate.similarity is None:
-        dropped = Dropped(id=chat.id, reason="duplicate", detail=first)
-    else:
-        dropped = Dropped(id=chat.id, reason="near_duplicate", detail=f"{first}: {duplicate.similarity:.3f}")
-    tally.add({dropped.reason: 1}, {dropped.reason: [example(dropped, chat)]})
+    detail = first if duplicate.similarity is None else f"{first}: {duplicate.similarity:.3f}"
+    dropped = Dropped(id=chat.id, reason=reason, detail=detail)
+    tally.add({reason: 1}, {reason: [example(dropped, chat)]})
     return dropped
 
 
