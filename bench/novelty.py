@@ -3,7 +3,8 @@
     python bench/novelty.py [--instructions 1000000] [--compare 20000] [--record]
 
 Instructions of 8 to 24 words by Zipf's law, every fifth an earlier one with up to seven words replaced. The first
-`--compare` of them are also decided by ROUGE-L against every kept one, 64 cells at a time in numpy.
+`--compare` of them are also decided by ROUGE-L against every kept one, 64 cells at a time in numpy. Seconds are those
+of the processor, of one core.
 """
 
 import argparse
@@ -80,24 +81,24 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     different = 0
     for number, words in enumerate(instructions(0, chosen.instructions), start=1):
         text = " ".join(f"w{word}" for word in words)
-        begun = time.perf_counter()
+        begun = time.process_time()
         near = known.nearest(text)
         if near is None:
             known.add(text)
-        spent += time.perf_counter() - begun
+        spent += time.process_time() - begun
         if number <= chosen.compare:
-            begun = time.perf_counter()
+            begun = time.process_time()
             expected = plain.nearest(words)
             if expected is None:
                 plain.add(words)
-            plainly += time.perf_counter() - begun
+            plainly += time.process_time() - begun
             different += near != expected
         if number in MARKS or number == chosen.instructions:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             curve.append({"instructions": number, "kept": len(known), "seconds": short(spent), "peak_bytes": peak})
             since = number - (curve[-2]["instructions"] if len(curve) > 1 else 0)
             sys.stderr.write(
-                f"{number:,} instructions, {len(known):,} kept: {spent:,.1f} s in all, "
+                f"{number:,} instructions, {len(known):,} kept: {spent:,.1f} s of a core in all, "
                 f"{(spent - before) / max(since, 1) * 1e6:,.0f} µs each since the line before, {peak / 1e6:,.0f} MB\n"
             )
             before = spent

@@ -155,7 +155,7 @@ def _novelty(row: Row) -> str:
     lines = [
         told,
         "",
-        "| instructions | kept | seconds in all | peak memory, MB |",
+        "| instructions | kept | seconds of a core in all | peak memory, MB |",
         "|---|---|---|---|",
     ]
     for at in row["curve"]:

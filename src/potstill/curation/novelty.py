@@ -14,7 +14,7 @@ many texts or fewer; a word that was not known then is rarer than all that were.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,8 @@ class _Level:
 
     def between(self, low_Q: Keys, high_Q: Keys) -> npt.NDArray[np.uint32]:
         """The texts whose keys lie in any of the ranges; some twice."""
+        if not len(self.keys):
+            return self.rows
         starts_Q = np.searchsorted(self.keys, low_Q)
         nearest_Q = self.keys.take(starts_Q, mode="clip")  # behind the last key: the last, which is too small
         met_Q = (nearest_Q >= low_Q) & (nearest_Q < high_Q)
@@ -171,11 +173,12 @@ class Novelty:
 
     def nearest(self, text: str) -> int | None:
         """The first kept text (by when it was added) that is too near, or None where the text is new."""
-        numbers = self._known(words(text)[:LONGEST])
+        said = words(text)[:LONGEST]
+        numbers = self._known(_again(said))
         known = numbers[numbers >= 0]
         if not len(known):
             return None
-        own = np.where(numbers >= 0, self._first.values[numbers], -1).tolist()
+        own = self._known(said).tolist()
         places = _places(own)
         for row in self._near(known, len(numbers), self._candidates(numbers)).tolist():
             kept = self._first.values[self._text(row)].tolist()
@@ -197,9 +200,9 @@ class Novelty:
         self._own.extend(np.zeros(len(first), np.uint8))
         return np.array(numbers, dtype=np.int64)
 
-    def _known(self, said: Sequence[str]) -> Numbers:
+    def _known(self, said: Iterable[str | tuple[str, int]]) -> Numbers:
         """The numbers of words; -1 for those that no kept text holds."""
-        return np.array([self._numbers.get(key, -1) for key in _again(said)], dtype=np.int64)
+        return np.array([self._numbers.get(word, -1) for word in said], dtype=np.int64)
 
     def _text(self, row: int) -> npt.NDArray[np.uint32]:
         ends = self._ends.values
