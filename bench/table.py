@@ -32,8 +32,9 @@ memory is the most that was resident in the side's process (on a GPU: allocated 
 A run ends with an error where the sides' losses or log-probabilities differ by more than 2%: then they did not train on
 the same thing. Padding never counts as a token.
 
-Curation: `python bench/curation.py --record` runs each side over the same file, and `python bench/novelty.py --record`
-measures the novelty filter as what was kept grows. Both make their rows themselves, from a seed.
+Curation: `python bench/curation.py --record` runs each side over the same file, `python bench/scale.py --record` the
+whole stage over a hundred thousand dialogues and over a million, and `python bench/novelty.py --record` measures the
+novelty filter as what was kept grows. All make their rows themselves, from a seed.
 """
 NOTHING = "\nNothing is recorded yet.\n"
 
@@ -42,6 +43,7 @@ TITLES = {
     "sft": "SFT: tokens a second",
     "dpo_sweep": "DPO: three epochs for each of three betas, pairs a second",
     "curation": "Near duplicates: documents a second",
+    "scale": "The stage curate: dialogues a second, and memory",
     "novelty": "The novelty filter: instructions a second",
 }
 
@@ -164,7 +166,22 @@ def _novelty(row: Row) -> str:
     return "\n".join(lines)
 
 
-CURATION: Mapping[str, Callable[[Row], str]] = {"curation": _duplicates, "novelty": _novelty}
+def _scale(row: Row) -> str:
+    config = row["config"]
+    told = (
+        f"Dialogues of {config['words']}, all filters with their defaults, near duplicates from {config['threshold']}, "
+        f"decontaminated; backend: {config['backend']}. {_commit(row)}. Peak memory of the last is "
+        f"{row['peak_ratio']:.3g} times that of the first."
+    )
+    lines = [told, "", "| dialogues | a second | seconds of a core | peak memory, MB |", "|---|---|---|---|"]
+    for at in row["curve"]:
+        rate = _short(at["conversations"] / at["seconds"])
+        seconds, peak = f"{at['core_seconds']:,.0f}", f"{at['peak_bytes'] / 1e6:.0f}"
+        lines.append(f"| {at['conversations']:,} | {rate} | {seconds} | {peak} |")
+    return "\n".join(lines)
+
+
+CURATION: Mapping[str, Callable[[Row], str]] = {"curation": _duplicates, "scale": _scale, "novelty": _novelty}
 
 
 def _commit(row: Row) -> str:
