@@ -1,6 +1,7 @@
 """Curation as a recipe says it: all evaluations by one word, filters of the user's own, what is no part of the key."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,3 +126,53 @@ def test_nothing_of_the_work_stays_behind(here: Path) -> None:
     made(here)
     assert not list((here / "out").rglob("staged*"))
     assert not [path for path in (here / "out").rglob("*") if path.is_dir() and path.name == "duplicates"]
+
+
+def test_the_recipe_on_the_page_is_one(here: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "curation.md").read_text()
+    (block,) = re.findall(r"^```yaml\nstages:\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (here / "encoder").mkdir()
+    (here / "encoder" / "config.json").write_text("{}")
+    head, _, tail = RECIPE.partition("  curated: ")
+    rest = tail.partition("\n")[2]
+    models = head.replace(
+        "stages:\n", "  encoder: {path: encoder}\nstages:\n  chats: {kind: import, path: chats.jsonl, rows: chats}\n"
+    )
+    (here / "r.yaml").write_text(models + block + rest)
+    recipe = load_recipe("r.yaml")
+    assert recipe.stages["curated"].config.checks
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (here / "mine.py").write_text(code)
+    overrides = ["curated.meaning=null", "curated.languages=[]", "curated.min_words=null"]
+    assert run(load_recipe("r.yaml", overrides), here / "out", until="curated")["curated"].facts["dropped"] == {
+        "contaminated": 2,
+        "too_rude": 1,
+    }
+
+
+def test_a_language_that_cannot_be_told_is_one_line(here: Path) -> None:
+    with pytest.raises(RecipeError, match="'klingon' is no language that can be told; choose from"):
+        load_recipe("r.yaml", ["curated.languages=[en, klingon]"])
+
+
+def test_every_filter_has_its_field(here: Path) -> None:
+    said = "Nine of them stand near the old bridge."
+    rows = {
+        "sound": line("sound", "Where is the river in this country?", "It is behind the old bridge."),
+        "empty": line("empty", "Where?", "\u200b"),
+        "broken_text": line(
+            "broken_text", "Where?", "It is \ufffd\ufffd\ufffd\ufffd the \ufffd\ufffd\ufffd bridge \ufffd\ufffd."
+        ),
+        "too_short": line("too_short", "Where?", "There."),
+        "language": line("language", "Wo?", "Das ist ein Haus und das ist der Fluss, und ich bin nicht dort."),
+        "loop": line("loop", "Sing.", "la " * 60),
+        "echo": line("echo", said, said),
+    }
+    (here / "chats.jsonl").write_text("".join(rows.values()))
+    artifact = made(here, ["curated.languages=[en]", "curated.min_words=2"])
+    assert {name: row.reason for name, row in left_out(artifact).items()} == {
+        name: name for name in rows if name != "sound"
+    }
+    kept = ["broken_text", "echoes", "repeated_answers", "hedges", "refusals"]
+    loose = [f"curated.{field}=keep" for field in kept] + ["curated.max_repetition=1", "curated.max_repeated_lines=1"]
+    assert set(left_out(made(here, loose))) == {"empty", "loop"}
