@@ -11,6 +11,7 @@ from test_curation import chat, corpus
 from potstill.curation import backends, examine
 from potstill.errors import DataError, RecipeError
 from potstill.records import Chat, Prompt
+from potstill.sources import Function
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray warns of its own settings
 
@@ -55,7 +56,10 @@ def curated(folder: Path, backend: str) -> Made:
         "data": given(folder, "chats", chats(), "chats"),
         "decontaminate": given(folder, "prompts", [Prompt(id="p", messages=user("What is the price of Borva?"))], "q"),
     }
-    return make(folder, {**FIELDS, "backend": backend}, data)
+    mine = folder / "mine.py"
+    mine.write_text("def sixtieth(chat):\n    return 'says 59' if 'Number 59' in chat.messages[-1].content else None\n")
+    config = {**FIELDS, "backend": backend, "filters": ["mine.py:sixtieth"]}
+    return make(folder, config, data, functions={"filters": (Function(mine, "sixtieth"),)})
 
 
 def test_a_cluster_of_two_nodes_leaves_the_same_bytes(
@@ -66,7 +70,9 @@ def test_a_cluster_of_two_nodes_leaves_the_same_bytes(
     one, two = curated(tmp_path / "local", "local"), curated(tmp_path / "ray", "ray")
     assert two.files == one.files
     assert two.facts == one.facts
-    assert {"hedge", "refusal", "contaminated", "duplicate", "near_duplicate"} <= one.facts["dropped"].keys()
+    assert {"hedge", "refusal", "contaminated", "sixtieth", "duplicate", "near_duplicate"} <= one.facts[
+        "dropped"
+    ].keys()
 
 
 def test_an_error_on_a_node_is_the_same_line(tmp_path: Path, cluster: Any) -> None:
