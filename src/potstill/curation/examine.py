@@ -146,7 +146,7 @@ class Examiner:
     def _mend(self, chat: Chat, counts: Counter[str]) -> Chat:
         messages = chat.messages
         if self.truecaser is not None:
-            restored = [self.truecaser.restore(message.content) for message in messages]
+            restored = list(self.truecaser.restore_all([message.content for message in messages]))
             changed = sum(count for _, count in restored)
             counts["truecased_words"] += changed
             counts["truecased_dialogues"] += changed > 0

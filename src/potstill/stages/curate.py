@@ -35,7 +35,7 @@ from potstill.curation.filters import (
 from potstill.curation.language import LANGUAGES, find_language
 from potstill.curation.meaning import Embedder, same_meaning
 from potstill.curation.staged import Staged
-from potstill.curation.truecase import Truecaser
+from potstill.curation.truecase import FormCounts, Truecaser
 from potstill.errors import DataError, RecipeError
 from potstill.own import OwnFunction
 from potstill.records import Chat, Dropped
@@ -163,9 +163,10 @@ def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
     _refuse_endpoints(inputs)
     with _desk(work) as desk, Staged(desk) as staged:
         path, rows = _lines(data, desk)
+        forms = _forms(data) if config.truecase else FormCounts()
         examiner = Examiner(
             path,
-            Truecaser.learn(m.content for chat in data.rows(Chat) for m in chat.messages) if config.truecase else None,
+            Truecaser(forms) if config.truecase else None,
             config.hedges == "strip",
             config.checks,
             keeping_out(config.overlap_words, inputs.data.get("decontaminate", ())),
@@ -197,10 +198,20 @@ def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
         "dropped": reasons,
         "examples": dict(sorted(tally.examples.items())),
         "diversity": figures,
+        "pruned_forms": forms.pruned,
         "truecased_dialogues": counts["truecased_dialogues"],
         "truecased_words": counts["truecased_words"],
         "stripped_dialogues": counts["stripped_dialogues"],
     }
+
+
+def _forms(data: Data) -> FormCounts:
+    """How often each word stands in which capitals."""
+    forms = FormCounts()
+    for chat in data.rows(Chat):
+        for message in chat.messages:
+            forms.add(message.content)
+    return forms
 
 
 def _refuse_endpoints(inputs: Inputs) -> None:
