@@ -128,7 +128,7 @@ def _duplicates(row: Row) -> str:
     config, versions = row["config"], row["versions"]
     named = ", ".join(f"{name} {versions[name][name]}" for name in row["peers"])
     told = (
-        f"{config['documents']:,} documents of {config['words']}, {config['planted_over_threshold']:,} of them planted "
+        f"{config['documents']:,} documents of {_of_words(config)}, {config['planted_over_threshold']:,} of them planted "
         f"copies whose Jaccard similarity is at least {config['threshold']}; {config['bands']} bands of "
         f"{config['rows_per_band']} hashes for all sides, one process and one core each. {_commit(row)}{named and ', '}"
         f"{named}. Recall: of those copies, the share that was dropped; precision: of what was dropped, theirs."
@@ -150,7 +150,7 @@ def _duplicates(row: Row) -> str:
 def _novelty(row: Row) -> str:
     config, brute = row["config"], row["brute_force"]
     told = (
-        f"Instructions of {config['words']}, refused over ROUGE-L F {config['threshold']} against any kept one. "
+        f"Instructions of {_of_words(config)}, refused over ROUGE-L F {config['threshold']} against any kept one. "
         f"{_commit(row)}. Of the first {brute['instructions']:,} decisions {brute['different']} differ from those of "
         "brute force."
     )
@@ -169,19 +169,24 @@ def _novelty(row: Row) -> str:
 def _scale(row: Row) -> str:
     config = row["config"]
     told = (
-        f"Dialogues of {config['words']}, all filters with their defaults, near duplicates from {config['threshold']}, "
+        f"Dialogues of {_of_words(config)}, all filters with their defaults, near duplicates from {config['threshold']}, "
         f"decontaminated; backend: {config['backend']}. {_commit(row)}. Peak memory of the last is "
         f"{row['peak_ratio']:.3g} times that of the first."
     )
-    lines = [told, "", "| dialogues | a second | seconds of a core | peak memory, MB |", "|---|---|---|---|"]
+    lines = [told, "", "| dialogues | a second of a core | seconds of a core | peak memory, MB |", "|---|---|---|---|"]
     for at in row["curve"]:
-        rate = _short(at["conversations"] / at["seconds"])
+        rate = _short(at["conversations"] / at["core_seconds"])
         seconds, peak = f"{at['core_seconds']:,.0f}", f"{at['peak_bytes'] / 1e6:.0f}"
         lines.append(f"| {at['conversations']:,} | {rate} | {seconds} | {peak} |")
     return "\n".join(lines)
 
 
 CURATION: Mapping[str, Callable[[Row], str]] = {"curation": _duplicates, "scale": _scale, "novelty": _novelty}
+
+
+def _of_words(config: Mapping[str, Any]) -> str:
+    """ "60 to 100 words by Zipf's law"."""
+    return str(config["words"]).replace(" by ", " words by ")
 
 
 def _commit(row: Row) -> str:
