@@ -128,8 +128,8 @@ def _duplicates(row: Row) -> str:
     config, versions = row["config"], row["versions"]
     named = ", ".join(f"{name} {versions[name][name]}" for name in row["peers"])
     told = (
-        f"{config['documents']:,} documents of {_of_words(config)}, {config['planted_over_threshold']:,} of them planted "
-        f"copies whose Jaccard similarity is at least {config['threshold']}; {config['bands']} bands of "
+        f"{config['documents']:,} documents of {_of_words(config)}, {config['planted_over_threshold']:,} of them "
+        f"planted copies whose Jaccard similarity is at least {config['threshold']}; {config['bands']} bands of "
         f"{config['rows_per_band']} hashes for all sides, one process and one core each. {_commit(row)}{named and ', '}"
         f"{named}. Recall: of those copies, the share that was dropped; precision: of what was dropped, theirs."
     )
@@ -169,8 +169,8 @@ def _novelty(row: Row) -> str:
 def _scale(row: Row) -> str:
     config = row["config"]
     told = (
-        f"Dialogues of {_of_words(config)}, all filters with their defaults, near duplicates from {config['threshold']}, "
-        f"decontaminated; backend: {config['backend']}. {_commit(row)}. Peak memory of the last is "
+        f"Dialogues of {_of_words(config)}, all filters with their defaults, near duplicates from "
+        f"{config['threshold']}, decontaminated; backend: {config['backend']}. {_commit(row)}. Peak memory of the last is "
         f"{row['peak_ratio']:.3g} times that of the first."
     )
     lines = [told, "", "| dialogues | a second of a core | seconds of a core | peak memory, MB |", "|---|---|---|---|"]
