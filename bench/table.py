@@ -170,8 +170,8 @@ def _scale(row: Row) -> str:
     config = row["config"]
     told = (
         f"Dialogues of {_of_words(config)}, all filters with their defaults, near duplicates from "
-        f"{config['threshold']}, decontaminated; backend: {config['backend']}. {_commit(row)}. Peak memory of the last is "
-        f"{row['peak_ratio']:.3g} times that of the first."
+        f"{config['threshold']}, decontaminated; backend: {config['backend']}. {_commit(row)}. Peak memory of the last "
+        f"is {row['peak_ratio']:.3g} times that of the first."
     )
     lines = [told, "", "| dialogues | a second of a core | seconds of a core | peak memory, MB |", "|---|---|---|---|"]
     for at in row["curve"]:
