@@ -4,7 +4,7 @@ Of each question and machine the last row stands there; one of a quick run only 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ side: starting, loading the model, tokenization, saving, and a first small run f
 memory is the most that was resident in the side's process (on a GPU: allocated there), libraries and loading included.
 A run ends with an error where the sides' losses or log-probabilities differ by more than 2%: then they did not train on
 the same thing. Padding never counts as a token.
+
+Curation: `python bench/curation.py --record` runs each side over the same file, `python bench/scale.py --record` the
+whole stage over a hundred thousand dialogues and over a million, and `python bench/novelty.py --record` measures the
+novelty filter as what was kept grows. All make their rows themselves, from a seed.
 """
 NOTHING = "\nNothing is recorded yet.\n"
 
@@ -38,6 +42,9 @@ TITLES = {
     "dpo": "DPO: pairs a second, the reference's pass included",
     "sft": "SFT: tokens a second",
     "dpo_sweep": "DPO: three epochs for each of three betas, pairs a second",
+    "curation": "Near duplicates: documents a second",
+    "scale": "The stage curate: dialogues a second, and memory",
+    "novelty": "The novelty filter: instructions a second",
 }
 
 
@@ -68,6 +75,10 @@ def _parts(rows: Sequence[Row]) -> Iterator[str]:
         if row["question"] != told:
             told = row["question"]
             yield f"## {TITLES[told]}"
+        if told in CURATION:
+            yield f"### {_machine(row)}"
+            yield CURATION[told](row)
+            continue
         yield f"### {_machine(row)}, {row['config']['model']} model"
         yield _facts(row)
         for name, figures in row.get("sets", {"": row}).items():
@@ -81,7 +92,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[str]:
 
 def _facts(row: Row) -> str:
     versions = row["versions"]
-    named = [f"potstill at {row['commit'][:10]}{' with changes' if row['uncommitted_changes'] else ''}"]
+    named = [_commit(row)]
     named += [f"torch {versions[OURS]['torch']}"]
     named += (
         [f"TRL {versions['trl']['trl']}, transformers {versions['trl']['transformers']}"] if "trl" in versions else []
@@ -111,6 +122,75 @@ def _table(figures: Row) -> str:
         share = figures["utilisation"]["share_of_peak"]
         lines += ["", f"Necessary FLOPs are {share:.0%} of the measured peak in {figures['utilisation']['precision']}."]
     return "\n".join(lines)
+
+
+def _duplicates(row: Row) -> str:
+    config, versions = row["config"], row["versions"]
+    named = ", ".join(f"{name} {versions[name][name]}" for name in row["peers"])
+    told = (
+        f"{config['documents']:,} documents of {_of_words(config)}, {config['planted_over_threshold']:,} of them "
+        f"planted copies whose Jaccard similarity is at least {config['threshold']}; {config['bands']} bands of "
+        f"{config['rows_per_band']} hashes for all sides, one process and one core each. {_commit(row)}{named and ', '}"
+        f"{named}. Recall: of those copies, the share that was dropped; precision: of what was dropped, theirs."
+    )
+    lines = [
+        told,
+        "",
+        "| | a second | ours is | peak memory, MB | recall | precision |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in row["found"].items():
+        rate = row[OURS] if name == OURS else row["peers"][name]
+        ratio = "" if name == OURS else f"{row['ratios'][name]:.3g} times as fast"
+        peak = f"{row['peak_bytes'][name] / 1e6:.0f}"
+        lines.append(f"| `{name}` | {_short(rate)} | {ratio} | {peak} | {found['recall']} | {found['precision']} |")
+    return "\n".join(lines)
+
+
+def _novelty(row: Row) -> str:
+    config, brute = row["config"], row["brute_force"]
+    told = (
+        f"Instructions of {_of_words(config)}, refused over ROUGE-L F {config['threshold']} against any kept one. "
+        f"{_commit(row)}. Of the first {brute['instructions']:,} decisions {brute['different']} differ from those of "
+        "brute force."
+    )
+    lines = [
+        told,
+        "",
+        "| instructions | kept | seconds of a core in all | peak memory, MB |",
+        "|---|---|---|---|",
+    ]
+    for at in row["curve"]:
+        cells = (f"{at['instructions']:,}", f"{at['kept']:,}", _short(at["seconds"]), f"{at['peak_bytes'] / 1e6:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _scale(row: Row) -> str:
+    config = row["config"]
+    told = (
+        f"Dialogues of {_of_words(config)}, all filters with their defaults, near duplicates from "
+        f"{config['threshold']}, decontaminated; backend: {config['backend']}. {_commit(row)}. Peak memory of the last "
+        f"is {row['peak_ratio']:.3g} times that of the first."
+    )
+    lines = [told, "", "| dialogues | a second of a core | seconds of a core | peak memory, MB |", "|---|---|---|---|"]
+    for at in row["curve"]:
+        rate = _short(at["conversations"] / at["core_seconds"])
+        seconds, peak = f"{at['core_seconds']:,.0f}", f"{at['peak_bytes'] / 1e6:.0f}"
+        lines.append(f"| {at['conversations']:,} | {rate} | {seconds} | {peak} |")
+    return "\n".join(lines)
+
+
+CURATION: Mapping[str, Callable[[Row], str]] = {"curation": _duplicates, "scale": _scale, "novelty": _novelty}
+
+
+def _of_words(config: Mapping[str, Any]) -> str:
+    """ "60 to 100 words by Zipf's law"."""
+    return str(config["words"]).replace(" by ", " words by ")
+
+
+def _commit(row: Row) -> str:
+    return f"potstill at {row['commit'][:10]}{' with changes' if row['uncommitted_changes'] else ''}"
 
 
 def _short(rate: float) -> str:

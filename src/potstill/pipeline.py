@@ -18,6 +18,7 @@ from potstill.artifact import Artifact, read_json, seal, storage_errors
 from potstill.errors import RecipeError
 from potstill.launch import check_launcher, run_job
 from potstill.money import Ledger
+from potstill.overlap import refuse_overlap
 from potstill.plan import Plan, Step, make_plan, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
@@ -195,6 +196,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
     workspace.forget_unfinished(step.name, but=step.folder)
     try:
         draft.mkdir(parents=True)
+        refuse_overlap(plan, step, sealed)
         inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
         progress, warn = _relay(step, listener), partial(listener.warned, step)
         work = Work(draft, workspace.path, step.seed, progress, warn, step.folder, ledger=means.ledger)

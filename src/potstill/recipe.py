@@ -16,7 +16,7 @@ from potstill import stages
 from potstill.document import Document, Steps, dotted, interpolate, parse, read_document
 from potstill.errors import RecipeError, reason
 from potstill.own import is_own
-from potstill.references import Entry, Resolver, find_function, find_path, ordered
+from potstill.references import Entry, Resolver, find_function, find_path, ordered, with_evaluations
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
 from potstill.stages.base import Stage, StageConfig
 from potstill.stages.domain import Domain
@@ -160,6 +160,7 @@ class _Builder:
         if self._domain and not any("domain" in type(config).model_fields for _, config in configs.values()):
             what = "no stage of this recipe reads a domain"
             raise RecipeError(self._document.place(("domain",)), what, "Remove it, or add a stage that does")
+        configs = with_evaluations(self._document, configs)
         resolver = Resolver(self._document, self._folder, servers, models, configs)
         entries = {name: resolver.entry(name) for name in configs}
         in_order = {entry: entries[entry] for entry in ordered(entries)}

@@ -1,7 +1,7 @@
 """Which fields of a config name other parts of the recipe, and what those names mean."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -16,6 +16,9 @@ from potstill.records import ROWS
 from potstill.sources import Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
 from potstill.validation import check_utf8, nearest
+
+EVALUATIONS = "evaluations"
+"""In a field that takes it: every set of rows that the recipe's stages of scores read."""
 
 
 class Named(NamedTuple):
@@ -36,6 +39,8 @@ class Slot:
     """As `Inputs` names it; a field of a nested part is written with dots, such as "suites.chat.questions"."""
     accepts: tuple[str, ...]
     names: tuple[Named, ...]
+    evaluations: bool = False
+    """The word `EVALUATIONS` may stand in it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def slots(config: BaseModel) -> tuple[Slot, ...]:
     merged: dict[str, Slot] = {}
     for slot in _in_model(config, ()):
         old = merged.get(slot.field)
-        merged[slot.field] = slot if old is None else Slot(slot.field, old.accepts, old.names + slot.names)
+        merged[slot.field] = slot if old is None else replace(old, names=old.names + slot.names)
     return tuple(merged.values())
 
 
@@ -98,7 +103,7 @@ def _in_value(annotation: Any, metadata: tuple[Any, ...], value: Any, steps: Ste
         metadata = (*metadata, *more)
     found = [item for item in metadata if isinstance(item, Reference)]
     if found:
-        yield Slot(dotted(field), found[0].accepts, tuple(_names(value, steps)))
+        yield Slot(dotted(field), found[0].accepts, tuple(_names(value, steps)), found[0].evaluations)
     elif isinstance(value, BaseModel):
         yield from _in_model(value, steps)
     elif get_origin(annotation) in (Union, UnionType):
@@ -110,7 +115,7 @@ def _in_value(annotation: Any, metadata: tuple[Any, ...], value: Any, steps: Ste
     elif get_origin(annotation) in (list, tuple):
         arguments = get_args(annotation)
         if not value and arguments:  # an empty list still has its slot
-            yield from (Slot(slot.field, slot.accepts, ()) for slot in _in_value(arguments[0], (), None, steps, field))
+            yield from (replace(slot, names=()) for slot in _in_value(arguments[0], (), None, steps, field))
         for position, item in enumerate(value or ()):
             at = (*steps, position)
             yield from _in_value(arguments[0], (), item, at, at if isinstance(item, BaseModel) else field)
@@ -140,6 +145,34 @@ def _names(value: Any, steps: Steps) -> Iterator[Named]:
     elif isinstance(value, (list, tuple)):
         for position, item in enumerate(value):
             yield from _names(item, (*steps, position))
+
+
+Configs = Mapping[str, tuple[Stage, StageConfig]]
+
+
+def with_evaluations(document: Document, configs: Configs) -> dict[str, tuple[Stage, StageConfig]]:
+    """The stages with the word `EVALUATIONS` resolved into the names that it stands for. A stage of that name wins.
+
+    RecipeError where the recipe evaluates nothing.
+    """
+    if EVALUATIONS in configs:
+        return dict(configs)
+    scored = [config for stage, config in configs.values() if stage.output(config) == "scores"]
+    rows = [slot for config in scored for slot in slots(config) if ROWS.keys() & slot.accepts]
+    names = tuple(dict.fromkeys(named.name for slot in rows for named in slot.names))
+    resolved = {}
+    for name, (stage, config) in configs.items():
+        for slot in slots(config):
+            meant = [named for named in slot.names if slot.evaluations and named.name == EVALUATIONS]
+            if meant and not names:
+                place = document.place(("stages", name, *meant[0].steps))
+                what = f"'{name}.{slot.field}' names all evaluations, but no stage of this recipe evaluates on rows"
+                raise RecipeError(place, what, "Add a stage of kind evaluate, or name the rows themselves")
+            if meant:
+                others = (named.name for named in slot.names if named not in meant)
+                config = config.model_copy(update={slot.field: tuple(dict.fromkeys((*others, *names)))})
+        resolved[name] = (stage, config)
+    return resolved
 
 
 def replaced(dump: Any, replacements: Mapping[Steps, Any], steps: Steps = ()) -> Any:

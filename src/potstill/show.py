@@ -41,6 +41,8 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
     if dropped:
         if not (artifact.path / DROPPED_FILE).is_file():
             raise StorageError(str(artifact.path), f"'{stage}' keeps no rows that were left out", "Omit --dropped")
+        console.print(dropped_view(artifact.facts))
+        console.print()
         _print_rows(console, artifact.path / DROPPED_FILE, Dropped, rows)
     elif artifact.produces in ROWS:
         _print_rows(console, artifact.path / ROWS_FILE, ROWS[artifact.produces], rows)
@@ -87,10 +89,26 @@ def manifest_view(artifact: Artifact, hashes: str) -> RenderableType:
         table.add_row(field, Text(", ".join(f"{source['name']} ({source['key'][:12]})" for source in inputs)))
     config = {name: value for name, value in manifest["config"].items() if name not in ("kind", *manifest["inputs"])}
     table.add_row("config", Text(_words(config)))
-    table.add_row("facts", Text(_words(artifact.facts)))
+    facts = {name: value for name, value in artifact.facts.items() if name != "examples"}  # with --dropped
+    table.add_row("facts", Text(_words(facts)))
     for name, stamp in manifest["files"].items():
         table.add_row("file", Text(f"{name}, {stamp['bytes']:,} bytes"))
     table.add_row("hashes", hashes)
+    return table
+
+
+def dropped_view(facts: Mapping[str, Any]) -> RenderableType:
+    """How many rows were left out for which reason, with examples where the stage noted some."""
+    counts, examples = facts.get("dropped", {}), facts.get("examples", {})
+    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    table.add_column("reason", style="yellow")
+    table.add_column("rows", justify="right")
+    table.add_column("such as", overflow="fold")
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        shown = [Text(clean(f"{row['id']}: {row['detail']}")) for row in examples.get(reason, ())]
+        says = [Text(clean(f"  {row['says']}"), "dim") for row in examples.get(reason, ())]
+        lines = [line for pair in zip(shown, says, strict=True) for line in pair]
+        table.add_row(clean(reason), f"{count:,}", Group(*lines))
     return table
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows, write_rows
 from potstill.records import ROWS, Dropped, Message, Record
-from potstill.sources import Data, EndpointModel, Inputs, Model
+from potstill.sources import Data, EndpointModel, Function, Inputs, Model
 from potstill.stages import stage
 from potstill.stages.base import Facts, Work
 
@@ -55,6 +55,7 @@ def make(
     data: Mapping[str, Data | list[Data]] | None = None,
     models: Mapping[str, Model | list[Model]] | None = None,
     seed: int = 1,
+    functions: Mapping[str, tuple[Function, ...]] | None = None,
 ) -> Made:
     """Run the stage that `config` names; the workspace is `folder`, the artifact a folder in it."""
     kind = stage(config["kind"])
@@ -69,6 +70,7 @@ def make(
         {field: many(value) for field, value in (data or {}).items()},
         {field: many(value) for field, value in (models or {}).items()},
         {},
+        functions or {},
     )
     return Made(kind.run(typed, inputs, Work(path, folder, seed)), path, kind.output(typed))
 

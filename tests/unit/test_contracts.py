@@ -35,7 +35,7 @@ LAYERS = [
     ["references", "validation", "schema", "recipe"],
     ["workspace"],
     ["plan"],
-    ["launch"],
+    ["launch", "overlap"],
     ["pipeline", "worker"],
     ["trial"],
     ["console"],

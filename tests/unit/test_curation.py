@@ -11,8 +11,8 @@ from hypothesis import given as holds
 from hypothesis import strategies as st
 
 from potstill.curation.decontaminate import Decontaminator
-from potstill.curation.deduplicate import Deduplicator, jaccard, shingles
 from potstill.curation.filters import find_hedge, find_refusal, repetition, strip_hedges
+from potstill.curation.minhash import jaccard, shingles
 from potstill.curation.truecase import Truecaser, damage
 from potstill.errors import DataError
 from potstill.records import Chat, Message, Prompt
@@ -173,30 +173,6 @@ def test_jaccard_is_that_of_the_sets(a: str, b: str) -> None:
     assert jaccard(shingles(a), shingles(b)) == pytest.approx(expected)
 
 
-def test_near_duplicates_are_exactly_those_over_the_threshold() -> None:
-    chance = random.Random(1)
-    vocabulary = [f"w{i}" for i in range(2000)]
-    originals = [chance.choices(vocabulary, k=120) for _ in range(60)]
-    known = Deduplicator(0.7)
-    for i, words in enumerate(originals):
-        assert known.add(f"original{i}", " ".join(words)) is None
-    found = missed = 0
-    for i, words in enumerate(originals):
-        changed = words.copy()
-        for place in chance.sample(range(120), chance.randint(1, 16)):
-            changed[place] = "other"
-        similarity = jaccard(shingles(" ".join(words)), shingles(" ".join(changed)))
-        near = known.add(f"changed{i}", " ".join(changed))
-        if near is None:
-            missed += similarity >= 0.7
-        else:
-            found += 1
-            assert near == (f"original{i}", pytest.approx(similarity))
-            assert similarity >= 0.7
-    assert found > 20
-    assert missed == 0
-
-
 def test_contamination() -> None:
     known = Decontaminator(13)
     long = "please explain in a few words why the old tower of osk was built so near to the river"
@@ -241,7 +217,8 @@ def test_every_dropped_dialogue_is_kept_aside_with_its_reason(tmp_path: Path) ->
         chat("repetition", "Question?", "on and on it goes " * 30),
         chat("contaminated", "What is the price of Borva?", "It is nine."),
         chat("too_long", "Question?", " ".join(str(i) for i in range(2000))),
-        chat("near_duplicate", "Question 0?", sound[0].messages[1].content),
+        chat("duplicate", "Question 0?", sound[0].messages[1].content.upper()),
+        chat("near_duplicate", "Question 0?", f"{sound[0].messages[1].content} Number 31."),
     ]
     made = run(
         tmp_path,
@@ -253,7 +230,10 @@ def test_every_dropped_dialogue_is_kept_aside_with_its_reason(tmp_path: Path) ->
     assert [row.id for row in made.rows] == [row.id for row in sound]
     assert {row.id: row.reason for row in made.dropped} == {row.id: row.id for row in bad}
     assert made.facts["dropped"] == {row.id: 1 for row in bad}
-    assert made.facts["read"] == 37
+    assert made.facts["read"] == 38
+    assert {name: [row["id"] for row in rows] for name, rows in made.facts["examples"].items()} == {
+        row.id: [row.id] for row in bad
+    }
     assert all(row.detail for row in made.dropped)
 
 

@@ -14,10 +14,11 @@ from potstill.sources import Data
 
 LEAST_RUN = 5
 
+Words = tuple[str, ...]
 _WORD = re.compile(r"\w+")
 
 
-def words(text: str) -> tuple[str, ...]:
+def words(text: str) -> Words:
     """What is compared."""
     return tuple(_WORD.findall(text.lower()))
 
@@ -27,8 +28,8 @@ class Decontaminator:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._runs: dict[int, dict[tuple[str, ...], str]] = defaultdict(dict)
-        self._whole: dict[tuple[str, ...], str] = {}
+        self._runs: dict[Words, dict[Words, str]] = defaultdict(dict)  # by their first words
+        self._whole: dict[Words, str] = {}
 
     def keep_out(self, name: str, turns: Sequence[str]) -> None:
         """Add an evaluation prompt's user turns, the opening first. The name is what a finding is explained with."""
@@ -41,23 +42,25 @@ class Decontaminator:
             elif place == 0:
                 self._whole.setdefault(said, name)
 
-    def _add_runs(self, name: str, said: tuple[str, ...], length: int) -> None:
+    def _add_runs(self, name: str, said: Words, length: int) -> None:
         for i in range(len(said) - length + 1):
-            self._runs[length].setdefault(said[i : i + length], name)
+            run = said[i : i + length]
+            self._runs[run[:LEAST_RUN]].setdefault(run, name)
 
     def find(self, messages: Sequence[Message]) -> tuple[str, str] | None:
-        """(name of the evaluation prompt, the words that were found) for the first user turn that holds one."""
+        """(name of the evaluation prompt, the words that were found) for the first run of one that a user says."""
+        if not self._runs and not self._whole:
+            return None
         for message in messages:
             if message.role != "user":
                 continue
             said = words(message.content)
             if said in self._whole:
                 return self._whole[said], " ".join(said)
-            for length, runs in sorted(self._runs.items()):
-                for i in range(len(said) - length + 1):
-                    run = said[i : i + length]
-                    if run in runs:
-                        return runs[run], " ".join(run)
+            for i in range(len(said) - LEAST_RUN + 1):
+                for run, name in self._runs.get(said[i : i + LEAST_RUN], {}).items():
+                    if said[i : i + len(run)] == run:
+                        return name, " ".join(run)
         return None
 
 

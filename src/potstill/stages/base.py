@@ -29,6 +29,8 @@ class Reference:
     """
 
     accepts: tuple[str, ...]
+    evaluations: bool = False
+    """The word "evaluations" stands for all rows that the recipe's stages of scores read."""
 
 
 ModelName = Annotated[str, Reference(("model",))]
