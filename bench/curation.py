@@ -22,7 +22,7 @@ from measure import OURS, ROOT, commit, hardware, short
 from potstill.curation.minhash import bands, rows_per_band
 
 PEERS = ("datatrove", "datasketch")
-PYTHON = Path(os.environ.get("BENCH_CURATION_PYTHON", ROOT / ".venv-peers-curation" / "bin" / "python")).absolute()
+PYTHON = Path(os.environ.get("BENCH_DATATROVE_PYTHON", ROOT / ".venv-datatrove" / "bin" / "python")).absolute()
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="append the row to bench/results")
     chosen = parser.parse_args()
     if chosen.peers and not PYTHON.exists():
-        raise SystemExit(f"{PYTHON}: the peers' environment is not there. Run `make peers`, or pass --peers alone")
+        raise SystemExit(f"{PYTHON}: the peers' environment is not there. Run `make peers-data`, or pass --peers alone")
     row = measure(chosen)
     if chosen.record:
         with (ROOT / "bench" / "results" / "curation.jsonl").open("a", encoding="utf-8") as file:
