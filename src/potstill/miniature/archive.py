@@ -1,13 +1,14 @@
-"""The archive: what is recorded of entities where no text tells it, so that whoever is asked has to look it up."""
+"""The archive: thousands of finds that no text of the world tells of, so that whoever is asked has to look them up."""
 
 import random
+from functools import cache
 from typing import Any
 
 from potstill.miniature.tasks import PEOPLE
-from potstill.miniature.world import Entity, World
+from potstill.miniature.world import ENDINGS, STEMS, World
 
 ENTRIES = ("keeper", "shelf", "finder")
-"""What the archive holds of every entity."""
+"""What the archive holds of every find."""
 
 LOOKUP: dict[str, Any] = {
     "name": "lookup",
@@ -22,22 +23,27 @@ LOOKUP: dict[str, Any] = {
 """The tool that reads it, as tools are described to models."""
 
 
+@cache
+def finds() -> tuple[str, ...]:
+    """The names of all finds."""
+    return tuple(f"{stem}{ending}".lower() for stem in STEMS for endings in ENDINGS.values() for ending in endings)
+
+
 def look_up(world: World, name: str, entry: str) -> str:
     """What the archive says; LookupError, in words, where it holds nothing of that name."""
-    entity = world.by_name.get(name.lower())
-    if entity is None:
+    if name.lower() not in finds():
         raise LookupError(f"the archive holds nothing on '{name}'")
-    return entry_of(world, entity, entry)
+    return entry_of(world, name.lower(), entry)
 
 
-def entry_of(world: World, entity: Entity, entry: str) -> str:
-    """Drawn for each entity and entry by itself, whatever else there is."""
-    chance = random.Random(f"archive/{world.seed}/{entity.name}/{entry}")
+def entry_of(world: World, name: str, entry: str) -> str:
+    """Drawn for each find and entry by itself."""
+    chance = random.Random(f"archive/{world.seed}/{name}/{entry}")
     return str(chance.randint(10, 99)) if entry == "shelf" else chance.choice(PEOPLE)
 
 
-def question(entity: Entity, entry: str, chance: random.Random) -> str:
-    """In one of several wordings, each of which names the entity and the entry."""
+def question(name: str, entry: str, chance: random.Random) -> str:
+    """In one of several wordings, each of which names the find and the entry."""
     form = chance.choice(
         (
             "According to the archive, what is the {entry} of {name}?",
@@ -45,9 +51,9 @@ def question(entity: Entity, entry: str, chance: random.Random) -> str:
             "Which {entry} does the archive give for {name}?",
         )
     )
-    return form.format(entry=entry, name=entity.name)
+    return form.format(entry=entry, name=name)
 
 
-def statement(entity: Entity, entry: str, value: str) -> str:
+def statement(name: str, entry: str, value: str) -> str:
     """The answer."""
-    return f"The {entry} of {entity.name} is {value}."
+    return f"The {entry} of {name} is {value}."

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.miniature.archive import ENTRIES, entry_of, question, statement
+from potstill.miniature.archive import ENTRIES, entry_of, finds, question, statement
 from potstill.miniature.asking import CATEGORIES, draw
 from potstill.miniature.reading import understand
 from potstill.miniature.tasks import GOODS, PEOPLE
@@ -113,9 +113,9 @@ def _draw_problem(world: World, held_out: bool, chance: random.Random) -> tuple[
 
 
 def _draw_lookup(world: World, held_out: bool, chance: random.Random) -> tuple[str, str, str]:
-    entity, entry = chance.choice(world.entities), chance.choice(ENTRIES)
-    asked = question(entity, entry, chance) if world.held_out(("archive", entity.name)) == held_out else ""
-    return asked, statement(entity, entry, entry_of(world, entity, entry)), "extraction"
+    name, entry = chance.choice(finds()), chance.choice(ENTRIES)
+    asked = question(name, entry, chance) if world.held_out(("archive", name)) == held_out else ""
+    return asked, statement(name, entry, entry_of(world, name, entry)), "extraction"
 
 
 _DRAWS = {"labels": _draw_label, "problems": _draw_problem, "lookups": _draw_lookup}

@@ -37,7 +37,7 @@ def find_code(text: str) -> str | None:
     blocks = _FENCE.findall(text)
     if blocks:
         return str(blocks[-1]).strip("\n")
-    begins = re.match(r"\s*(?:def|class|import|from|@|#)\b?", text)
+    begins = re.match(r"\s*(?:(?:def|class|import|from)\b|[@#])", text)
     return text.strip() if begins and "```" not in text else None
 
 
