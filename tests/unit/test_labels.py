@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_stages import Made, endpoint, given, make, user
+from data_stages import Made, assistant, endpoint, given, make, user
 from hypothesis import given as holds
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from stub_server import Stub
 from potstill.errors import DataError, TeacherError
 from potstill.records import Chat, Prompt, Text
 from potstill.skills.labels import Agreement, Election, count_votes, read_label, read_value
+from potstill.sources import Data
 
 SET = ("spam", "not spam", "Other")
 
@@ -176,21 +177,25 @@ def test_a_value_is_held_against_its_schema(tmp_path: Path) -> None:
     assert made.facts["dropped"] == {"unread": 3}
 
 
-def test_texts_and_first_prompts_of_chats_are_inputs_too(tmp_path: Path) -> None:
-    chat = Chat(id="c", messages=(*user("hello"), *INPUTS[0].messages[:0], *_said("hi"), *user("bye"), *_said("b")))
+def test_texts_first_prompts_of_chats_and_files_are_inputs_too(tmp_path: Path) -> None:
+    chat = Chat(id="c", messages=(*user("hello"), *assistant("hi"), *user("bye"), *assistant("b")))
+    mails, asked = tmp_path / "mails.txt", tmp_path / "asked.jsonl"
+    mails.write_text("one mail\nanother mail\n")
+    asked.write_text('{"prompt": "what now"}\n')
+    config = {"kind": "label", "teacher": "m", "data": "d", "instruction": "Spam?", "labels": list(SET)}
     with Stub(answer=lambda body: "spam") as stub:
-        texts = run(tmp_path / "a", stub, [Text(id="t", text="buy now")], "texts")
-        chats = run(tmp_path / "b", stub, [chat], "chats")
-        path = tmp_path / "mails.txt"
-        path.write_text("one mail\nanother mail\n")
-    assert [m.content for m in texts.rows[0].messages] == ["buy now", "spam"]
-    assert [m.content for m in chats.rows[0].messages] == ["hello", "spam"]
-
-
-def _said(text: str) -> Any:
-    from data_stages import assistant
-
-    return assistant(text)
+        found = [run(tmp_path / "a", stub, [Text(id="t", text="buy now")], "texts").rows]
+        found.append(run(tmp_path / "b", stub, [chat], "chats").rows)
+        for path in (mails, asked):
+            data, model = Data(path.name, "file", path), endpoint(stub.base_url)
+            found.append(make(tmp_path, config, {"data": data}, {"teacher": model}).rows)
+    said = [[[m.content for m in row.messages] for row in rows] for rows in found]
+    assert said == [
+        [["buy now", "spam"]],
+        [["hello", "spam"]],
+        [["one mail", "spam"], ["another mail", "spam"]],
+        [["what now", "spam"]],
+    ]
 
 
 def test_an_input_cannot_close_its_frame(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tools: schemas from typed functions, calls held against them and really executed, calls read from text."""
 
+import contextlib
 import json
 import operator
 import time
@@ -83,7 +84,12 @@ def strange(town: Path) -> str:
 
 @pytest.mark.parametrize(
     ("function", "says"),
-    [(untyped, "'town'.*has no type"), (wordless, "no docstring"), (many, r"takes '\*towns"), (strange, "none that JSON")],
+    [
+        (untyped, "'town'.*has no type"),
+        (wordless, "no docstring"),
+        (many, r"takes '\*towns"),
+        (strange, "none that JSON"),
+    ],
 )
 def test_a_function_that_no_model_could_call_is_refused(function: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -157,7 +163,8 @@ def test_the_calculator_is_exact(expression: str, value: str) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "", "1 +", "1 / 0", "0 ** -1", "9 ** 9 ** 9", "2 ** 0.5", "10 ** 999", "abs(1)", "x", "True", "'a' * 9", "1 if 1 else 2",
+        "", "1 +", "1 / 0", "0 ** -1", "9 ** 9 ** 9", "2 ** 0.5", "10 ** 999", "abs(1)", "x", "True", "'a' * 9",
+        "1 if 1 else 2",
         "__import__('os').getcwd()", "(1).__class__", "[1][0]", "1" * 201, "(" * 150, "1j", "9" * 150, "1 < 2",
     ],
 )  # fmt: skip
@@ -179,10 +186,8 @@ def test_the_calculator_works_from_left_to_right_as_python_does(steps: list[tupl
 
 @holds(st.text(alphabet="0123456789+-*/%(). e", max_size=60))
 def test_no_expression_breaks_the_calculator(text: str) -> None:
-    try:
+    with contextlib.suppress(ToolError):
         assert len(calculate(text)) < 300
-    except ToolError:
-        pass
 
 
 # Boxes and calls.
@@ -207,7 +212,10 @@ def call(name: str, arguments: Any = None) -> ToolCall:
         (call("echo", {"n": "3"}), 'error: arguments.n is "3"; expected integer'),
         (call("echo", {}), "error: arguments lack 'n'"),
         (call("echo", {"n": 3, "m": 1}), "error: arguments may not hold 'm'; expected n"),
-        (call("echo", {UNREADABLE: '{"n": '}), 'error: the call is not a JSON object with a name and arguments: {"n": '),
+        (
+            call("echo", {UNREADABLE: '{"n": '}),
+            'error: the call is not a JSON object with a name and arguments: {"n": ',
+        ),
     ],
 )
 def test_a_call_that_cannot_be_made_is_answered_in_words(wish: ToolCall, says: str) -> None:
@@ -277,15 +285,20 @@ def test_users_tools_run_bounded_in_a_process_of_their_own(tmp_path: Path) -> No
 def test_tools_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text('def calculator(a: int) -> int:\n    """Doc."""\n    return a\n')
-    with pytest.raises(RecipeError, match="two tools are named 'calculator'"):
-        with open_toolbox(["calculator", "mine.py:calculator"], [Function(path, "calculator")], None, 1.0):
-            pass
+    names = ["calculator", "mine.py:calculator"]
+    with (
+        pytest.raises(RecipeError, match="two tools are named 'calculator'"),
+        open_toolbox(names, [Function(path, "calculator")], None, 1.0),
+    ):
+        pass
 
 
 def test_the_archive_is_looked_up(tmp_path: Path) -> None:
     with open_toolbox(["lookup"], [], MiniatureServer(kind="miniature", seed=3, entities=60), 1.0) as box:
         name = finds()[7]
-        assert box.call(call("lookup", {"name": name, "entry": "keeper"})).text == entry_of(world(3, 60), name, "keeper")
+        assert box.call(call("lookup", {"name": name, "entry": "keeper"})).text == entry_of(
+            world(3, 60), name, "keeper"
+        )
         assert box.call(call("lookup", {"name": "nobody", "entry": "keeper"})).failed
         assert box.call(call("lookup", {"name": name, "entry": "colour"})).failed
         jsonschema.Draft202012Validator.check_schema(LOOKUP["parameters"])
@@ -301,7 +314,7 @@ def test_the_archive_is_looked_up(tmp_path: Path) -> None:
         ('<tool_call>\n{"name": "a", "arguments": {"n": 1}}\n</tool_call>', "", [("a", '{"n": 1}')]),
         ('Let me see.\n<tool_call>{"name": "a"}</tool_call>', "Let me see.", [("a", "{}")]),
         (
-            '<tool_call>{"name": "a", "arguments": {}}</tool_call>\n<tool_call>{"name": "b", "arguments": {}}</tool_call>',
+            '<tool_call>{"name": "a", "arguments": {}}</tool_call>\n<tool_call>{"name": "b"}</tool_call>',
             "",
             [("a", "{}"), ("b", "{}")],
         ),
@@ -317,7 +330,8 @@ def test_calls_are_read_from_text(text: str, said: str, calls: list[tuple[str, s
 
 
 @pytest.mark.parametrize(
-    "inside", ["{", "a(1)", "[]", '{"name": 1, "arguments": {}}', '{"arguments": {}}', '{"name": "a", "arguments": [1]}']
+    "inside",
+    ["{", "a(1)", "[]", '{"name": 1, "arguments": {}}', '{"arguments": {}}', '{"name": "a", "arguments": [1]}'],
 )
 def test_a_call_that_cannot_be_read_stays_a_call(inside: str) -> None:
     text, (found,) = parse_tool_calls(f"<tool_call>{inside}</tool_call>")
@@ -399,7 +413,9 @@ def test_a_dialogue_goes_on_until_it_is_answered() -> None:
     assert [m.tool_call_id for m in one[2:4]] == [c.id for c in one[1].tool_calls]
     assert len({c.id for c in one[1].tool_calls}) == 2, "ids of our own, whatever the model calls them"
     assert [m.content for m in one[2:4]] == ['{"n": 1}', '{"n": 2}']
-    assert [m.train for m in held[1].learnable()] == [True, False, True, True, True, True], "a failed call is not learnt"
+    assert [m.train for m in held[1].learnable()] == [True, False, True, True, True, True], (
+        "a failed call is not learnt"
+    )
     assert dict(held[1].calls) == {"made": 2, "failed": 1}
     assert held[3].calls["made"] == 3
 
@@ -423,9 +439,7 @@ def made(folder: Path, stub: Stub, rows: list[Prompt], functions: Any = (), **fi
     return facts, list(read_rows(path / "rows.jsonl", Chat)), list(read_rows(path / "dropped.jsonl", Dropped))
 
 
-SUMS = [
-    Prompt(id=f"s{i}", messages=user(f"What is {i} times 7?"), references=(str(7 * i),)) for i in range(3, 8)
-]
+SUMS = [Prompt(id=f"s{i}", messages=user(f"What is {i} times 7?"), references=(str(7 * i),)) for i in range(3, 8)]
 
 
 async def accountant(stub: Stub, body: dict[str, Any], before: int) -> Any:
