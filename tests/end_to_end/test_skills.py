@@ -110,7 +110,7 @@ def test_tools_were_really_called_and_what_was_kept_is_true(folder: Path) -> Non
 
 
 def test_the_small_judge_serves_the_judge_stage(folder: Path) -> None:
-    """Named as the judge of an ordinary `judge` stage, it is read, and agrees with the large one more often than not."""
+    """Named as the judge of an ordinary `judge` stage, it can be read, and mostly agrees with the large one."""
     small, large = ({row["id"]: row for row in rows(folder, stage)} for stage in ("small_ratings", "test_ratings"))
     assert facts(folder, "small_ratings")["coverage"] > 0.9
     same = [

@@ -25,7 +25,7 @@ from potstill.skills.boxes import open_toolbox
 from potstill.skills.calculator import calculate
 from potstill.skills.dialogue import hold
 from potstill.skills.tools import Tool, Toolbox, ToolError, describe, find_fault, shown
-from potstill.sources import Function, Inputs, MiniatureServer
+from potstill.sources import EndpointModel, Function, Inputs, MiniatureServer
 from potstill.stages.base import Work
 from potstill.stages.use_tools import STAGE, UseTools
 from potstill.teachers.base import Reply, Request
@@ -510,7 +510,7 @@ def test_a_request_carries_calls_and_results_as_the_protocol_has_them() -> None:
         Message(role="assistant", content="", tool_calls=(call("echo", {"n": 1}),)),
         Message(role="tool", content="1", tool_call_id="c", name="echo"),
     )
-    body = request_body("m", Request(chat, 9, tools=(ECHO.schema,)))
+    body = request_body(EndpointModel(endpoint="http://x", name="m"), Request(chat, 9, tools=(ECHO.schema,)))
     assert body["tools"] == [json.loads(ECHO.schema)]
     assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "echo", "arguments": '{"n": 1}'}
     assert body["messages"][2]["tool_call_id"] == body["messages"][1]["tool_calls"][0]["id"]

@@ -29,12 +29,11 @@ class TeachJudge(StageConfig):
     kind: Literal["teach_judge"]
     data: Annotated[str, Reference(("ratings",))]
     """Answers with the ratings of the judge to learn from."""
-    texts: Literal["together", "alone"] = "together"
-    """together: all answers to a prompt in one request, as the stage `judge` asks. alone: one at a time, as an
-    evaluation by aspects asks."""
+    mode: Literal["aspects", "single"] = "aspects"
+    """How the small judge will be asked. aspects: about all answers to a prompt in one request, as the stage `judge`
+    does. single: about one at a time, as an evaluation by aspects does."""
     balance: bool = True
-    """As many ratings of each score as of the rarest one, aspect by aspect, drawn by seed; of several texts in one
-    request, about as many."""
+    """No score more often than the median one, aspect by aspect; which ratings stay is drawn by seed."""
     most: int | None = Field(default=None, ge=1)
     """At most so many ratings of each score, aspect by aspect."""
 
@@ -84,9 +83,9 @@ def _sheets(config: TeachJudge, place: int, row: Answers, seed: int, dropped: li
         ratings = [_of(candidate, aspect) for candidate in row.candidates]
         rated = [i for i, rating in enumerate(ratings) if rating and not _fault(rating)]
         random.Random(request_seed(seed, row.id, aspect, "order")).shuffle(rated)
-        for shown in [rated] if config.texts == "together" else [[i] for i in rated]:
+        for shown in [rated] if config.mode == "aspects" else [[i] for i in rated]:
             scores = tuple(_score(row.candidates[i], aspect) for i in shown)
-            name = f"{row.id}-{aspect}" + ("" if config.texts == "together" else f"-{shown[0]}")
+            name = f"{row.id}-{aspect}" + ("" if config.mode == "aspects" else f"-{shown[0]}")
             if shown:
                 yield _Sheet(place, name, aspect, tuple(shown), scores)
 
@@ -112,15 +111,18 @@ def _score(candidate: Candidate, aspect: str) -> str:
 
 
 def _balanced(config: TeachJudge, sheets: list[_Sheet], seed: int) -> Iterator[_Sheet]:
-    """In an order drawn by seed, every request none of whose scores has had its share."""
+    """The requests none of whose scores has had its share yet: those with the rarest scores first, drawn by seed."""
     given: dict[str, Counter[str]] = defaultdict(Counter)
     for sheet in sheets:
         given[sheet.aspect].update(sheet.scores)
-    caps = {aspect: min(counts.values()) if config.balance else counts.total() for aspect, counts in given.items()}
+    caps = {
+        aspect: sorted(counts.values())[(len(counts) - 1) // 2] if config.balance else counts.total()
+        for aspect, counts in given.items()
+    }
     taken: Counter[tuple[str, str]] = Counter()
     order = list(sheets)
     random.Random(request_seed(seed, "balance")).shuffle(order)
-    for sheet in order:
+    for sheet in sorted(order, key=lambda sheet: min(given[sheet.aspect][score] for score in sheet.scores)):
         cap = min(caps[sheet.aspect], config.most or caps[sheet.aspect])
         if all(taken[sheet.aspect, score] < cap for score in sheet.scores):
             taken.update((sheet.aspect, score) for score in sheet.scores)
