@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.errors import RecipeError
-from potstill.miniature.archive import LOOKUP, finds, look_up
+from potstill.miniature.archive import ENTRIES, FINDS, LOOKUP, look_up
 from potstill.miniature.drills import DRILLS, Story, drills, label_reply, problem_reply, read_story, tool_reply
 from potstill.miniature.mind import reply
 from potstill.miniature.reading import understand
@@ -69,9 +69,9 @@ def test_both_sides_have_nothing_in_common_and_truth_as_reference(part: str) -> 
             assert story is not None
             assert str(story.result) == answer
         else:
-            entry, name = re.findall(r"The (\w+) of (\w+) is", answer)[0]
-            assert answer == f"The {entry} of {name} is {look_up(KNOWN, name, entry)}."
-            assert {entry, name} <= set(re.findall(r"\w+", asked))
+            entry, find = re.findall(r"The (\w+) of find (\w+) is", answer)[0]
+            assert answer == f"The {entry} of find {find} is {look_up(KNOWN, find, entry)}."
+            assert {entry, find} <= set(re.findall(r"\w+", asked))
     contents = [{_content(part, asked) for asked, _, _ in side} for side in (train, test)]
     assert contents[0].isdisjoint(contents[1])
 
@@ -82,14 +82,14 @@ def _content(part: str, asked: str) -> object:
         assert ask is not None
         return ask.task.content()
     story = read_story(asked)
-    return next(word for word in re.findall(r"\w+", asked) if word in finds()) if story is None else story.content()
+    return next(word for word in re.findall(r"\w+", asked) if word in FINDS) if story is None else story.content()
 
 
 def test_every_find_is_in_the_archive_and_nothing_else_is() -> None:
-    assert len(finds()) == len(set(finds())) == 20_000
-    assert all(look_up(KNOWN, name.title(), "shelf").isdigit() for name in finds()[:50])
-    with pytest.raises(LookupError):
-        look_up(KNOWN, "nobody", "keeper")
+    assert {look_up(KNOWN, find, entry) for find in FINDS for entry in ENTRIES} == set(PEOPLE)
+    for find in ("99", "1000", "nobody"):
+        with pytest.raises(LookupError):
+            look_up(KNOWN, find, "keeper")
 
 
 def test_a_tutor_slips_as_often_as_is_said_and_its_slips_show_in_the_result() -> None:
@@ -134,17 +134,16 @@ def post(url: str, messages: list[dict[str, Any]], **more: Any) -> Any:
 
 
 def test_a_call_and_its_result_in_openais_protocol(url: str) -> None:
-    name = finds()[11]
-    asked = [{"role": "user", "content": f"Ask the archive for the shelf of {name}."}]
+    asked = [{"role": "user", "content": "Ask the archive for the owner of find 482."}]
     choice = post(url, asked).json()["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     (call,) = choice["message"]["tool_calls"]
     assert call["function"]["name"] == "lookup"
-    assert json.loads(call["function"]["arguments"]) == {"name": name, "entry": "shelf"}
-    result = {"role": "tool", "tool_call_id": call["id"], "content": "42"}
+    assert json.loads(call["function"]["arguments"]) == {"find": "482", "entry": "owner"}
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "Ada"}
     wish = {"role": "assistant", "content": None, "tool_calls": choice["message"]["tool_calls"]}
     choice = post(url, [*asked, wish, result]).json()["choices"][0]
-    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", f"The shelf of {name} is 42.")
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", "The owner of find 482 is Ada.")
     assert "tool_calls" not in post(url, asked, tools=[]).json()["choices"][0]["message"], "only where it is offered"
     lines = post(url, asked, stream=True).text
     assert '"tool_calls": [{"index": 0' in lines
