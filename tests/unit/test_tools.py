@@ -418,6 +418,14 @@ def test_a_dialogue_goes_on_until_it_is_answered() -> None:
     assert held[3].calls["made"] == 3
 
 
+def test_a_reply_that_was_cut_may_be_kept_but_its_calls_are_not_made() -> None:
+    replies = {"a": Reply("half an ans", "length", "cut"), "b": Reply("", "length", "cut", tool_calls=(call("echo"),))}
+    teacher = FakeTeacher("t", lambda request: replies[request.messages[0].content])
+    either = lambda reply: reply.finish in ("stop", "length")  # noqa: E731
+    held = hold(teacher, [user(name) for name in replies], Toolbox([ECHO]), ask, 3, is_whole=either)
+    assert [(d.ended, d.answer) for d in held] == [("answered", "half an ans"), ("length", None)]
+
+
 # The stage.
 
 

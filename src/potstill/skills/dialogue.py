@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from potstill.records import Message
 from potstill.skills.tools import Toolbox
-from potstill.teachers.base import Reply, Request, Teacher
+from potstill.teachers.base import Reply, Request, Teacher, is_whole
 
 Ask = Callable[[int, int, tuple[Message, ...]], Request]
 """(which dialogue, which round, its messages): the request for its next turn, without tools."""
@@ -47,8 +47,12 @@ def hold(
     ask: Ask,
     max_calls: int,
     tick: Callable[[], None] = lambda: None,
+    is_whole: Callable[[Reply], bool] = is_whole,
 ) -> list[Dialogue]:
-    """Every dialogue to its end; `max_calls` is how many calls one may make. `tick` is called as each ends."""
+    """Every dialogue to its end; `max_calls` is how many calls one may make. `tick` is called as each ends.
+
+    `is_whole` says whether a reply may be used. Calls in one that was cut are not made: half a call is none.
+    """
     dialogues = [Dialogue(list(messages)) for messages in beginnings]
     for number in range(max_calls + 1):
         going = [i for i, dialogue in enumerate(dialogues) if not dialogue.ended]
@@ -56,7 +60,10 @@ def hold(
             break
         requests = [replace(ask(i, number, tuple(dialogues[i].messages)), tools=toolbox.schemas) for i in going]
         for i, reply in zip(going, teacher.complete(requests), strict=True):
-            _go_on(dialogues[i], reply, toolbox, max_calls, number)
+            if not is_whole(reply) or (reply.tool_calls and reply.finish != "stop"):
+                dialogues[i].reply, dialogues[i].ended = reply, reply.finish
+            else:
+                _go_on(dialogues[i], reply, toolbox, max_calls, number)
             if dialogues[i].ended:
                 tick()
     return dialogues
@@ -65,9 +72,6 @@ def hold(
 def _go_on(dialogue: Dialogue, reply: Reply, toolbox: Toolbox, max_calls: int, number: int) -> None:
     """Take a reply into the dialogue, and make the calls that it asks for."""
     dialogue.reply = reply
-    if reply.finish != "stop":
-        dialogue.ended = reply.finish
-        return
     if not reply.tool_calls:
         dialogue.messages.append(Message(role="assistant", content=reply.text.strip()))
         dialogue.ended = "answered"

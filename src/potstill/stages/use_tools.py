@@ -157,7 +157,8 @@ def _held(
             accept=config.is_whole,
         )
 
-    return hold(teacher, [_beginning(config, row) for row in rows], toolbox, ask, config.max_calls, tick)
+    beginnings = [_beginning(config, row) for row in rows]
+    return hold(teacher, beginnings, toolbox, ask, config.max_calls, tick, config.is_whole)
 
 
 def _beginning(config: UseTools, row: Prompt) -> tuple[Message, ...]:
