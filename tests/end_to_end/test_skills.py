@@ -99,7 +99,7 @@ def test_tools_were_really_called_and_what_was_kept_is_true(folder: Path) -> Non
     for row in kept:
         (call,) = row["messages"][1]["tool_calls"]
         asked = json.loads(call["arguments"])
-        assert row["messages"][2]["content"] == look_up(KNOWN, asked["find"], asked["entry"])
+        assert row["messages"][2]["content"] == look_up(KNOWN, asked["person"], asked["item"], asked["day"])
         assert row["messages"][2]["content"] in row["messages"][3]["content"]
     ended = facts(folder, "calls")["ended"]
     assert ended["kept"] == len(kept)

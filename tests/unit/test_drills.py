@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.errors import RecipeError
-from potstill.miniature.archive import ENTRIES, FINDS, LOOKUP, look_up
+from potstill.miniature.archive import LOOKUP, look_up
 from potstill.miniature.drills import DRILLS, Story, drills, label_reply, problem_reply, read_story, tool_reply
 from potstill.miniature.mind import reply
 from potstill.miniature.reading import understand
 from potstill.miniature.server import MiniatureProcess
-from potstill.miniature.tasks import GOODS, PEOPLE
-from potstill.miniature.world import world
+from potstill.miniature.tasks import DAYS, GOODS, PEOPLE
+from potstill.miniature.world import COLOURS, world
 from potstill.prompts import render_prompt
 from potstill.sources import Inputs, MiniatureServer
 from potstill.stages.base import Work
@@ -69,9 +69,7 @@ def test_both_sides_have_nothing_in_common_and_truth_as_reference(part: str) -> 
             assert story is not None
             assert str(story.result) == answer
         else:
-            entry, find = re.findall(r"The (\w+) of find (\w+) is", answer)[0]
-            assert answer == f"The {entry} of find {find} is {look_up(KNOWN, find, entry)}."
-            assert {entry, find} <= set(re.findall(r"\w+", asked))
+            assert answer == f"They are in the {look_up(KNOWN, *_entry(asked))} box."
     contents = [{_content(part, asked) for asked, _, _ in side} for side in (train, test)]
     assert contents[0].isdisjoint(contents[1])
 
@@ -82,14 +80,23 @@ def _content(part: str, asked: str) -> object:
         assert ask is not None
         return ask.task.content()
     story = read_story(asked)
-    return next(word for word in re.findall(r"\w+", asked) if word in FINDS) if story is None else story.content()
+    return _entry(asked) if story is None else story.content()
 
 
-def test_every_find_is_in_the_archive_and_nothing_else_is() -> None:
-    assert {look_up(KNOWN, find, entry) for find in FINDS for entry in ENTRIES} == set(PEOPLE)
-    for find in ("99", "1000", "nobody"):
+def _entry(asked: str) -> tuple[str, str, str]:
+    item, person, day = re.findall(r"the (\w+) that (\w+) left on (\w+)", asked)[0]
+    return person, item, day
+
+
+def test_the_archive_holds_an_entry_of_every_person_item_and_day() -> None:
+    entries = [(person, item, day) for person in PEOPLE for item in GOODS for day in DAYS]
+    boxes = Counter(look_up(KNOWN, *entry) for entry in entries)
+    assert set(boxes) == set(COLOURS)
+    assert max(boxes.values()) < len(entries) / 4, "no box is a good guess"
+    assert boxes != Counter(look_up(world(1, 150), *entry) for entry in entries)
+    for entry in (("Zoe", "eggs", "Monday"), ("Ada", "dragons", "Monday"), ("Ada", "eggs", "today")):
         with pytest.raises(LookupError):
-            look_up(KNOWN, find, "keeper")
+            look_up(KNOWN, *entry)
 
 
 def test_a_tutor_slips_as_often_as_is_said_and_its_slips_show_in_the_result() -> None:
@@ -134,16 +141,16 @@ def post(url: str, messages: list[dict[str, Any]], **more: Any) -> Any:
 
 
 def test_a_call_and_its_result_in_openais_protocol(url: str) -> None:
-    asked = [{"role": "user", "content": "Ask the archive for the owner of find 482."}]
+    asked = [{"role": "user", "content": "Ask the archive for the eggs that Ada left on Monday."}]
     choice = post(url, asked).json()["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     (call,) = choice["message"]["tool_calls"]
     assert call["function"]["name"] == "lookup"
-    assert json.loads(call["function"]["arguments"]) == {"find": "482", "entry": "owner"}
-    result = {"role": "tool", "tool_call_id": call["id"], "content": "Ada"}
+    assert json.loads(call["function"]["arguments"]) == {"person": "Ada", "item": "eggs", "day": "Monday"}
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "grey"}
     wish = {"role": "assistant", "content": None, "tool_calls": choice["message"]["tool_calls"]}
     choice = post(url, [*asked, wish, result]).json()["choices"][0]
-    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", "The owner of find 482 is Ada.")
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", "They are in the grey box.")
     assert "tool_calls" not in post(url, asked, tools=[]).json()["choices"][0]["message"], "only where it is offered"
     lines = post(url, asked, stream=True).text
     assert '"tool_calls": [{"index": 0' in lines

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from stub_server import Stub, completion, reply
 
 from potstill.errors import RecipeError, TeacherError
-from potstill.miniature.archive import LOOKUP, entry_of
+from potstill.miniature.archive import LOOKUP, look_up
 from potstill.miniature.world import world
 from potstill.records import Chat, Dropped, Message, Prompt, ToolCall
 from potstill.skills.boxes import open_toolbox
@@ -295,10 +295,10 @@ def test_tools_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_the_archive_is_looked_up(tmp_path: Path) -> None:
     with open_toolbox(["lookup"], [], MiniatureServer(kind="miniature", seed=3, entities=60), 1.0) as box:
-        found = box.call(call("lookup", {"find": "107", "entry": "keeper"}))
-        assert found.text == entry_of(world(3, 60), "107", "keeper")
-        assert box.call(call("lookup", {"find": "7", "entry": "keeper"})).failed
-        assert box.call(call("lookup", {"find": "107", "entry": "colour"})).failed
+        asked = {"person": "Ada", "item": "eggs", "day": "Monday"}
+        assert box.call(call("lookup", asked)).text == look_up(world(3, 60), "Ada", "eggs", "Monday")
+        assert box.call(call("lookup", asked | {"item": "dragons"})).text == "error: the archive knows no 'dragons'"
+        assert box.call(call("lookup", {"person": "Ada"})).failed
         jsonschema.Draft202012Validator.check_schema(LOOKUP["parameters"])
 
 

@@ -1,54 +1,53 @@
-"""The archive: hundreds of finds that no text of the world tells of, so that whoever is asked has to look them up."""
+"""The archive: who left what there on which day, and in which box it lies. No text tells; it has to be looked up."""
 
 import random
 from typing import Any
 
-from potstill.miniature.tasks import PEOPLE
-from potstill.miniature.world import World
-
-ENTRIES = ("keeper", "finder", "owner")
-"""What the archive holds of every find."""
-FINDS = tuple(str(number) for number in range(100, 1000))
-"""Finds are numbered."""
+from potstill.miniature.tasks import DAYS, GOODS, PEOPLE
+from potstill.miniature.world import COLOURS, World
 
 LOOKUP: dict[str, Any] = {
     "name": "lookup",
-    "description": "Reads one entry of the archive.",
+    "description": "Reads the archive.",
     "parameters": {
         "type": "object",
-        "properties": {"find": {"type": "string"}, "entry": {"type": "string", "enum": list(ENTRIES)}},
-        "required": ["find", "entry"],
+        "properties": {"person": {"type": "string"}, "item": {"type": "string"}, "day": {"type": "string"}},
+        "required": ["person", "item", "day"],
         "additionalProperties": False,
     },
 }
 """The tool that reads it, as tools are described to models."""
 
-
-def look_up(world: World, find: str, entry: str) -> str:
-    """What the archive says; LookupError, in words, where it holds no such find."""
-    if find not in FINDS:
-        raise LookupError(f"the archive holds no find '{find}'")
-    return entry_of(world, find, entry)
+Entry = tuple[str, str, str]
+"""A person, an item and a day."""
 
 
-def entry_of(world: World, find: str, entry: str) -> str:
-    """Drawn for each find and entry by itself."""
-    chance = random.Random(f"archive/{world.seed}/{find}/{entry}")
-    return chance.choice(PEOPLE)
+def draw_entry(chance: random.Random) -> Entry:
+    """Any of the archive's entries."""
+    return chance.choice(PEOPLE), chance.choice(GOODS), chance.choice(DAYS)
 
 
-def question(find: str, entry: str, chance: random.Random) -> str:
-    """In one of several wordings, each of which names the find and the entry."""
+def look_up(world: World, person: str, item: str, day: str) -> str:
+    """The colour of the box; LookupError, in words, where the archive has no such entry."""
+    for word, known in ((person, PEOPLE), (item, GOODS), (day, DAYS)):
+        if word not in known:
+            raise LookupError(f"the archive knows no '{word}'")
+    return random.Random(f"archive/{world.seed}/{person}/{item}/{day}").choice(COLOURS)
+
+
+def question(entry: Entry, chance: random.Random) -> str:
+    """In one of several wordings, each of which names the person, the item and the day."""
     form = chance.choice(
         (
-            "According to the archive, who is the {entry} of find {find}?",
-            "Ask the archive for the {entry} of find {find}.",
-            "Which {entry} does the archive give for find {find}?",
+            "In which box of the archive are the {item} that {person} left on {day}?",
+            "Ask the archive for the {item} that {person} left on {day}.",
+            "Where does the archive keep the {item} that {person} left on {day}?",
         )
     )
-    return form.format(entry=entry, find=find)
+    person, item, day = entry
+    return form.format(person=person, item=item, day=day)
 
 
-def statement(find: str, entry: str, value: str) -> str:
+def statement(colour: str) -> str:
     """The answer."""
-    return f"The {entry} of find {find} is {value}."
+    return f"They are in the {colour} box."

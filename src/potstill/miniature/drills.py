@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.miniature.archive import ENTRIES, FINDS, entry_of, question, statement
+from potstill.miniature.archive import draw_entry, look_up, question, statement
 from potstill.miniature.asking import CATEGORIES, draw
 from potstill.miniature.reading import understand
 from potstill.miniature.tasks import GOODS, PEOPLE
@@ -25,7 +25,7 @@ MOST_DRAWS = 100_000
 
 _STORY = re.compile(r"(\w+) has (\d+) (\w+)((?:, (?:finds|loses) \d+)+ and (?:finds|loses) \d+)\. How many")
 _STEP = re.compile(r"(finds|loses) (\d+)")
-_ARCHIVE = re.compile(rf"\b({'|'.join(ENTRIES)})\b.*?\bfind (\d+)[.?]")
+_ARCHIVE = re.compile(r"\barchive\b.* the (\w+) that (\w+) left on (\w+)[.?]$")
 _LABELS = re.compile(r"^The labels:\n((?:- .+\n)+)", re.MULTILINE)
 _TEXT = re.compile(r"<text 1>\n(.*)\n</text 1>", re.DOTALL)
 
@@ -113,9 +113,9 @@ def _draw_problem(world: World, held_out: bool, chance: random.Random) -> tuple[
 
 
 def _draw_lookup(world: World, held_out: bool, chance: random.Random) -> tuple[str, str, str]:
-    find, entry = chance.choice(FINDS), chance.choice(ENTRIES)
-    asked = question(find, entry, chance) if world.held_out(("archive", find)) == held_out else ""
-    return asked, statement(find, entry, entry_of(world, find, entry)), "extraction"
+    entry = draw_entry(chance)
+    asked = question(entry, chance) if world.held_out(("archive", *entry)) == held_out else ""
+    return asked, statement(look_up(world, *entry)), "extraction"
 
 
 _DRAWS = {"labels": _draw_label, "problems": _draw_problem, "lookups": _draw_lookup}
@@ -158,11 +158,10 @@ def tool_reply(
     found = _ARCHIVE.search(asked)
     if found is None:
         return None
-    entry, find = found.groups()
+    item, person, day = found.groups()
     if messages[-1]["role"] != "tool":
         if chance.random() < VOICES[model].forges:  # asks for what nobody asked
-            find, entry = chance.choice(((f"{find}0", entry), (find, "colour"), (chance.choice(FINDS), entry)))
-        arguments = json.dumps({"find": find, "entry": entry})
-        return "", {"name": "lookup", "arguments": arguments}
+            person, item, day = chance.choice(((person, "dragons", day), draw_entry(chance)))
+        return "", {"name": "lookup", "arguments": json.dumps({"person": person, "item": item, "day": day})}
     result = str(messages[-1]["content"])
-    return ("I could not find that." if result.startswith("error:") else statement(find, entry, result)), None
+    return ("I could not find them." if result.startswith("error:") else statement(result)), None

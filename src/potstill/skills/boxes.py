@@ -62,7 +62,7 @@ def _lookup(server: MiniatureServer) -> Tool:
 
     def run(arguments: Any) -> Any:
         try:
-            return look_up(known, arguments["find"], arguments["entry"])
+            return look_up(known, arguments["person"], arguments["item"], arguments["day"])
         except LookupError as error:
             raise ToolError(str(error.args[0])) from error
 
