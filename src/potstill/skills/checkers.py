@@ -12,6 +12,7 @@ from potstill.skills.numbers import answer_lines, boxed, final_number
 from potstill.skills.python_tests import Limits, find_code, passes
 from potstill.sources import Function
 from potstill.teachers.aspects import parse_aspect_reply
+from potstill.teachers.ratings import NOT_APPLICABLE, is_not_applicable
 
 Verdict = Literal["right", "wrong", "unread"]
 Final = Callable[[str], Any]
@@ -140,9 +141,9 @@ def _ratings(text: str) -> tuple[float | str, ...] | None:
     """The ratings of all texts, in order; None unless every one is clear."""
     texts = max((int(n) for n in re.findall(r"^\W*text\s+(\d{1,2})\W*$", text, re.I | re.M)), default=1)
     ratings = parse_aspect_reply("", text, texts)
-    if any(rating.score is None and not rating.rationale.startswith("N/A") for rating in ratings):
+    if any(rating.score is None and not is_not_applicable(rating) for rating in ratings):
         return None
-    return tuple("N/A" if rating.score is None else rating.score for rating in ratings)
+    return tuple(NOT_APPLICABLE if rating.score is None else rating.score for rating in ratings)
 
 
 def _same(one: Any, other: Any) -> bool:

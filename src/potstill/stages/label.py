@@ -8,12 +8,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from potstill.errors import DataError, TeacherError
-from potstill.formats import sniff
+from potstill.files import read_lines
+from potstill.formats import SNIFFED, sniff
 from potstill.records import Chat, Dropped, Message, Prompt, Text
 from potstill.skills.labels import Agreement, count_votes, read_label, read_value
 from potstill.skills.tools import find_fault
@@ -128,7 +130,7 @@ def run(config: Label, inputs: Inputs, work: Work) -> Facts:
 
 def _inputs(data: Data) -> Iterator[Prompt]:
     """What to label, as prompts. Of a chat, what its user said first."""
-    if data.kind == "texts" or (data.kind == "file" and sniff(data.path) == "texts"):
+    if data.kind == "texts" or (data.kind == "file" and _holds_texts(data)):
         for text in data.rows(Text):
             yield Prompt(id=text.id, messages=(Message(role="user", content=text.text),))
     elif data.kind == "chats":
@@ -137,6 +139,10 @@ def _inputs(data: Data) -> Iterator[Prompt]:
             yield Prompt(id=chat.id, messages=chat.messages[:first], category=chat.category)
     else:
         yield from data.rows(Prompt)
+
+
+def _holds_texts(data: Data) -> bool:
+    return sniff(list(islice(read_lines(data.path), SNIFFED)), data.name) == "texts"
 
 
 def _requests(config: Label, prompts: Prompts, row: Prompt, seed: int) -> Iterator[Request]:

@@ -19,8 +19,7 @@ from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
 from potstill.teachers.aspects import ASPECTS, HIGHEST, LOWEST, render_aspect_prompt
 from potstill.teachers.base import request_seed
-
-NOTHING = "N/A"
+from potstill.teachers.ratings import NOT_APPLICABLE, is_not_applicable
 
 
 class TeachJudge(StageConfig):
@@ -30,8 +29,8 @@ class TeachJudge(StageConfig):
     data: Annotated[str, Reference(("ratings",))]
     """Answers with the ratings of the judge to learn from."""
     mode: Literal["aspects", "single"] = "aspects"
-    """How the small judge will be asked. aspects: about all answers to a prompt in one request, as the stage `judge`
-    does. single: about one at a time, as an evaluation by aspects does."""
+    """How the small judge will be asked: the `mode` of the stage `judge`. aspects: about all answers to a prompt in one
+    request. single: about one at a time, as an evaluation by aspects does too."""
     balance: bool = True
     """No score more often than the median one, aspect by aspect; which ratings stay is drawn by seed."""
     most: int | None = Field(default=None, ge=1)
@@ -77,7 +76,8 @@ def run(config: TeachJudge, inputs: Inputs, work: Work) -> Facts:
 def _sheets(config: TeachJudge, place: int, row: Answers, seed: int, dropped: list[Dropped]) -> Iterator[_Sheet]:
     """The requests that a row makes. A rating that could not be read has nothing to teach."""
     for i, candidate in enumerate(row.candidates):
-        faults = [(rating.aspect, fault) for rating in candidate.ratings if (fault := _fault(rating))]
+        heard = [rating for rating in candidate.ratings if not rating.judge]
+        faults = [(rating.aspect, fault) for rating in heard if (fault := _fault(rating))]
         dropped += [Dropped(id=f"{row.id}-{aspect}-{i}", reason=fault) for aspect, fault in faults]
     for aspect in ASPECTS:
         ratings = [_of(candidate, aspect) for candidate in row.candidates]
@@ -91,7 +91,8 @@ def _sheets(config: TeachJudge, place: int, row: Answers, seed: int, dropped: li
 
 
 def _of(candidate: Candidate, aspect: str) -> Rating | None:
-    return next((rating for rating in candidate.ratings if rating.aspect == aspect), None)
+    """The word of the judge; of several judges, that of all together."""
+    return next((rating for rating in candidate.ratings if rating.aspect == aspect and not rating.judge), None)
 
 
 def _fault(rating: Rating) -> str:
@@ -99,7 +100,7 @@ def _fault(rating: Rating) -> str:
     if rating.aspect not in ASPECTS:
         return "other_aspect"
     if rating.score is None:
-        return "" if rating.rationale.startswith(NOTHING) else "unread"
+        return "" if is_not_applicable(rating) else "unread"
     return "" if LOWEST <= rating.score <= HIGHEST else "other_scale"
 
 
@@ -107,7 +108,7 @@ def _score(candidate: Candidate, aspect: str) -> str:
     """As a judge writes it."""
     rating = _of(candidate, aspect)
     assert rating is not None
-    return NOTHING if rating.score is None else f"{rating.score:g}"
+    return NOT_APPLICABLE if rating.score is None else f"{rating.score:g}"
 
 
 def _balanced(config: TeachJudge, sheets: list[_Sheet], seed: int) -> Iterator[_Sheet]:
@@ -150,7 +151,7 @@ def _chat(row: Answers, sheet: _Sheet) -> Chat:
 def _block(number: int, candidate: Candidate, aspect: str) -> str:
     rating = _of(candidate, aspect)
     assert rating is not None
-    rationale = " ".join(rating.rationale.removeprefix(f"{NOTHING}:").split())
+    rationale = " ".join(rating.rationale.removeprefix(f"{NOT_APPLICABLE}:").split())
     return f"Text {number}\nRating: {_score(candidate, aspect)}\nRationale: {rationale}"
 
 
