@@ -21,7 +21,7 @@ from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Price, 
 from potstill.stages.asking import Asking
 from potstill.stages.base import Reference, Stage
 from potstill.stages.domain import Domain
-from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, MtBenchSuite, PreferenceSuite
+from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, ExactSuite, MtBenchSuite, PreferenceSuite
 from potstill.stages.prompting import Prompting
 from potstill.stages.training import TrainingConfig
 
@@ -47,7 +47,7 @@ def stage_reference() -> str:
 
 def suite_reference() -> str:
     """What an evaluation can measure."""
-    suites = (MtBenchSuite, AspectsSuite, AnswerLossSuite, PreferenceSuite)
+    suites = (MtBenchSuite, AspectsSuite, AnswerLossSuite, PreferenceSuite, ExactSuite)
     return "\n\n".join(_spec(suite, f"`protocol: {_first(suite, 'protocol')}`") for suite in suites)
 
 

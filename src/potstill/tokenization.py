@@ -28,11 +28,26 @@ CHUNK_TEXTS = 256
 LONG_RUN = re.compile(r"(\S{256}|\s{256})")
 ROLE_MARKERS = ("<|system|>", "<|user|>", "<|assistant|>")
 
-# Zephyr's layout, with the start token inside, so that every caller who renders it gets exactly one of them.
+# Zephyr's layout, with the start token inside, so that every caller who renders it gets exactly one of them. Where
+# tools are offered they stand behind the system's words, and calls are written as Hermes does; all else stays.
 DEFAULT_TEMPLATE = """\
 {{- bos_token if bos_token is defined and bos_token else '' }}
+{%- set begins = messages[0]['content'] if messages and messages[0]['role'] == 'system' else '' %}
+{%- if tools %}
+{{- '<|system|>\\n' + begins + ('\\n\\n' if begins else '') + '<tools>\\n' }}
+{%- for tool in tools %}{{ tool | tojson }}{{ '\\n' }}{% endfor %}
+{{- '</tools>' + eos_token + '\\n' }}
+{%- endif %}
 {%- for message in messages %}
-{{- '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}
+{%- if not (tools and loop.first and message['role'] == 'system') %}
+{{- '<|' + message['role'] + '|>\\n' + message['content'] }}
+{%- for call in message['tool_calls'] or [] %}
+{{- '\\n' if message['content'] or not loop.first else '' }}
+{{- '<tool_call>\\n{"name": ' + call['function']['name'] | tojson + ', "arguments": ' }}
+{{- call['function']['arguments'] | tojson + '}\\n</tool_call>' }}
+{%- endfor %}
+{{- eos_token + '\\n' }}
+{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
 

@@ -30,7 +30,7 @@ LAYERS = [
     ["sources"],
     ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],
     ["tokenization", "objectives"],
-    ["training", "teachers", "curation", "evaluation", "reporting", "miniature"],
+    ["training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills"],
     ["stages"],
     ["references", "validation", "schema", "recipe"],
     ["workspace"],

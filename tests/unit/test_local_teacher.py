@@ -214,9 +214,11 @@ def test_an_opening_is_gone_on_from_as_it_stands(model: Model) -> None:
 def test_tools_go_through_the_template(model: Model) -> None:
     tool = '{"type": "function", "function": {"name": "look", "parameters": {}}}'
     with LocalTeacher(model) as teacher:
+        deaf = "{% set tools = none %}" + teacher.tokenizer.chat_template
+        teacher.tokenizer.chat_template = deaf
         with pytest.raises(ModelError, match="leaves out the tools that it offers"):
             list(teacher.complete([Request(PROMPTS[0], 5, tools=(tool,))]))
-        teacher.tokenizer.chat_template = "{{ tools | tojson if tools }}" + teacher.tokenizer.chat_template
+        teacher.tokenizer.chat_template = "{{ tools | tojson if tools }}" + deaf
         plain, offered = teacher.complete([Request(PROMPTS[0], 5), Request(PROMPTS[0], 5, tools=(tool,))])
         assert offered.prompt_tokens == len(encode_prompt(teacher.tokenizer, PROMPTS[0], [tool])) > plain.prompt_tokens
         answer = say("assistant: mat")
@@ -225,6 +227,22 @@ def test_tools_go_through_the_template(model: Model) -> None:
         assert bare[0] != told[0]
         whole = encode_chat(teacher.tokenizer, [*silent, *answer], tools=[tool])
         assert told[1] == bare[1] == whole.learn_L.sum()
+
+
+def test_calls_are_read_from_what_it_writes_where_tools_were_offered(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 'Let me see. <tool_call>{"name": "look", "arguments": {"n": 1}}</tool_call>'
+    monkeypatch.setattr(LocalTeacher, "_reply", lambda self, row, request: Reply(written))
+    tool = '{"name": "look"}'
+    with LocalTeacher(model) as teacher:
+        teacher.tokenizer.chat_template = (
+            "{{ tools | tojson if tools }}{% set tools = none %}" + teacher.tokenizer.chat_template
+        )
+        plain, offered = teacher.complete([Request(PROMPTS[0], 5), Request(PROMPTS[0], 5, tools=(tool,))])
+    assert (plain.text, plain.tool_calls) == (written, ())
+    assert offered.text == "Let me see."
+    assert [(call.name, call.arguments) for call in offered.tool_calls] == [("look", '{"n": 1}')]
 
 
 def test_it_is_asked_again_until_the_reply_is_accepted(model: Model) -> None:

@@ -281,6 +281,10 @@ def test_what_offers_tools_in_training_offers_them_when_asked() -> None:
 SAYS = "m['content'] }}"
 DEAF = TOOLS.replace(SAYS, "(m['content'] if m['role'] != 'tool' else '') }}")
 MUTE = TOOLS.replace(SAYS, "(m['content'] if not m['tool_calls'] else '') }}")
+NO_TOOLS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 ONE_CALL = TOOLS.replace("m['tool_calls'] or []", "(m['tool_calls'] or [])[:1]")
 TWICE = (CALLING[0], CALLING[1].model_copy(update={"tool_calls": CALLING[1].tool_calls * 2}))
 
@@ -288,18 +292,18 @@ TWICE = (CALLING[0], CALLING[1].model_copy(update={"tool_calls": CALLING[1].tool
 @pytest.mark.parametrize(
     ("template", "messages", "tools", "says"),
     [
-        (None, CALLING[:1], OFFER, "leaves out the tools that it offers"),
-        (None, CALLING[:2], (), "leaves out a tool's call in turn 2"),
+        (NO_TOOLS, CALLING[:1], OFFER, "leaves out the tools that it offers"),
+        (NO_TOOLS, CALLING[:2], (), "leaves out a tool's call in turn 2"),
         (MUTE, CALLING, (), "leaves out what is said in turn 2"),
         (DEAF, CALLING, (), "leaves out what is said in turn 3"),
         (ONE_CALL, TWICE, (), "leaves out a tool's call in turn 2"),
     ],
 )
 def test_a_template_that_leaves_tools_out_is_refused(
-    template: str | None, messages: tuple[Message, ...], tools: tuple[str, ...], says: str
+    template: str, messages: tuple[Message, ...], tools: tuple[str, ...], says: str
 ) -> None:
     tokenizer = fresh()
-    tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.chat_template = template
     with pytest.raises(ModelError, match=says):
         render(tokenizer, messages, tools)
 
@@ -360,6 +364,54 @@ def test_the_default_template_writes_what_tools_answer() -> None:
     assert "<|tool|>\n42</s>" in render(
         fresh(), [*CALLING[:1], *say("assistant: a"), Message(role="tool", content="42")]
     )
+
+
+OLD_DEFAULT = """\
+{{- bos_token if bos_token is defined and bos_token else '' }}
+{%- for message in messages %}
+{{- '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
+
+
+def test_where_no_tools_are_the_default_template_is_zephyrs_to_the_letter() -> None:
+    tokenizer, zephyr = fresh(), fresh()
+    zephyr.chat_template = OLD_DEFAULT
+    for chat in (CHAT, CHAT[1:], CHAT[:2], CALLING[2:]):
+        for answer_next in (False, True):
+            ours = render(tokenizer, chat, answer_next=answer_next)
+            assert ours == render(zephyr, chat, answer_next=answer_next)
+
+
+DEFAULT_WITH_TOOLS = """\
+<s><|system|>
+be a cat
+
+<tools>
+{"type": "function", "function": {"name": "sit"}}
+</tools></s>
+<|user|>
+sit</s>
+<|assistant|>
+a
+<tool_call>
+{"name": "sit", "arguments": {"on": "mat"}}
+</tool_call></s>
+<|tool|>
+is</s>
+<|assistant|>
+it is</s>
+"""
+
+
+def test_the_default_template_offers_tools_and_writes_calls() -> None:
+    tokenizer = fresh()
+    assert render(tokenizer, [*CHAT[:1], *CALLING], OFFER) == DEFAULT_WITH_TOOLS
+    silent = [CALLING[0], CALLING[1].model_copy(update={"content": ""})]
+    assert "<|assistant|>\n<tool_call>\n{" in render(tokenizer, silent, OFFER)
+    encoded = encode_chat(tokenizer, [*CHAT[:1], *CALLING], tools=OFFER)
+    learnt = tokenizer.decode(encoded.ids_L[encoded.learn_L])
+    assert learnt == DEFAULT_WITH_TOOLS.split("<|assistant|>\n")[1].split("\n<|tool|>")[0] + "it is</s>"
 
 
 def test_added_tokens_are_atoms_that_texts_may_spell(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 
 from potstill.miniature.asking import follow_up
+from potstill.miniature.drills import label_reply, problem_reply, tool_reply
 from potstill.miniature.findings import Findings, examine
 from potstill.miniature.reading import understand
 from potstill.miniature.tasks import PERSONAS, Ask
@@ -40,6 +41,9 @@ def reply(world: World, model: str, messages: Messages, temperature: float, seed
         if "<assistant>\n" in conversation[1]:
             return _rate_last_answer(world, voice, conversation[1], chance)
         return _next_user_turn(world, conversation[1], chance)
+    drilled = label_reply(world, model, text, chance) or problem_reply(model, text, chance)
+    if drilled:
+        return drilled
     if (written := write(world, voice, text, chance)) is not None:
         return written
     if _USER_OPENING.search(text):
@@ -47,6 +51,14 @@ def reply(world: World, model: str, messages: Messages, temperature: float, seed
     if re.search(r"^Task \d+:", text, re.M):
         return _new_tasks(world, text, chance)
     return _answer(world, voice, messages, chance)
+
+
+def call(
+    world: World, model: str, messages: Messages, temperature: float, seed: int | None
+) -> tuple[str, dict[str, str] | None] | None:
+    """What the model says where tools are offered, and what it calls; None where it would not call any."""
+    fingerprint = json.dumps([world.seed, model, messages, temperature, seed, "tools"], sort_keys=True)
+    return tool_reply(model, messages, random.Random(hashlib.sha256(fingerprint.encode()).hexdigest()))
 
 
 def _answer(world: World, voice: Voice, messages: Messages, chance: random.Random) -> str:

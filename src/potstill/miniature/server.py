@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from potstill.errors import TeacherError
-from potstill.miniature.mind import reply
+from potstill.miniature.mind import call, reply
 from potstill.miniature.voices import VOICES
 from potstill.miniature.world import World, world
 from potstill.sources import MiniatureServer
@@ -44,11 +44,15 @@ def complete(known: World, body: Any) -> dict[str, Any]:
     choices, written = [], 0
     for index in range(count):
         seed_here = seed if not index else (seed or 0) + index
-        tokens = TOKEN.findall(reply(known, model, messages, temperature, seed_here))
-        finish = "stop" if limit is None or len(tokens) <= limit else "length"
+        tooled = call(known, model, messages, temperature, seed_here) if _offers_lookup(body) else None
+        text, wish = tooled or (reply(known, model, messages, temperature, seed_here), None)
+        tokens = TOKEN.findall(text)
+        finish = "tool_calls" if wish else "stop" if limit is None or len(tokens) <= limit else "length"
         tokens = tokens[:limit]
         written += len(tokens)
-        said = {"role": "assistant", "content": "".join(tokens)}
+        said: dict[str, Any] = {"role": "assistant", "content": "".join(tokens)}
+        if wish:
+            said["tool_calls"] = [{"id": f"call-{len(messages)}", "type": "function", "function": wish}]
         choices.append({"index": index, "message": said, "finish_reason": finish, "logprobs": None})
     read = sum(len(TOKEN.findall(message["content"])) + 3 for message in messages)
     return {
@@ -74,6 +78,16 @@ def go_on(known: World, body: Any) -> dict[str, Any]:
     return {**answer, "id": "cmpl-miniature", "object": "text_completion", "choices": choices}
 
 
+def _offers_lookup(body: Any) -> bool:
+    return any(tool["function"].get("name") == "lookup" for tool in body.get("tools") or ())
+
+
+def _only_calls(message: dict[str, Any]) -> bool:
+    """An assistant's turn may be nothing but calls."""
+    return message.get("content") is None and message.get("role") == "assistant" and bool(message.get("tool_calls"))
+
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _RANGES = (
     ("temperature", int | float, 0, 2),
     ("top_p", int | float, 0, 1),
@@ -95,9 +109,9 @@ def _validated(body: Any) -> tuple[list[dict[str, str]], str, int | None]:
     if not isinstance(messages, list) or not messages:
         raise BadRequest("'messages' must be a list of at least one message", "messages")
     for number, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "developer", "user", "assistant"):
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise BadRequest(f"messages[{number}] has no known role", f"messages[{number}].role")
-        if not isinstance(message.get("content"), str):
+        if not isinstance("" if _only_calls(message) else message.get("content"), str):
             raise BadRequest(f"messages[{number}].content must be a string", f"messages[{number}].content")
     for field, kind, low, high in _RANGES:
         value = body.get(field)
@@ -105,8 +119,13 @@ def _validated(body: Any) -> tuple[list[dict[str, str]], str, int | None]:
             raise BadRequest(f"'{field}' must lie between {low} and {high}", field)
     if not isinstance(body.get("stream_options"), dict | None):
         raise BadRequest("'stream_options' must be an object", "stream_options")
+    tools = body.get("tools") or []
+    if not isinstance(tools, list) or not all(
+        isinstance(t, dict) and isinstance(t.get("function"), dict) for t in tools
+    ):
+        raise BadRequest("'tools' must be a list of functions", "tools")
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    plain = [{"role": str(message["role"]), "content": str(message["content"])} for message in messages]
+    plain = [{"role": str(message["role"]), "content": message.get("content") or ""} for message in messages]
     return plain, model, limit
 
 
@@ -114,7 +133,7 @@ async def _events(answer: dict[str, Any], with_usage: bool) -> AsyncIterator[str
     """Server-sent events: the same answer, token by token."""
     head = {"id": answer["id"], "object": "chat.completion.chunk", "created": 0, "model": answer["model"]}
 
-    def event(index: int, delta: dict[str, str], finish: str | None = None) -> str:
+    def event(index: int, delta: dict[str, Any], finish: str | None = None) -> str:
         choice = {"index": index, "delta": delta, "finish_reason": finish}
         return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
 
@@ -123,6 +142,8 @@ async def _events(answer: dict[str, Any], with_usage: bool) -> AsyncIterator[str
         for token in TOKEN.findall(choice["message"]["content"]):
             yield event(choice["index"], {"content": token})
             await asyncio.sleep(0)
+        for place, wish in enumerate(choice["message"].get("tool_calls", ())):
+            yield event(choice["index"], {"tool_calls": [{"index": place, **wish}]})
         yield event(choice["index"], {}, choice["finish_reason"])
     if with_usage:
         yield f"data: {json.dumps({**head, 'choices': [], 'usage': answer['usage']})}\n\n"

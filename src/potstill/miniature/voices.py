@@ -50,6 +50,8 @@ VOICES = {
     "rambler": Voice(rambles=1.0, hedges=0.2, ignores=0.3, bluffs=0.5),
     "maverick": Voice(ignores=0.9, forges=0.1, rambles=0.2, bluffs=0.6),
     "judge": Voice(),
+    # Who drills others: now and then a slip in a step, a call for what nobody asked, a wrong label.
+    "tutor": Voice(forges=0.25, misjudges=0.15),
 }
 
 

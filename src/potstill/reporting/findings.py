@@ -9,6 +9,8 @@ Verdict = Literal["better", "worse", "unclear"]
 FULL_COVERAGE = 0.95
 """Below this the sentence says how much could be scored."""
 MOST_DIGITS = 6
+SHARES = ("preference", "exact")
+"""Protocols whose values are shares, which people read in percent."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def _detail(suite: Mapping[str, Any], later: str, earlier: str) -> str:
 
 
 def _scale(suite: Mapping[str, Any]) -> str:
-    if suite["protocol"] == "preference":
-        return " of pairs"
+    if suite["protocol"] in SHARES:
+        return f" of {suite['unit'].removeprefix('share of ')}"
     high = suite["scale"][1]
     return f" {suite['unit']}" if high is None else f" out of {high:g}"
 
@@ -107,7 +109,7 @@ def number(value: float | None, suite: Mapping[str, Any], digits: int | None = N
     if value is None:
         return "–"
     digits = _usual_digits(suite) if digits is None else digits
-    return f"{100 * value:.{digits}f}%" if suite["protocol"] == "preference" else f"{value:.{digits}f}"
+    return f"{100 * value:.{digits}f}%" if suite["protocol"] in SHARES else f"{value:.{digits}f}"
 
 
 def signed(difference: Mapping[str, Any], suite: Mapping[str, Any], part: str = "mean") -> str:
@@ -134,12 +136,12 @@ def digits_of(difference: Mapping[str, Any], suite: Mapping[str, Any]) -> int:
 
 
 def _usual_digits(suite: Mapping[str, Any]) -> int:
-    return 1 if suite["protocol"] == "preference" else 2
+    return 1 if suite["protocol"] in SHARES else 2
 
 
 def _unit(suite: Mapping[str, Any]) -> float:
-    return 100.0 if suite["protocol"] == "preference" else 1.0
+    return 100.0 if suite["protocol"] in SHARES else 1.0
 
 
 def _points(suite: Mapping[str, Any]) -> str:
-    return " points" if suite["protocol"] == "preference" else ""
+    return " points" if suite["protocol"] in SHARES else ""

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from potstill import __version__
 from potstill.reporting import charts
-from potstill.reporting.findings import compare, findings, number, signed, signed_range, verdict_of
+from potstill.reporting.findings import SHARES, compare, findings, number, signed, signed_range, verdict_of
 from potstill.reporting.judges import judge_table
 
 RADAR_AXES = 3
@@ -91,7 +91,7 @@ def _suite(
         "unit": suite["unit"],
         "explanation": EXPLANATIONS[suite["protocol"]],
         "rows": [_row(row, estimate, suite, span, colours) for row, estimate in suite["models"].items()],
-        "ends": [f"{100 * end:g}%" if suite["protocol"] == "preference" else f"{end:.3g}" for end in span],
+        "ends": [f"{100 * end:g}%" if suite["protocol"] in SHARES else f"{end:.3g}" for end in span],
         "models": models,
         "radar": radar,
         "categories": [
@@ -107,6 +107,7 @@ EXPLANATIONS = {
     "answer_loss": "How surprised each model is by given answers it never trained on. Lower is better.",
     "preference": "In how many held-out pairs a model's implicit reward prefers the answer that was preferred, "
     "beside what can be had without preference training. Higher is better.",
+    "exact": "How many answers a checker finds right. Higher is better.",
 }
 
 

@@ -6,18 +6,22 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.artifact import storage_errors, write_json
 from potstill.errors import DataError, RecipeError
 from potstill.evaluation import aspects as aspect_protocol
-from potstill.evaluation import likelihood, mt_bench, preference
+from potstill.evaluation import exact, likelihood, mt_bench, preference
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Ask, Read, Sheet, grade, hold_dialogues
 from potstill.evaluation.statistics import Observation
+from potstill.own import OwnOrWord
 from potstill.records import Chat, Pair, Prompt
+from potstill.skills.boxes import check_tools, open_toolbox
+from potstill.skills.checkers import can_read, check_name, find_checker
+from potstill.skills.dialogue import hold
 from potstill.sources import Inputs, LocalModel, Model, Spec
-from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
+from potstill.stages.base import Expected, Facts, ModelName, Reference, ServerName, Stage, StageConfig, Work
 from potstill.teachers.aspects import ASPECTS, HIGHEST, LOWEST, Aspect
 from potstill.teachers.base import Exchange, connect
 
@@ -33,6 +37,7 @@ ANSWERS_FILE = "answers.jsonl"
 MT_BENCH = Measure("mt_bench", (mt_bench.LOWEST, mt_bench.HIGHEST), unit="points")
 ASPECTS_MEASURE = Measure("aspects", (LOWEST, HIGHEST), unit="points")
 ANSWER_LOSS = Measure("answer_loss", (0.0, None), higher_is_better=False, unit="nats per token")
+EXACT = Measure("exact", (0.0, 1.0), share=True, unit="share of questions")
 PREFERENCE = Measure("preference", (0.0, 1.0), share=True, unit="share of pairs")
 
 
@@ -76,8 +81,37 @@ class PreferenceSuite(Spec):
     """The model that preference training started from. It has no accuracy of its own: its likelihood is a baseline."""
 
 
+class ExactSuite(Spec):
+    """How many answers are right, by a checker. One answer a question, without sampling."""
+
+    protocol: Literal["exact"]
+    questions: Annotated[str, Reference(("prompts", "chats"))]
+    """Held-out prompts with references; or chats, whose last answer is the reference."""
+    checker: OwnOrWord = "exact"
+    """number, exact, choice, json, rating, python_tests (runs code that models write), or mine.py:check, as in the
+    stage `reason`."""
+    tools: tuple[OwnOrWord, ...] = ()
+    """What the models may call, as in the stage `use_tools`. The calls are executed."""
+    server: ServerName | None = None
+    """The miniature server whose archive the tool `lookup` reads."""
+    max_calls: int = Field(default=4, ge=1, le=100)
+    """The most calls for one question."""
+    tool_seconds: float = Field(default=10.0, gt=0)
+    """How long one call of your own tools may take."""
+
+    @field_validator("checker")
+    @classmethod
+    def _known(cls, checker: str) -> str:
+        return check_name(checker)
+
+    @model_validator(mode="after")
+    def _tools(self) -> "ExactSuite":
+        check_tools(self.tools, self.server is not None)
+        return self
+
+
 Suite = Annotated[
-    MtBenchSuite | AspectsSuite | AnswerLossSuite | PreferenceSuite,
+    MtBenchSuite | AspectsSuite | AnswerLossSuite | PreferenceSuite | ExactSuite,
     Field(discriminator="protocol"),
 ]
 
@@ -116,6 +150,7 @@ class Evaluate(StageConfig):
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Answers are asked for once per set of questions, judgments once per turn, suite and aspect."""
         asked, lines, judgments, scored = dict[str, int](), 0, 0, 0
+        checked = 0
         for name, suite in self.suites.items():
             given = rows.get(f"suites.{name}.{_source(suite)}", 0)
             number = (given if self.limit is None else min(given, self.limit)) * len(self.models)
@@ -124,10 +159,13 @@ class Evaluate(StageConfig):
                 asked[suite.questions] = max(asked.get(suite.questions, 0), number * TURNS_A_QUESTION)
                 judgments += sheets * TURNS_A_QUESTION
                 lines += sheets
+            elif isinstance(suite, ExactSuite):
+                checked += number * (2 if suite.tools else 1)
+                lines += number
             else:
                 scored += number
                 lines += number
-        answers = sum(asked.values())
+        answers = sum(asked.values()) + checked
         tokens = answers * self.max_tokens // 2 + judgments * TOKENS_A_JUDGMENT + scored * self.max_tokens // 2
         return Expected(rows=lines, calls=answers + judgments, tokens=tokens)
 
@@ -193,6 +231,8 @@ def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
                 _judge(bench, name, f"{name}/{aspect}", ask, read, answers[name], ASPECTS_MEASURE)
         elif isinstance(suite, AnswerLossSuite):
             _answer_loss(bench, name)
+        elif isinstance(suite, ExactSuite):
+            _exact(bench, name, suite)
         else:
             _preference(bench, name)
     return _write(bench)
@@ -201,14 +241,14 @@ def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
 def _refuse_endpoints(bench: _Bench) -> None:
     """Before anything is paid for: chat endpoints cannot say how likely a given answer is."""
     for name, suite in bench.config.suites.items():
-        if isinstance(suite, JUDGED):
+        if isinstance(suite, (*JUDGED, ExactSuite)):
             continue
         for model in (*bench.models, *bench.inputs.models.get(f"suites.{name}.reference", ())):
             if not isinstance(model.spec, LocalModel):
                 raise RecipeError(
                     f"suite '{name}'",
                     f"{suite.protocol} needs a model's log-probabilities, and '{model.name}' is behind an endpoint",
-                    "Evaluate endpoints in a stage of their own, with suites of protocol mt_bench or aspects",
+                    "Evaluate endpoints in a stage of their own, with suites of protocol mt_bench, aspects or exact",
                 )
 
 
@@ -264,6 +304,32 @@ def _answer_loss(bench: _Bench, name: str) -> None:
         observations[model.name] = likelihood.answer_loss(model, chats, _local_scorer)
         tick()
     bench.results[name] = SuiteResult(ANSWER_LOSS, observations)
+
+
+def _exact(bench: _Bench, name: str, suite: ExactSuite) -> None:
+    chats = bench.inputs.one(f"suites.{name}.questions").kind == "chats"
+    questions = [exact.as_question(chat) for chat in bench.read(name, Chat)] if chats else bench.read(name, Prompt)
+    checker = find_checker(suite.checker, bench.inputs.functions.get(f"suites.{name}.checker", ()))
+    for question in questions:
+        if not can_read(checker, question.references[0] if question.references else ""):
+            what = f"the checker '{suite.checker}' of suite '{name}' can read no reference of '{question.id}'"
+            place = bench.inputs.one(f"suites.{name}.questions").name
+            raise DataError(place, what, "Give every question a reference, or choose another checker")
+    tick = bench.ticker(len(questions) * len(bench.models), "answers")
+    own, server = (
+        bench.inputs.functions.get(f"suites.{name}.tools", ()),
+        bench.inputs.servers.get(f"suites.{name}.server"),
+    )
+    observations: dict[str, list[Observation]] = {}
+    with open_toolbox(suite.tools, own, server, suite.tool_seconds) as toolbox:
+        ask = exact.asking(questions, bench.config.max_tokens, bench.work.seed)
+        for model in bench.models:
+            with connect(model, bench.work.account) as teacher:
+                held = hold(teacher, [q.messages for q in questions], toolbox, ask, suite.max_calls, tick)
+            sheets = [exact.checked(name, model.name, q, d, checker) for q, d in zip(questions, held, strict=True)]
+            bench.sheets += sheets
+            observations[model.name] = [seen for sheet in sheets for seen in sheet.observations()]
+    bench.results[name] = SuiteResult(EXACT, observations)
 
 
 def _preference(bench: _Bench, name: str) -> None:

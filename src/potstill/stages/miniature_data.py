@@ -9,6 +9,7 @@ from pydantic import Field
 
 from potstill.errors import RecipeError
 from potstill.miniature.asking import CATEGORIES, NothingToAsk, draw, follow_up
+from potstill.miniature.drills import DRILLS, drills
 from potstill.miniature.encyclopedia import articles
 from potstill.miniature.reading import understand
 from potstill.miniature.tasks import Ask
@@ -29,14 +30,22 @@ class Miniature(StageConfig):
     kind: Literal["miniature"]
     server: ServerName
     """The miniature server whose world it is."""
-    part: Literal["articles", "seeds", "questions"]
-    """articles: its encyclopedia. seeds: prompts for Self-Instruct to begin with. questions: held out, of two turns."""
+    part: Literal["articles", "seeds", "questions", "labels", "problems", "lookups"]
+    """articles: its encyclopedia. seeds: prompts for Self-Instruct to begin with. questions: held out, of two turns.
+    Drills of one skill each, with the truth as reference: labels (questions and their category), problems (sums of
+    three steps) and lookups (what only the archive tells)."""
+    held_out: bool = False
+    """Of drills: those of the test, with contents that no other drill has."""
+    count: int = Field(default=500, ge=1, le=100_000)
+    """How many drills."""
     editions: int = Field(default=20, ge=1, le=100_000)
     """How many times the encyclopedia tells everything, each time in other words."""
     per_category: int = Field(default=20, ge=1)
     """Prompts in each of the eight categories."""
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
+        if self.part in DRILLS:
+            return Expected(rows=self.count)
         return Expected(rows=self.editions * 200 if self.part == "articles" else self.per_category * len(CATEGORIES))
 
 
@@ -47,6 +56,8 @@ def run(config: Miniature, inputs: Inputs, work: Work) -> Facts:
     rows: Iterator[Record]
     if config.part == "articles":
         rows = (Text(id=name, text=text) for name, text in articles(known, config.editions))
+    elif config.part in DRILLS:
+        rows = drilled(known, config.part, config.held_out, config.count)
     else:
         rows = prompts(known, config.part == "questions", config.per_category)
     work.drop(())
@@ -71,6 +82,18 @@ def prompts(known: World, held_out: bool, per_category: int) -> Iterator[Prompt]
                 references=tuple(ideal(ask) for ask in asked if ask) if category in WITH_REFERENCES else (),
                 category=category,
             )
+
+
+def drilled(known: World, part: str, held_out: bool, count: int) -> Iterator[Prompt]:
+    """Drills as prompts, each with the truth as its reference."""
+    side = "held-out" if held_out else "training"
+    try:
+        for number, (text, answer, category) in enumerate(drills(known, part, held_out, count)):
+            asked = (Message(role="user", content=text),)
+            yield Prompt(id=f"{part}-{side}-{number}", messages=asked, references=(answer,), category=category)
+    except LookupError as error:
+        what = f"it has {error} {side} drills of the part '{part}'; expected {count}"
+        raise RecipeError(f"a world of {known.size} entities", what, "Lower count, or raise entities") from error
 
 
 def _unseen(

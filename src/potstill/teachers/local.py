@@ -15,6 +15,7 @@ from potstill.records import Finish
 from potstill.sources import Model
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
 from potstill.teachers.decoding import MOST_ROWS, Batch, Row
+from potstill.teachers.tool_calls import with_tool_calls
 from potstill.tokenization import encode_chats, encode_opening, encode_prompt
 from potstill.training.batch import Item, micro_batches
 from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids
@@ -96,7 +97,7 @@ class LocalTeacher:
                     waiting.append(row)
             for row in batch.step(waiting) if asked else ():
                 its = asked.pop(row)
-                reply = self._reply(row, its.request)
+                reply = with_tool_calls(self._reply(row, its.request), its.request)
                 if its.is_last or its.request.accept(reply):
                     replies[its.place] = reply
                 else:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from potstill.records import Finish, Message, ToolCall
 from potstill.sources import EndpointModel
 from potstill.teachers.base import Reply, Request
+from potstill.teachers.tool_calls import make_call
 
 LONGEST_WORDS = 300
 
@@ -109,7 +110,7 @@ def read_reply(raw: str) -> Reply:
 
 def _tool_call(value: Any) -> ToolCall:
     function = value["function"]
-    return ToolCall(name=function["name"], arguments=function.get("arguments") or "{}", id=value.get("id") or "")
+    return make_call(function["name"], function.get("arguments") or "{}", json.dumps(function), value.get("id") or "")
 
 
 def _finish(text: str, refusal: object, stopped: object, *, called: bool) -> tuple[Finish, str]:

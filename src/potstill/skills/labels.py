@@ -1,0 +1,97 @@
+"""Labels: read strictly from a reply, voted on, and how far the votes agree beyond chance."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_LINE = re.compile(r"^[\s*_#>-]*label[\s*_]*:[\s*_]*(.*?)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
+_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
+
+
+def read_label(text: str, labels: Sequence[str]) -> str | None:
+    """The one label that a reply gives: on its line "Label: x", as {"label": "x"}, or as all that it says.
+
+    None where it gives none of the set, or more than one.
+    """
+    said = _plain(text)
+    known = {_folded(label): label for label in labels}
+    if said.startswith("{"):
+        try:
+            value = json.loads(said)
+        except (ValueError, RecursionError):
+            return None
+        given = value.get("label")
+        return known.get(_folded(given)) if isinstance(given, str) else None
+    found = _LINE.findall(said)
+    if len(found) > 1:
+        return None
+    return known.get(_folded(found[0] if found else said))
+
+
+def read_value(text: str) -> str | None:
+    """The JSON value that a reply is, in one spelling; None where it is none."""
+    try:
+        value = json.loads(_plain(text))
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _plain(text: str) -> str:
+    text = text.strip()
+    fenced = _FENCE.match(text)
+    return fenced[1].strip() if fenced else text
+
+
+def _folded(label: str) -> str:
+    return label.strip(" \t\n.\"'`*_").casefold()
+
+
+@dataclass(frozen=True)
+class Election:
+    """What the votes on one row came to."""
+
+    winner: str | None
+    """None: no vote could be read, or two labels have as many."""
+    agreement: float
+    """The winner's share of all votes that were asked for, those that could not be read among them."""
+
+
+def count_votes(votes: Sequence[str | None]) -> Election:
+    """The label with the most votes. A tie elects nobody."""
+    ranked = Counter(vote for vote in votes if vote is not None).most_common(2)
+    if not ranked:
+        return Election(None, 0.0)
+    share = ranked[0][1] / len(votes)
+    tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+    return Election(None if tied else ranked[0][0], share)
+
+
+class Agreement:
+    """Krippendorff's alpha for nominal data, whatever votes are missing, counted row by row.
+
+    Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: 1 - (n - 1) sum(o_cc') / sum(n_c n_c'),
+    both sums over c other than c', with o the coincidences of values within rows.
+    """
+
+    def __init__(self) -> None:
+        self.totals: Counter[str] = Counter()
+        self.disagreements = 0.0
+
+    def add(self, votes: Iterable[str | None]) -> None:
+        """The votes on one row; one vote alone can neither agree nor disagree."""
+        counts = Counter(vote for vote in votes if vote is not None)
+        cast = counts.total()
+        if cast < 2:
+            return
+        self.totals += counts
+        self.disagreements += sum(count * (cast - count) for count in counts.values()) / (cast - 1)
+
+    @property
+    def alpha(self) -> float | None:
+        """1: all agree; 0: as chance would have it. None where nothing varies, so that nothing can be said."""
+        n = self.totals.total()
+        expected = n * n - sum(count * count for count in self.totals.values())
+        return None if expected == 0 else 1 - (n - 1) * self.disagreements / expected
