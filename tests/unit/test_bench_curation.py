@@ -68,7 +68,7 @@ def test_rows_say_everything_and_the_page_takes_them() -> None:
 
 def test_missing_peers_are_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "bench/curation.py", "--documents", "100"]
-    environment = {**os.environ, "BENCH_CURATION_PYTHON": str(tmp_path / "python")}
+    environment = {**os.environ, "BENCH_DATATROVE_PYTHON": str(tmp_path / "python")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("Run `make peers`, or pass --peers alone")
+    assert done.stderr.splitlines()[-1].endswith("Run `make peers-data`, or pass --peers alone")

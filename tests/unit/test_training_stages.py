@@ -238,7 +238,7 @@ def test_another_template_takes_the_place_of_the_models_own_and_is_kept(made: An
     call = ToolCall(name="look", arguments='{"animal": "cat"}')
     asked = (*say("user: what does the cat do?"), Message(role="assistant", content="", tool_calls=(call,)))
     rows = [*CHATS[:8], Chat(id="call", messages=asked)]
-    plain = {**config, "template": None}
+    plain = {**config, "template": TOOLS.replace("m.tool_calls or []", "[]")}
     with pytest.raises(ModelError, match="leaves out a tool's call"):
         bench.run(sft, "plain", plain, bench.data("chats", "chats", rows), models["base"])
     tuned, facts = bench.run(sft, "out", config, bench.data("chats", "chats", rows), models["base"])
