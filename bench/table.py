@@ -32,6 +32,9 @@ memory is the most that was resident in the side's process (on a GPU: allocated 
 A run ends with an error where the sides' losses or log-probabilities differ by more than 2%: then they did not train on
 the same thing. Padding never counts as a token.
 
+Asking: `python bench/synthesis.py --record` has each side ask a server that answers at once, on the same machine, ours
+with its journal on disk; `--memory` asks ten thousand times and then a million.
+
 Curation: `python bench/curation.py --record` runs each side over the same file, `python bench/scale.py --record` the
 whole stage over a hundred thousand dialogues and over a million, and `python bench/novelty.py --record` measures the
 novelty filter as what was kept grows. All make their rows themselves, from a seed.
@@ -42,6 +45,8 @@ TITLES = {
     "dpo": "DPO: pairs a second, the reference's pass included",
     "sft": "SFT: tokens a second",
     "dpo_sweep": "DPO: three epochs for each of three betas, pairs a second",
+    "synthesis": "Asking teachers: requests a second",
+    "synthesis_memory": "Asking teachers: memory as requests grow",
     "curation": "Near duplicates: documents a second",
     "scale": "The stage curate: dialogues a second, and memory",
     "novelty": "The novelty filter: instructions a second",
@@ -75,9 +80,9 @@ def _parts(rows: Sequence[Row]) -> Iterator[str]:
         if row["question"] != told:
             told = row["question"]
             yield f"## {TITLES[told]}"
-        if told in CURATION:
+        if told in DATA:
             yield f"### {_machine(row)}"
-            yield CURATION[told](row)
+            yield DATA[told](row)
             continue
         yield f"### {_machine(row)}, {row['config']['model']} model"
         yield _facts(row)
@@ -181,7 +186,38 @@ def _scale(row: Row) -> str:
     return "\n".join(lines)
 
 
-CURATION: Mapping[str, Callable[[Row], str]] = {"curation": _duplicates, "scale": _scale, "novelty": _novelty}
+def _requests(row: Row) -> str:
+    requests, versions = row["config"]["requests"], row["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in row["peers"])
+    told = f"{row['config']['concurrency']} in flight. {_commit(row)}, {named}. All of a side's start but its imports."
+    lines = [
+        told,
+        "",
+        "| | requests | a second | ours is | least to most of the rounds | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, spread in row["spread"].items():
+        rate = row[OURS] if name == OURS else row["peers"][name]
+        ratio = "" if name == OURS else f"{row['ratios'][name]:.3g} times as fast"
+        rounds = f"{_short(spread['min'])} to {_short(spread['max'])} in {spread['rounds']}"
+        peak = f"{row['peak_bytes'][name] / 1e6:.0f}"
+        lines.append(f"| `{name}` | {requests[name]:,} | {_short(rate)} | {ratio} | {rounds} | {peak} |")
+    return "\n".join(lines)
+
+
+def _flat(row: Row) -> str:
+    lines = [f"{_commit(row)}.", "", "| requests | peak memory, MB |", "|---|---|"]
+    lines += [f"| {int(count):,} | {peak / 1e6:.0f} |" for count, peak in row["peak_bytes"].items()]
+    return "\n".join(lines)
+
+
+DATA: Mapping[str, Callable[[Row], str]] = {
+    "synthesis": _requests,
+    "synthesis_memory": _flat,
+    "curation": _duplicates,
+    "scale": _scale,
+    "novelty": _novelty,
+}
 
 
 def _of_words(config: Mapping[str, Any]) -> str:
