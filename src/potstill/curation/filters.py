@@ -28,6 +28,7 @@ _PIECE = re.compile(r"[^.!?\n]+")
 # One to eight characters over and over; which of these are loops, `_loop` decides.
 _LOOP = re.compile(r"(\S[^\n]{0,7}?)\1{7,}")
 _MIN_LOOP = 48  # characters
+_MOST_IN_LOOP = 8
 
 _NORMAL = re.compile(r"\w+")
 _MIN_ANSWER_WORDS = 5  # "Yes." may be said twice
@@ -196,7 +197,9 @@ def find_repetition(messages: Sequence[Message], max_runs: float = 0.3, max_line
 
 def _loop(text: str) -> tuple[str, int] | None:
     """(what is repeated, how many times). Lines drawn with dashes and the like are none."""
-    if len(text) < _MIN_LOOP:
+    # A loop covers a whole window of half its least length, which then holds few different characters.
+    windows = range(0, len(text) - _MIN_LOOP // 2 + 1, _MIN_LOOP // 2)
+    if len(text) < _MIN_LOOP or all(len(set(text[i : i + _MIN_LOOP // 2])) > _MOST_IN_LOOP for i in windows):
         return None
     for found in _LOOP.finditer(text):
         if len(found[0]) >= _MIN_LOOP and any(character.isalnum() for character in found[1]):

@@ -163,6 +163,12 @@ _REFUSAL = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+# A word that every one of these needs: most answers hold none, and are not searched further.
+_DECLINES = re.compile(
+    r"not|n['’]t|\b(?:can|won|don|shouldn|wouldn)t\b|unable|unwilling|forbidden|declin|refuse|have\s+no|comfortable|prefer"
+    r"|rather|against|outside|beyond",
+    re.IGNORECASE,
+)
 # Help goes on in the same breath.
 _STILL = re.compile(
     r"[^.!?\n]{0,160}?\bbut\b[^.!?\n]{0,20}?\b(?:i\b|here|let|the|we|you)"
@@ -193,6 +199,8 @@ def hedges(text: str) -> Iterator[re.Match[str]]:
 def refusal(text: str) -> str | None:
     """The phrase by which the text's opening declines; None where it does not."""
     head = text[:HEAD]
+    if not _DECLINES.search(head):
+        return None
     code = code_spans(head)
     apology = _APOLOGY.search(head)
     for found in [*([apology] if apology else []), *_REFUSAL.finditer(head)]:
