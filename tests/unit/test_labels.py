@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from stub_server import Stub
 
 from potstill.errors import DataError, TeacherError
+from potstill.evaluation.agreement import Coincidences
 from potstill.records import Chat, Prompt, Text
-from potstill.skills.labels import Agreement, Election, count_votes, read_label, read_value
+from potstill.skills.labels import Election, count_votes, read_label, read_value
 from potstill.sources import Data
 
 SET = ("spam", "not spam", "Other")
@@ -66,10 +67,10 @@ KRIPPENDORFF = """\
 
 
 def alpha(units: Any) -> float | None:
-    counted = Agreement()
+    counted = Coincidences()
     for unit in units:
-        counted.add(unit)
-    return counted.alpha
+        counted.add(ord(vote) for vote in unit if vote is not None)
+    return counted.alpha("nominal")
 
 
 def test_alpha_is_krippendorffs_on_his_own_example() -> None:

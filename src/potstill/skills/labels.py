@@ -1,9 +1,9 @@
-"""Labels: read strictly from a reply, voted on, and how far the votes agree beyond chance."""
+"""Labels: read strictly from a reply, and voted on."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _LINE = re.compile(r"^[\s*_#>-]*label[\s*_]*:[\s*_]*(.*?)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
@@ -67,31 +67,3 @@ def count_votes(votes: Sequence[str | None]) -> Election:
     share = ranked[0][1] / len(votes)
     tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
     return Election(None if tied else ranked[0][0], share)
-
-
-class Agreement:
-    """Krippendorff's alpha for nominal data, whatever votes are missing, counted row by row.
-
-    Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section C: 1 - (n - 1) sum(o_cc') / sum(n_c n_c'),
-    both sums over c other than c', with o the coincidences of values within rows.
-    """
-
-    def __init__(self) -> None:
-        self.totals: Counter[str] = Counter()
-        self.disagreements = 0.0
-
-    def add(self, votes: Iterable[str | None]) -> None:
-        """The votes on one row; one vote alone can neither agree nor disagree."""
-        counts = Counter(vote for vote in votes if vote is not None)
-        cast = counts.total()
-        if cast < 2:
-            return
-        self.totals += counts
-        self.disagreements += sum(count * (cast - count) for count in counts.values()) / (cast - 1)
-
-    @property
-    def alpha(self) -> float | None:
-        """1: all agree; 0: as chance would have it. None where nothing varies, so that nothing can be said."""
-        n = self.totals.total()
-        expected = n * n - sum(count * count for count in self.totals.values())
-        return None if expected == 0 else 1 - (n - 1) * self.disagreements / expected

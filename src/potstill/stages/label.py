@@ -14,10 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from potstill.errors import DataError, TeacherError
+from potstill.evaluation.agreement import Coincidences
 from potstill.files import read_lines
 from potstill.formats import SNIFFED, sniff
 from potstill.records import Chat, Dropped, Message, Prompt, Text
-from potstill.skills.labels import Agreement, count_votes, read_label, read_value
+from potstill.skills.labels import count_votes, read_label, read_value
 from potstill.skills.tools import find_fault
 from potstill.sources import Data, Inputs
 from potstill.stages.asking import Asking, Prompts, Tally
@@ -94,7 +95,9 @@ class _Poll:
 
     finishes: Tally = field(default_factory=Tally)
     read: int = 0
-    agreement: Agreement = field(default_factory=Agreement)
+    agreement: Coincidences = field(default_factory=Coincidences)
+    numbers: dict[str, int] = field(default_factory=dict)
+    """A number for each label that was given; which, says nothing."""
     shares: Counter[float] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     dropped: list[Dropped] = field(default_factory=list)
@@ -117,7 +120,7 @@ def run(config: Label, inputs: Inputs, work: Work) -> Facts:
         said = bad.reason or " ".join(bad.text.split())[:REPLY_SHOWN]
         what = f"no input got a label that its votes agree on. The first vote that could not be read: {said!r}"
         raise TeacherError(model.name, what, remedy(bad, "Use another teacher, or lower min_agreement", "max_tokens"))
-    alpha = poll.agreement.alpha
+    alpha = poll.agreement.alpha("nominal")
     return {
         "rows": count,
         "dropped": dict(sorted(Counter(row.reason for row in poll.dropped).items())),
@@ -167,7 +170,7 @@ def _labelled(
 ) -> Iterator[Chat]:
     for done, row in enumerate(_inputs(data), start=1):
         votes = [_vote(config, next(replies), poll) for _ in range(config.votes)]
-        poll.agreement.add(votes)
+        poll.agreement.add(poll.numbers.setdefault(vote, len(poll.numbers)) for vote in votes if vote is not None)
         result = count_votes(votes)
         poll.shares[round(result.agreement, 6)] += 1
         fault = _fault(config, votes, result.winner, result.agreement)
