@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -289,6 +290,20 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _time(text: str) -> str:
+    """A time as the journal writes it: in UTC, where nothing else is said."""
+    from potstill.errors import DataError
+
+    if not text:
+        return ""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        what = f"{text!r} is no time; expected one such as 2026-01-31 or 2026-01-31T12:00"
+        raise DataError("command line, --before", what, "Write it so") from error
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
+
+
 @reading()
 def _journal(args: argparse.Namespace) -> int:
     from potstill import replies
@@ -298,7 +313,7 @@ def _journal(args: argparse.Namespace) -> int:
     from potstill.workspace import open_run
 
     workspace = open_run(args.run)
-    meant = Selection(args.model, args.stage, args.finish, args.before, args.key)
+    meant = Selection(args.model, args.stage, args.finish, _time(args.before), args.key)
     price = None
     if args.action == "price":
         if args.input is None or args.output is None:

@@ -47,20 +47,23 @@ def totals_view(console: Console, workspace: Workspace, selection: Selection, pr
     """Replies, tokens and money by stage and model; at another price where one is given."""
     with _opened(workspace) as journal:
         found = _Sum([t for t in journal.totals() if _meant(t, selection)], price)
+    revised = len({(t.model, t.revision) for t in found.totals}) > len({t.model for t in found.totals})
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for name in ("stage", "model", "revision"):
-        table.add_column(name, no_wrap=name == "stage")
-    for name in ("replies", "prompt tokens", "answer tokens", "USD", "seconds each"):
-        table.add_column(name, justify="right")
+    for name in ("stage", "model", *(["revision"] if revised else [])):
+        table.add_column(name, overflow="fold")
+    for name in ("replies", "prompt\ntokens", "answer\ntokens", "USD", "seconds\neach"):
+        table.add_column(name, justify="right", no_wrap=True)
     for t in found.totals:
         figures = (f"{t.calls:,}", f"{t.prompt_tokens:,}", f"{t.completion_tokens:,}", f"{found.usd(t):,.4f}")
-        table.add_row(Text(t.stage), Text(t.model), Text(t.revision), *figures, f"{t.seconds:.2f}")
+        names = (t.stage, t.model, *([t.revision] if revised else []))
+        table.add_row(*map(Text, names), *figures, f"{t.seconds:.2f}")
     console.print(table)
     console.print()
-    calls = sum(t.calls for t in found.totals)
+    calls, gone = sum(t.calls for t in found.totals), sum(t.pruned for t in found.totals)
     usd = sum(found.usd(t) for t in found.totals)
     at = "at this price" if price else "at the prices of the time"
-    console.print(f"{calls:,} replies in {workspace.path / JOURNAL}; ${usd:,.4f} {at}.", soft_wrap=True)
+    since = f", {gone:,} of them pruned since" if gone else ""
+    console.print(f"{calls:,} replies in {workspace.path / JOURNAL}{since}; ${usd:,.4f} {at}.", soft_wrap=True)
 
 
 def _meant(total: Total, selection: Selection) -> bool:
@@ -109,6 +112,8 @@ def show_view(console: Console, workspace: Workspace, selection: Selection) -> N
 
 def export(workspace: Workspace, selection: Selection, target: Path | None) -> int:
     """Write the replies that are meant as JSON lines, to a file or to standard output; returns how many."""
+    if target is not None and target.exists():
+        raise DataError(str(target), "this file is there already", "Name a new one with --to")
     with _opened(workspace) as journal, storage_errors(target or Path("standard output")):
         file = target.open("x", encoding="utf-8") if target else sys.stdout
         try:
@@ -128,6 +133,17 @@ def _opened_up(entry: Entry) -> dict[str, object]:
 
 
 def prune(workspace: Workspace, selection: Selection) -> int:
-    """Forget the replies that are meant; returns how many. BusyError while a run works in the folder."""
+    """Forget the replies that are meant; returns how many. BusyError while a run works in the folder.
+
+    DataError where no reply is of the stage or model that is named.
+    """
     with workspace.hold(), _opened(workspace, read_only=False) as journal:
+        totals = journal.totals()
+        for what, named, known in (
+            ("stage", selection.stage, {t.stage for t in totals}),
+            ("model", selection.model, {t.model for t in totals}),
+        ):
+            if named and named not in known:
+                names = ", ".join(sorted(known))
+                raise DataError(f"command line, --{what}", f"no reply is of '{named}'", f"Name one of: {names}")
         return journal.prune(selection)

@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +27,7 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     table = _table("stage", "kind", "")
     priced = any(_prices(step) for step in plan.to_run)
     for name in ("rows", "calls", "tokens", *(["USD"] if priced else [])):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for step in plan.steps.values():
         runs, expected = step.artifact is None, step.expected
         state = Text.assemble(("will run", "cyan"), f"  {step.why}") if runs else Text("sealed", "green")
@@ -46,10 +47,10 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
 
 
 def _ranged(value: int, between: Range | None) -> str:
-    """A figure with its interval; a guess where there is none."""
+    """The interval that it lies in; a guess where there is none."""
     if between is None:
         return f"~{value:,}"
-    return f"{value:,}" if between[0] == between[1] else f"{value:,} ({between[0]:,} to {between[1]:,})"
+    return f"{value:,}" if between[0] == between[1] else f"{between[0]:,} to {between[1]:,}"
 
 
 def _between(low: float, high: float) -> str:
@@ -140,7 +141,7 @@ def status_view(console: Console, workspace: Workspace) -> None:
         console.print(f"Process {holder} works in {workspace.path}.", soft_wrap=True)
     elif left:
         console.print(f"{len(left)} of {len(described.stages)} stages are left. Go on with:", soft_wrap=True)
-        console.print(f"  {_resume(described, workspace)}", soft_wrap=True)
+        console.print(f"  {_resume(described, workspace, left)}", soft_wrap=True)
     else:
         console.print(f"All {len(described.stages)} stages are sealed in {workspace.path}.", soft_wrap=True)
 
@@ -152,9 +153,9 @@ def _spent(described: Description, workspace: Workspace) -> str:
         return ""
     with contextlib.closing(Journal(path, read_only=True)) as journal:
         totals = journal.totals()
-    calls, usd = sum(total.calls for total in totals), sum(total.usd for total in totals)
+    kept, usd = sum(total.calls - total.pruned for total in totals), sum(total.usd for total in totals)
     tokens = sum(total.prompt_tokens + total.completion_tokens for total in totals)
-    words = f"{calls:,} replies with {tokens:,} tokens are kept"
+    words = f"{kept:,} replies are kept; {tokens:,} tokens in all"
     if usd or described.budget_usd is not None:
         words += f"; ${usd:,.2f} spent"
     if described.budget_usd is not None:
@@ -162,11 +163,11 @@ def _spent(described: Description, workspace: Workspace) -> str:
     return f"{words}. What they are: potstill journal {shlex.quote(str(workspace.path))}"
 
 
-def _resume(described: Description, workspace: Workspace) -> str:
+def _resume(described: Description, workspace: Workspace, left: Sequence[str]) -> str:
     words = ["potstill", "run", described.source, *described.overrides]
     if workspace.path != Path("runs") / described.recipe:
         words += ["--out", str(workspace.path)]
-    words += ["--until", described.until] if described.until else []
+    words += ["--until", described.until] if described.until and described.until in left else []
     words += ["--launch", shlex.join(described.launch)] if described.launch else []
     return shlex.join(words)
 

@@ -52,7 +52,7 @@ def test_counted_and_priced(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "$0.0700 at this price" in said(capsys, "journal", "paid", "price", "--input", "1000", "--output", "3000")
     assert "no price is given" in said(capsys, "journal", "paid", "price", code=2)
     status = said(capsys, "status", "paid")
-    assert "5 replies with 40 tokens are kept; $0.05 spent of $20.00, $19.95 left" in status
+    assert "5 replies are kept; 40 tokens in all; $0.05 spent of $20.00, $19.95 left" in status
 
 
 def test_listed_and_shown_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,8 @@ class Total:
     usd: float
     seconds: float
     """The mean time that a reply took."""
+    pruned: int = 0
+    """How many of the calls' replies were forgotten since."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +227,12 @@ class Journal:
     def totals(self) -> list[Total]:
         """By stage, model and revision, pruned replies included."""
         rows = self._select(
-            "SELECT stage, model, revision, sum(calls), sum(p), sum(c), sum(usd), sum(s) / max(1, sum(calls)) FROM ("
+            "SELECT stage, model, revision, sum(calls), sum(p), sum(c), sum(usd), sum(s) / max(1, sum(calls - gone)),"
+            " sum(gone) FROM ("
             " SELECT stage, model, revision, count(*) calls, sum(prompt_tokens) p, sum(completion_tokens) c,"
-            "  sum(usd) usd, sum(seconds) s FROM replies GROUP BY stage, model, revision"
-            " UNION ALL SELECT stage, model, revision, calls, prompt_tokens, completion_tokens, usd, 0 FROM pruned"
+            "  sum(usd) usd, sum(seconds) s, 0 gone FROM replies GROUP BY stage, model, revision"
+            " UNION ALL SELECT stage, model, revision, calls, prompt_tokens, completion_tokens, usd, 0, calls"
+            "  FROM pruned"
             ") GROUP BY stage, model, revision ORDER BY stage, model, revision",
             [],
         )
