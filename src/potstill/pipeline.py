@@ -96,7 +96,7 @@ def run(
         check_prices(plan)
         _check_launch(plan, launcher)
         hashes.save()
-        workspace.note_run(_description(whole, until, launcher))
+        workspace.note_run(describe(whole, until, launcher))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
         means = _Means(workspace, servers, listener, launcher, open_ledger(recipe, workspace))
@@ -149,7 +149,8 @@ def open_ledger(recipe: Recipe, workspace: Workspace) -> Ledger:
         return Ledger(recipe.budget_usd, journal.spent_usd())
 
 
-def _description(plan: Plan, until: str | None, launcher: Sequence[str]) -> Description:
+def describe(plan: Plan, until: str | None, launcher: Sequence[str] = ()) -> Description:
+    """What a run is asked for, for `status`, `show` and `journal`."""
     return Description(
         recipe=plan.recipe.name,
         source=plan.recipe.source,

@@ -182,6 +182,8 @@ class _Planner:
         for link in entry.links:
             if (link.file and link.field in of_rows) or (link.stage and self.steps[link.stage].entry.produces in ROWS):
                 rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
+            elif link.models or (link.stage and self.steps[link.stage].entry.produces == "model"):
+                rows[link.field] = rows.get(link.field, 0) + max(1, len(link.models))
         trial = self._trials.get(entry.name)
         return entry.config.extrapolate(rows, trial) if trial and trial.key == key else entry.config.expect(rows)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from potstill.artifact import Artifact, seal, storage_errors
 from potstill.errors import DataError, RecipeError
 from potstill.money import Meter
-from potstill.pipeline import Servers, check_keys, check_prices, open_ledger
+from potstill.pipeline import Servers, check_keys, check_prices, describe, open_ledger
 from potstill.plan import Step, make_plan, stage_inputs
 from potstill.recipe import Recipe
 from potstill.records import ROWS
@@ -30,9 +30,11 @@ def run_trial(recipe: Recipe, folder: Path, rows: int, until: str | None = None)
     """
     workspace, hashes = Workspace(folder), Hashes(folder / "hashes.json")
     with workspace.hold(), storage_errors(folder), Servers(recipe, workspace) as servers:
-        plan = make_plan(recipe, workspace, hashes).until(until)
+        whole = make_plan(recipe, workspace, hashes)
+        plan = whole.until(until)
         check_keys(plan)
         check_prices(plan)
+        workspace.note_run(describe(whole, until))
         trials = {}
         scratch, ledger = workspace.work / SCRATCH, open_ledger(recipe, workspace)
         there: dict[str, Artifact] = {}
@@ -66,6 +68,8 @@ def _trial(step: Step, config: StageConfig, there: Mapping[str, Artifact], rows:
             counts[link.field] = counts.get(link.field, 0) + rows
         elif link.stage and there[link.stage].produces in ROWS:
             counts[link.field] = counts.get(link.field, 0) + min(rows, int(there[link.stage].facts.get("rows", 0)))
+        elif link.models or (link.stage and there[link.stage].produces == "model"):
+            counts[link.field] = counts.get(link.field, 0) + max(1, len(link.models))
     facts = dict(there[step.name].facts)
     return Trial(
         key=step.key,

@@ -13,9 +13,9 @@ from rich.text import Text
 from potstill.artifact import find
 from potstill.console import duration, facts_line
 from potstill.plan import Plan, Step
-from potstill.sources import EndpointModel, Price
+from potstill.sources import EndpointModel, Model, Price
 from potstill.stages.base import Range
-from potstill.teachers.journal import JOURNAL, Journal
+from potstill.teachers.journal import JOURNAL, Journal, Total
 from potstill.workspace import Description, Workspace
 
 ROOM_FOR_DATES = 110
@@ -67,13 +67,27 @@ def _sum(plan: Plan, workspace: Workspace) -> str:
         words += f"; about {sum(step.expected.calls for step in asking):,} calls of teachers and judges"
     low, high = (sum(_usd(step)[end] for step in asking) for end in (0, 1))
     words += f", ${_between(low, high)}" if high else ""
-    if plan.recipe.budget_usd is not None:
-        words += f", with a budget of ${plan.recipe.budget_usd:,.2f}"
     words += _time(asking, workspace)
+    totals = _totals(workspace)
+    names = {step.name for step in asking}
+    if kept := sum(total.calls - total.pruned for total in totals if total.stage in names):
+        words += f". {kept:,} replies that these stages asked for are kept already: where they ask the same, it is free"
+    if plan.recipe.budget_usd is not None:
+        left = plan.recipe.budget_usd - sum(total.usd for total in totals)
+        words += f". Of the budget of ${plan.recipe.budget_usd:,.2f}, ${max(0.0, left):,.2f} are left"
+        words += ": too little, so the run would stop on the way" if left < low else ""
+    if unpriced := sorted({model.name for step in asking for model in _unpriced(step)} if high else ()):
+        words += f". Without a price, and so not counted: {', '.join(unpriced)}"
     guessed = [step.name for step in asking if step.expected.calls_range is None]
     if guessed:
         words += f". Guesses, marked ~: {', '.join(guessed)}; a trial tells better: potstill plan ... --trial 50"
     return f"{words}."
+
+
+def _unpriced(step: Step) -> list[Model]:
+    """The endpoints by URL that the stage asks and whose price nobody says."""
+    models = [model for link in step.entry.links for model in link.models]
+    return [m for m in models if isinstance(m.spec, EndpointModel) and m.spec.is_url and m.spec.price is None]
 
 
 def _prices(step: Step) -> list[Price]:
@@ -89,18 +103,24 @@ def _usd(step: Step) -> tuple[float, float]:
     low, high = expected.tokens_range or (expected.tokens, expected.tokens)
     share = expected.prompt_share
     each = [(share * price.input + (1 - share) * price.output) / 1e6 for price in prices]
+    each += [0.0] * bool(_unpriced(step))  # some of the calls, nobody knows how many, are not counted
     if expected.tokens_range is None:  # a guess: every token may be of the dearer kind
         each += [max(price.input, price.output) / 1e6 for price in prices]
     return low * min(each), high * max(each)
 
 
-def _time(asking: list[Step], workspace: Workspace) -> str:
-    """How long the calls take, as far as these models have answered before in this folder."""
+def _totals(workspace: Workspace) -> list[Total]:
+    """What the run's journal holds and has cost."""
     path = workspace.path / JOURNAL
     if not path.exists():
-        return ""
+        return []
     with contextlib.closing(Journal(path, read_only=True)) as journal:
-        totals = journal.totals()
+        return journal.totals()
+
+
+def _time(asking: list[Step], workspace: Workspace) -> str:
+    """How long the calls take, as far as these models have answered before in this folder."""
+    totals = _totals(workspace)
     seconds = 0.0
     for step in asking:
         specs = [model.spec for link in step.entry.links for model in link.models]
@@ -148,11 +168,9 @@ def status_view(console: Console, workspace: Workspace) -> None:
 
 def _spent(described: Description, workspace: Workspace) -> str:
     """What replies have cost, and what of the budget is left."""
-    path = workspace.path / JOURNAL
-    if not path.exists():
+    totals = _totals(workspace)
+    if not totals:
         return ""
-    with contextlib.closing(Journal(path, read_only=True)) as journal:
-        totals = journal.totals()
     kept, usd = sum(total.calls - total.pruned for total in totals), sum(total.usd for total in totals)
     tokens = sum(total.prompt_tokens + total.completion_tokens for total in totals)
     words = f"{kept:,} replies are kept; {tokens:,} tokens in all"

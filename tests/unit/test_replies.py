@@ -44,7 +44,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
 
 def test_counted_and_priced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys, "journal", "paid")
-    assert told.split("\n")[1].split()[:6] == ["chats", "m", "5", "25", "15", "0.0550"]
+    assert told.split("\n")[2].split()[:6] == ["chats", "m", "5", "25", "15", "0.0550"]
     assert "5 replies in" in told
     assert "$0.0550 at the prices of the time" in told
     assert "$0.0000 at this price" in said(capsys, "journal", "paid", "price", "--input", "0", "--output", "0")
@@ -82,7 +82,7 @@ def test_exported_as_lines(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_pruned_replies_stay_paid_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "add --yes" in said(capsys, "journal", "paid", "prune", code=2)
     assert (
-        said(capsys, "journal", "paid", "prune", "--before", "2000")
+        said(capsys, "journal", "paid", "prune", "--before", "2000-01-01")
         == "0 replies forgotten; what they cost stays counted.\n"
     )
     assert "5 replies forgotten" in said(capsys, "journal", "paid", "prune", "--stage", "chats")
@@ -121,3 +121,39 @@ def test_a_budget_is_a_number_of_dollars(run: Path, capsys: pytest.CaptureFixtur
 def test_a_budget_needs_prices(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys, "run", "recipe.yaml", "t.price=null", "t.revision=b", code=2)
     assert "there is a budget, but the model 't' that 'chats' asks has no price" in told
+
+
+@pytest.mark.parametrize("time", ["yesterday", "2026-13-45", "31.01.2026"])
+def test_a_time_that_is_none_prunes_nothing(run: Path, capsys: pytest.CaptureFixture[str], time: str) -> None:
+    assert "is no time; expected one such as 2026-01-31" in said(
+        capsys, "journal", "paid", "prune", "--before", time, code=2
+    )
+    assert "no reply is of 'nosuch'. Name one of: chats" in said(
+        capsys, "journal", "paid", "prune", "--stage", "nosuch", code=2
+    )
+    assert "5 replies in" in said(capsys, "journal", "paid")
+
+
+def test_what_was_pruned_is_no_longer_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "journal", "paid", "prune", "--stage", "chats")
+    assert "5 replies in" in (told := said(capsys, "journal", "paid"))
+    assert "5 of them pruned since" in told
+    assert "0 replies are kept" in said(capsys, "status", "paid")
+
+
+def test_plan_tells_what_is_kept_and_what_is_left_of_the_budget(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = said(capsys, "plan", "recipe.yaml", "chats.temperature=0.1", "budget_usd=0.06")
+    assert "5 replies that these stages asked for are kept already" in told
+    assert "Of the budget of $0.06, $0.01 are left: too little, so the run would stop on the way" in told
+
+
+def test_a_trial_can_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text('{"id": "p", "messages": [{"role": "user", "content": "q"}]}\n' * 3)
+    with Stub(answer=answer) as stub:
+        Path("recipe.yaml").write_text(RECIPE.format(url=stub.base_url, budget=20))
+        assert "a trial tells better" not in said(capsys, "plan", "recipe.yaml", "--trial", "2")
+    assert "1 replies are kept" in said(capsys, "status", "paid")
+    assert "chats" in said(capsys, "journal", "paid")

@@ -56,7 +56,7 @@ class Audit(Asking):
     """Fail where less than this share of a judge's verdicts could be read."""
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
-        judges = 1 if isinstance(self.judge, str) else len(self.judge)
+        judges = rows.get("judge", 1 if isinstance(self.judge, str) else len(self.judge))
         calls = 2 * min(rows["data"], self.limit or rows["data"]) * judges
         return Expected(0, calls, calls * TOKENS_PER_CALL)
 

@@ -45,12 +45,17 @@ class StageConfig(Spec):
 
     HOW: ClassVar[frozenset[str]] = frozenset()
     """Fields that change how fast a stage works and what it needs, never what it makes: they are no part of its key."""
+    MODELS: ClassVar[frozenset[str]] = frozenset({"model", "models", "teacher", "user", "judge", "reference"})
+    """What fields that name models are called."""
     WHOLE: ClassVar[frozenset[str]] = frozenset()
     """Fields whose rows a trial leaves whole, since the stage makes as much whatever number of them there is."""
 
     def expect(self, rows: Mapping[str, int]) -> "Expected":
-        """What a run is likely to make, from the rows expected of each input field. For `potstill plan`."""
-        return Expected(rows=max(rows.values(), default=0))
+        """What a run is likely to make. For `potstill plan`.
+
+        `rows`: what is expected of each input field: rows, or of a field that names models, how many there are.
+        """
+        return Expected(rows=max((count for name, count in rows.items() if name not in self.MODELS), default=0))
 
     def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
         """DataError where the first rows of a file that a field names cannot be what the field takes."""

@@ -120,7 +120,7 @@ class Judge(Asking):
             "overall": ANSWERS_PER_ROW,
             "pairwise": ANSWERS_PER_ROW * (ANSWERS_PER_ROW - 1) // 2 if self.against == "all" else ANSWERS_PER_ROW - 1,
         }
-        calls = rows["data"] * requests[self.mode] * self.times * len(self.named)
+        calls = rows["data"] * requests[self.mode] * self.times * rows.get("judge", len(self.named))
         return Expected(rows["data"], calls, calls * TOKENS_PER_CALL)
 
 
