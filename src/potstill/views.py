@@ -49,8 +49,15 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
 def _ranged(value: int, between: Range | None) -> str:
     """The interval that it lies in; a guess where there is none."""
     if between is None:
-        return f"~{value:,}"
-    return f"{value:,}" if between[0] == between[1] else f"{between[0]:,} to {between[1]:,}"
+        return f"~{_compact(value)}"
+    return f"{value:,}" if between[0] == between[1] else f"{_compact(between[0])}–{_compact(between[1])}"
+
+
+def _compact(value: int) -> str:
+    """Three figures that matter where there are many: 59.4k, 2.02M."""
+    if value < 100_000:
+        return f"{value:,}" if value < 10_000 else f"{value / 1e3:.1f}k"
+    return f"{value / 1e3:.0f}k" if value < 1_000_000 else f"{value / 1e6:,.2f}M"
 
 
 def _between(low: float, high: float) -> str:
