@@ -310,9 +310,12 @@ def _journal(args: argparse.Namespace) -> int:
     from potstill.errors import DataError
     from potstill.sources import Price
     from potstill.teachers.journal import Selection
+    from potstill.validation import check_utf8
     from potstill.workspace import open_run
 
     workspace = open_run(args.run)
+    for name in ("model", "stage", "finish", "key"):
+        check_utf8(getattr(args, name), f"command line, --{name}")
     meant = Selection(args.model, args.stage, args.finish, _time(args.before), args.key)
     price = None
     if args.action == "price":

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +48,7 @@ class _Sum:
 def totals_view(console: Console, workspace: Workspace, selection: Selection, price: Price | None) -> None:
     """Replies, tokens and money by stage and model; at another price where one is given."""
     with _opened(workspace) as journal:
-        found = _Sum([t for t in journal.totals() if _meant(t, selection)], price)
+        found = _Sum(journal.totals(selection), price)
     revised = len({(t.model, t.revision) for t in found.totals}) > len({t.model for t in found.totals})
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     for name in ("stage", "model", *(["revision"] if revised else [])):
@@ -66,10 +68,6 @@ def totals_view(console: Console, workspace: Workspace, selection: Selection, pr
     console.print(f"{calls:,} replies in {workspace.path / JOURNAL}{since}; ${usd:,.4f} {at}.", soft_wrap=True)
 
 
-def _meant(total: Total, selection: Selection) -> bool:
-    return selection.model in ("", total.model) and selection.stage in ("", total.stage)
-
-
 def list_view(console: Console, workspace: Workspace, selection: Selection, rows: int) -> None:
     """One line a reply, oldest first."""
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
@@ -84,7 +82,7 @@ def list_view(console: Console, workspace: Workspace, selection: Selection, rows
                 break
             shown += 1
             tokens = f"{entry.prompt_tokens}+{entry.completion_tokens}"
-            words = " ".join(read_reply(entry.reply).text.split())[:SHOWN]
+            words = " ".join(_words(entry).split())[:SHOWN]
             columns = (
                 entry.key[:KEY_SHOWN],
                 entry.at[5:16].replace("T", " "),
@@ -98,6 +96,13 @@ def list_view(console: Console, workspace: Workspace, selection: Selection, rows
     console.print(table)
     more = f"; {count - shown:,} more (--rows)" if count > shown else ""
     console.print(f"{shown:,} of {count:,} replies{more}.", soft_wrap=True)
+
+
+def _words(entry: Entry) -> str:
+    try:
+        return read_reply(entry.reply).text
+    except ValueError as error:
+        return f"({error})"
 
 
 def show_view(console: Console, workspace: Workspace, selection: Selection) -> None:
@@ -114,22 +119,32 @@ def export(workspace: Workspace, selection: Selection, target: Path | None) -> i
     """Write the replies that are meant as JSON lines, to a file or to standard output; returns how many."""
     if target is not None and target.exists():
         raise DataError(str(target), "this file is there already", "Name a new one with --to")
-    with _opened(workspace) as journal, storage_errors(target or Path("standard output")):
-        file = target.open("x", encoding="utf-8") if target else sys.stdout
-        try:
-            count = 0
-            for entry in journal.entries(selection):
-                file.write(json.dumps(_opened_up(entry), ensure_ascii=False) + "\n")
-                count += 1
-        finally:
-            if target:
-                file.close()
+    with _opened(workspace) as journal:
+        lines = (json.dumps(_opened_up(entry)) + "\n" for entry in journal.entries(selection))
+        if target is None:
+            return sum(sys.stdout.write(line) > 0 for line in lines)
+        aside = target.with_name(f".{target.name}.{os.getpid()}")  # whole, or not there
+        with storage_errors(target):
+            try:
+                with aside.open("w", encoding="utf-8") as file:
+                    count = sum(file.write(line) > 0 for line in lines)
+                aside.rename(target)
+            finally:
+                aside.unlink(missing_ok=True)
     return count
 
 
 def _opened_up(entry: Entry) -> dict[str, object]:
     """The entry with its bodies as values, not as text."""
-    return asdict(entry) | {"request": json.loads(entry.request), "reply": json.loads(entry.reply)}
+    return asdict(entry) | {"request": _value(entry.request), "reply": _value(entry.reply)}
+
+
+def _value(text: str) -> Any:
+    """The value in a JSON text; the text itself where it is spoilt."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def prune(workspace: Workspace, selection: Selection) -> int:

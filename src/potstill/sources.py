@@ -1,5 +1,6 @@
 """What a stage reads: models as a recipe declares them, data as other stages sealed it or as a file on disk."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from potstill.records import ROWS, Record
 R = TypeVar("R", bound=Record)
 
 URL_BEGINS = ("http://", "https://")
+NO_OPTIONS = ("model", "messages", "prompt", "tools", "response_format", "stream", "n")
+"""Fields of a request that are no option: what is asked, and how many replies come in which way."""
 
 
 class Spec(BaseModel):
@@ -87,6 +90,18 @@ class EndpointModel(Spec):
     batch: bool = False
     """Send requests as batch jobs, which cost less and take up to a day, where the server offers them."""
 
+    @field_validator("options")
+    @classmethod
+    def _optional(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if name in NO_OPTIONS:
+                raise ValueError(f"'{name}' is set by the stage that asks; it cannot be an option")
+        try:
+            json.dumps(options, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the options cannot be sent as JSON: {error}") from error
+        return options
+
     @field_validator("endpoint")
     @classmethod
     def _can_be_asked(cls, endpoint: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -100,6 +115,8 @@ class EndpointModel(Spec):
             if fault:
                 raise RecipeError("endpoint", fault, "Write a URL such as http://localhost:8000/v1")
         plain = tuple(name.rstrip("/") for name in names)  # with a slash or without, it is the same place
+        if len(set(plain)) < len(plain):
+            raise RecipeError("endpoint", "the same URL stands there twice", "Name each replica once")
         return plain[0] if isinstance(endpoint, str) else plain
 
     @property

@@ -53,6 +53,8 @@ class Batches(Stub):
         return reply({"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "x", "purpose": "batch"})
 
     async def _content(self, request: Asked) -> Response:
+        if request.path_params["name"] not in self.files:
+            return refusal(404, "no such file")
         return PlainTextResponse(self.files[request.path_params["name"]])
 
     async def _create(self, request: Asked) -> Response:
@@ -62,9 +64,14 @@ class Batches(Stub):
         return refusal(500, "died on the way back") if self.crash_after_create else reply(self.jobs[name])
 
     async def _list(self, request: Asked) -> Response:
+        """Newest first, three to a page."""
         if self.crash_after_create and self.crash_list:
             return refusal(500, "still dying")
-        return reply({"object": "list", "data": list(self.jobs.values()), "has_more": False})
+        jobs = list(reversed(self.jobs.values()))
+        after = request.query_params.get("after")
+        begin = [job["id"] for job in jobs].index(after) + 1 if after else 0
+        page = jobs[begin : begin + 3]
+        return reply({"object": "list", "data": page, "has_more": begin + 3 < len(jobs)})
 
     async def _look(self, request: Asked) -> Response:
         job = self.jobs[request.path_params["name"]]
@@ -173,13 +180,15 @@ def test_a_job_whose_name_never_came_back_is_found_and_paid_once(tmp_path: Path)
         with pytest.raises(TeacherError, match="no batch job can be had"):
             run(tmp_path, stub, asked(10))
         stub.crash_after_create = stub.crash_list = False
-        goes_on(tmp_path, stub)
+        others = {f"other-{i}": {**stub.jobs["batch-0"], "id": f"other-{i}", "metadata": {}} for i in range(8)}
+        stub.jobs |= others
+        goes_on(tmp_path, stub, jobs=9)
 
 
-def goes_on(workspace: Path, stub: Batches) -> None:
-    assert len(stub.jobs) == 1
+def goes_on(workspace: Path, stub: Batches, jobs: int = 1) -> None:
+    assert len(stub.jobs) == jobs
     assert [r.text for r in run(workspace, stub, asked(10))] == [f"echo q{i}" for i in range(10)]
-    assert len(stub.jobs) == 1
+    assert len(stub.jobs) == jobs
     assert set(stub.answered.values()) == {1}
     journal = Journal(workspace / JOURNAL)
     assert journal.open_batches("m", "") == []
@@ -203,3 +212,33 @@ def test_the_budget_holds(tmp_path: Path) -> None:
     with Batches() as stub, pytest.raises(BudgetError, match=r"budget_usd is 0\.20"):
         run(tmp_path, stub, asked(200), ledger)
     assert 0 < ledger.spent_usd <= 0.2
+
+
+@pytest.mark.parametrize("said", ["one\u2028two\u0085three", "half \ud83d"])
+def test_a_reply_with_odd_signs_is_read_once_and_whole(tmp_path: Path, said: str) -> None:
+    with Batches(lambda body, times: {"status_code": 200, "body": completion(said)}) as stub:
+        (answer,) = run(tmp_path, stub, asked(1))
+        assert answer.text == said.replace("\ud83d", "\ufffd")
+        assert run(tmp_path, stub, asked(1)) == [answer]
+        assert len(stub.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["str", [1], 5, {"status_code": 200, "body": {"choices": [], "usage": {"prompt_tokens": 2**70}}}]
+)
+def test_a_line_that_is_no_reply_is_asked_again(tmp_path: Path, line: Any) -> None:
+    with Batches(lambda body, times: line if times == 0 else None) as stub:
+        assert [r.text for r in run(tmp_path, stub, asked(2))] == ["echo q0", "echo q1"]
+
+
+def test_a_job_whose_replies_are_gone_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(seconds: float) -> None:
+        raise RuntimeError("killed")
+
+    with Batches() as stub:
+        with monkeypatch.context() as patch:
+            patch.setattr("potstill.teachers.batches.time.sleep", killed)
+            with pytest.raises(RuntimeError, match="killed"):
+                run(tmp_path, stub, asked(2))
+        stub.jobs["batch-0"] |= {"status": "completed", "output_file_id": "lost"}
+        assert [r.text for r in run(tmp_path, stub, asked(2))] == ["echo q0", "echo q1"]

@@ -1,15 +1,18 @@
 """Limits, replicas, attempts and money: what goes out, and what is never passed."""
 
 import json
+import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 from stub_server import Stub, completion, hang, refusal, reply
 
-from potstill.errors import BudgetError, TeacherError
+from potstill.errors import BudgetError, StorageError, TeacherError
 from potstill.money import Ledger
 from potstill.records import Message
 from potstill.sources import Account, EndpointModel, Model
@@ -29,6 +32,10 @@ def run(account: Account, endpoint: Any, requests: list[Request], **fields: Any)
     model = Model("teacher", EndpointModel(endpoint=endpoint, name="m", **fields))
     with Endpoint(model, account, QUICK) as teacher:
         return list(teacher.complete(requests))
+
+
+def at(stub: Stub) -> Model:
+    return Model("t", EndpointModel(endpoint=stub.base_url, name="m"))
 
 
 def totals(workspace: Path) -> Any:
@@ -224,3 +231,178 @@ def test_a_text_to_go_on_from_goes_to_completions(tmp_path: Path) -> None:
         (answer,) = run(Account(tmp_path), stub.base_url, requests)
         assert answer.text == "goes on from <|user|>\n"
         assert json.loads(next(iter(stub.seen)))["prompt"] == "<|user|>\n"
+
+
+@pytest.mark.parametrize("counted", [2**63, 10**400, -5, "many"])
+def test_counts_that_nobody_can_believe_are_none(tmp_path: Path, counted: Any) -> None:
+    async def absurd(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        return reply({**completion("four"), "usage": {"prompt_tokens": counted, "completion_tokens": counted}})
+
+    with Stub(fault=absurd) as stub:
+        run(Account(tmp_path), stub.base_url, asked(2), price=PRICE)
+    (total,) = totals(tmp_path)
+    assert total.completion_tokens == 8
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_ends_the_process_comes_out_of_accept_too(tmp_path: Path, error: type[BaseException]) -> None:
+    def ends(reply: Reply) -> bool:
+        raise error
+
+    with Stub() as stub, pytest.raises(error):
+        run(Account(tmp_path), stub.base_url, asked(1, attempts=2, accept=ends))
+
+
+def test_the_most_that_a_request_can_cost_is_what_its_body_asks_for(tmp_path: Path) -> None:
+    with Stub() as stub, pytest.raises(BudgetError, match="may cost up to 5"):
+        run(Account(tmp_path, "s", Ledger(1.0)), stub.base_url, asked(5), price=PRICE, options={"max_tokens": 5000})
+    assert not stub.seen
+
+
+def test_a_server_that_bills_more_than_was_asked_for_is_believed_the_next_time(tmp_path: Path) -> None:
+    async def thinks(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        return reply({**completion("short"), "usage": {"prompt_tokens": 5, "completion_tokens": 300}})
+
+    ledger = Ledger(1.0)
+    with Stub(fault=thinks) as stub, pytest.raises(BudgetError):
+        run(Account(tmp_path, "s", ledger), stub.base_url, asked(50), price=PRICE, concurrency=1)
+    assert 0.9 <= ledger.spent_usd <= 1.0
+
+
+def test_two_who_ask_the_same_at_once_get_the_same(tmp_path: Path) -> None:
+    async def differs(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        await hang(0.05)
+        return reply(completion(f"answer {stub.seen.total()}"))
+
+    found: list[list[str]] = []
+    with Stub(fault=differs) as stub:
+        threads = [
+            threading.Thread(
+                target=lambda: found.append(
+                    [r.text for r in run(Account(tmp_path), stub.base_url, asked(5), price=PRICE)]
+                )
+            )
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        again = [r.text for r in run(Account(tmp_path), stub.base_url, asked(5))]
+        assert found == [again, again]
+        assert sum(t.usd for t in totals(tmp_path)) == pytest.approx(0.008 * stub.seen.total()), "both were paid"
+
+
+def test_what_is_accepted_by_one_is_not_by_another(tmp_path: Path) -> None:
+    async def worse_at_first(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        await hang(0.05)
+        return reply(completion("cut", "length")) if body["seed"] == 0 else None
+
+    model = Model("t", EndpointModel(endpoint="x", name="m"), "")
+    with Stub(fault=worse_at_first) as stub:
+        model = Model("t", EndpointModel(endpoint=stub.base_url, name="m"))
+        with Endpoint(model, Account(tmp_path), QUICK) as teacher:
+            one, other = teacher.submit(asked(1)[0]), teacher.submit(asked(1, attempts=3)[0])
+            assert (one.result().finish, other.result().finish) == ("length", "stop")
+
+
+def test_one_who_leaves_takes_nothing_from_who_stays(tmp_path: Path) -> None:
+    async def slow(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        return await hang(0.2)
+
+    with Stub(fault=slow) as stub, Endpoint(at(stub), Account(tmp_path), QUICK) as teacher:
+        stays = teacher.submit(asked(3)[2])
+        leaves = teacher.complete(iter(asked(3)))
+        next(leaves)
+        leaves.close()
+        assert stays.result().text == "echo q2"
+
+
+def test_a_journal_that_is_taken_away_is_noticed(tmp_path: Path) -> None:
+    async def takes(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        (tmp_path / JOURNAL).unlink(missing_ok=True)
+
+    with Stub(fault=takes) as stub, pytest.raises(StorageError, match="was removed or replaced while it was in use"):
+        run(Account(tmp_path), stub.base_url, asked(3))
+
+
+@pytest.mark.parametrize("options", [{"stream": True}, {"n": 5}, {"messages": []}, {"model": "x"}, {"x": float("nan")}])
+def test_options_do_not_change_what_is_asked(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"cannot be an option|cannot be sent as JSON"):
+        EndpointModel(endpoint="http://x", name="m", options=options)
+
+
+def test_a_replica_is_named_once() -> None:
+    with pytest.raises(ValueError, match="the same URL stands there twice"):
+        EndpointModel(endpoint=["http://x/v1", "http://x/v1/"], name="m")
+
+
+def test_the_key_reaches_no_row_however_a_server_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "sk-abc/def+12345"
+    monkeypatch.setenv("STUB_KEY", secret)
+
+    async def tells(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        raw = json.dumps(completion("your key is SECRET, so SECRET"))
+        return Response(
+            raw.replace("SECRET", secret.replace("/", "\\/"), 1).replace("SECRET", secret.replace("+", "\\u002b"))
+        )
+
+    with Stub(fault=tells) as stub:
+        for _ in range(2):
+            (answer,) = run(Account(tmp_path), stub.base_url, asked(1), key_env="STUB_KEY")
+            assert answer.text == "your key is [key], so [key]"
+    assert all(b"abc" not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_word_that_any_server_of_ones_own_takes_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_KEY", "content")
+    with Stub(answer=lambda body: "Use ollama, be content.") as stub:
+        for _ in range(2):
+            assert (
+                run(Account(tmp_path), stub.base_url, asked(1), key_env="STUB_KEY")[0].text == "Use ollama, be content."
+            )
+
+
+def test_a_server_that_is_away_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    with Stub() as stub:
+        port = stub.port
+    patience = replace(QUICK, first_wait=0.2, longest_wait=1.0, absent_attempts=4)
+    later = threading.Timer(0.4, lambda: started.set())
+    started = threading.Event()
+    model = Model("t", EndpointModel(endpoint=f"http://127.0.0.1:{port}/v1", name="m", concurrency=32))
+
+    def serve() -> None:
+        started.wait(10)
+        with Stub(port=port):
+            done.wait(20)
+
+    done = threading.Event()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    later.start()
+    try:
+        with Endpoint(model, Account(tmp_path), patience) as teacher:
+            assert {r.finish for r in teacher.complete(asked(64))} == {"stop"}
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_connection_that_is_closed_is_told_as_such(tmp_path: Path) -> None:
+    closer = socket.create_server(("127.0.0.1", 0))
+
+    def close_all() -> None:
+        while True:
+            try:
+                connection, _ = closer.accept()
+            except OSError:
+                return
+            connection.recv(1000)
+            connection.close()
+
+    threading.Thread(target=close_all, daemon=True).start()
+    url = f"http://127.0.0.1:{closer.getsockname()[1]}/v1"
+    (answer,) = run(Account(tmp_path), url, asked(1), max_unserved=1)
+    closer.close()
+    assert "no reply came in" not in answer.reason
+    assert "clos" in answer.reason or "connection failed" in answer.reason

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from potstill.artifact import digest
 from potstill.errors import BudgetError
@@ -33,8 +33,11 @@ MOST_REQUESTS = 20_000
 """In one job; OpenAI takes 50,000."""
 MOST_BYTES = 90_000_000
 """Of one job's file; OpenAI takes 200 MB."""
+LONGEST_WAIT = 900.0
+"""Seconds, whatever a server asks for."""
 OURS = "potstill"
 """The name in a job's metadata that says which of ours it is."""
+UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
 ENDED = ("completed", "failed", "expired", "cancelled")
 INTENDED = "intended-"
 
@@ -198,7 +201,7 @@ class BatchEndpoint:
 
     def _named(self, mark: str) -> str | None:
         """The server's name for the job with our mark."""
-        for batch in self._client.batches.list(limit=100).data:
+        for batch in self._client.batches.list(limit=100):  # page after page
             if (batch.metadata or {}).get(OURS) == mark:
                 return batch.id
         return None
@@ -221,16 +224,21 @@ class BatchEndpoint:
 
     def _fetch(self, name: str, asked: list[_Asked]) -> None:
         """Wait for a job's end and keep what it brought."""
-        while (batch := self._call(lambda: self._client.batches.retrieve(name))).status not in ENDED:
+        while True:
+            batch = self._call(lambda: self._client.batches.retrieve(name), gone=None)
+            if batch is None or batch.status in ENDED:
+                break
+            if batch.status not in UNDER_WAY:
+                raise self._who.error(f"the batch job {name} is {batch.status!r}, which is not known", "See to it")
             time.sleep(self._rhythm.poll)
         by_key = {line.key: line for line in asked}
-        entries = list(self._read(batch, by_key))
+        entries = list({entry.key: entry for entry in self._read(batch, by_key)}.values()) if batch else []
         self._journal.keep(entries)
         self._account.ledger.settle_late(sum(entry.usd for entry in entries))
         for key in by_key.keys() - {entry.key for entry in entries} - self._refused.keys():
             self._failed[key] = self._failed.get(key, 0) + 1
         self._journal.forget_batch(name)
-        if batch.status == "failed" and not entries:
+        if batch and batch.status == "failed" and not entries:
             words = "; ".join(str(e.message) for e in ((batch.errors and batch.errors.data) or []))[:300]
             raise self._who.error(f"the batch job {name} failed: {words or 'no word from the server'}", "See to it")
 
@@ -239,14 +247,15 @@ class BatchEndpoint:
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             for line in self._lines(file):
                 asked = by_key.get(str(line.get("custom_id")))
-                answer = line.get("response") or {}
-                body = answer.get("body")
-                if asked is None:
+                answer = line.get("response")
+                if asked is None or not isinstance(answer, dict | None):
                     continue
+                answer = answer or {}
+                body = answer.get("body")
                 if answer.get("status_code") != 200:
                     self._note_failure(asked.key, answer.get("status_code"), body or line.get("error"))
                     continue
-                raw = self._who.redact(json.dumps(body, ensure_ascii=False))
+                raw = self._who.redact_body(json.dumps(body))
                 try:
                     reply = read_reply(raw)
                 except ValueError:
@@ -278,7 +287,8 @@ class BatchEndpoint:
             self._refused[key] = self._who.redact(f"HTTP {status}: {' '.join(str(words).split())[:300]}")
 
     def _lines(self, file: str) -> Iterator[dict[str, Any]]:
-        for line in self._call(lambda: self._client.files.content(file)).text.splitlines():
+        content = self._call(lambda: self._client.files.content(file), gone=None)
+        for line in content.text.split("\n") if content else ():  # not at U+2028, which a reply may hold
             try:
                 value = json.loads(line)
             except ValueError:
@@ -286,19 +296,25 @@ class BatchEndpoint:
             if isinstance(value, dict):
                 yield value
 
-    def _call(self, call: Callable[[], T]) -> T:
-        """One call of the server, tried again where that may help."""
+    @overload
+    def _call(self, call: Callable[[], T]) -> T: ...
+    @overload
+    def _call(self, call: Callable[[], T], *, gone: None) -> T | None: ...
+    def _call(self, call: Callable[[], T], **gone: None) -> T | None:
+        """One call of the server, tried again where that may help. `gone=None`: where it has no such thing, None."""
         for tries in range(1, self._rhythm.attempts + 1):
             try:
                 return call()
             except self._failures as error:
                 failed = failure(error, self._spec.timeout_seconds)
                 reason = self._who.redact(failed.reason)
+                if failed.status == 404 and gone:
+                    return None
                 if failed.kind in ("stop", "row"):
                     remedy = "Leave out batch: true" if failed.status in (404, 405, 501) else self._who.remedy({}, 401)
                     raise self._who.error(f"the server says {reason}", remedy) from error
                 if tries == self._rhythm.attempts:
                     what = f"no batch job can be had ({reason})"
                     raise self._who.error(what, "See to the server and run again; nothing is lost") from error
-                time.sleep(max(failed.after or 0.0, self._rhythm.first_wait * 2 ** (tries - 1)))
+                time.sleep(max(min(failed.after or 0.0, LONGEST_WAIT), self._rhythm.first_wait * 2 ** (tries - 1)))
         raise AssertionError("unreachable")

@@ -7,7 +7,7 @@ neither a slow reply nor a long list of requests holds everything in memory, and
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,8 @@ class Endpoint:
         self._who.check_key()
         self._account, self._patience = account, patience or Patience()
         self._asked = 0
-        self._flying: dict[str, Future[Reply]] = {}
+        self._flying: dict[Hashable, Future[Reply]] = {}
+        self._waiters: dict[Future[Reply], int] = {}
         self._window = max(LEAST_WINDOW, 16 * model.spec.concurrency)
 
     def __enter__(self) -> "Endpoint":
@@ -135,25 +136,35 @@ class Endpoint:
                 waiting.popleft()
         finally:
             if waiting and self._open:
-                for future in waiting:
-                    future.cancel()
-                self._loop.call_soon_threadsafe(self._dispatcher.abandon)
+                self._loop.call_soon_threadsafe(self._forsake, list(waiting))
 
     def submit(self, request: Request) -> "Future[Reply]":
         """Ask, and go on: the future has the reply once it is there. What is asked already is not asked twice."""
         job = Job(self._spec, request)
-        key = job.first_key
+        key = (job.first_key, request.attempts, request.accept)
         flying = self._flying.get(key)
         if flying is not None and not flying.cancelled():
+            self._waiters[flying] = self._waiters.get(flying, 0) + 1
             return flying
         self._flying[key] = job.future
+        self._waiters[job.future] = 1
         self._asked += 1
         job.future.add_done_callback(lambda future: self._landed(key, future))
         if not job.find(self._journal):
             self._loop.call_soon_threadsafe(self._dispatcher.start, job)
         return job.future
 
-    def _landed(self, key: str, future: "Future[Reply]") -> None:
+    def _forsake(self, futures: list["Future[Reply]"]) -> None:
+        """Somebody no longer waits for these; those for which nobody does are given up."""
+        for future in futures:
+            if future in self._waiters:
+                self._waiters[future] -= 1
+                if self._waiters[future] <= 0:
+                    future.cancel()
+        self._dispatcher.abandon()
+
+    def _landed(self, key: Hashable, future: "Future[Reply]") -> None:
+        self._waiters.pop(future, None)
         if self._flying.get(key) is future:
             del self._flying[key]
         if not future.cancelled() and future.exception() is None:

@@ -17,7 +17,7 @@ from functools import cached_property
 from math import isinf
 from typing import Any
 
-from potstill.errors import BudgetError, PotstillError, StorageError, TeacherError
+from potstill.errors import BudgetError, TeacherError
 from potstill.sources import Account, EndpointModel
 from potstill.teachers.base import Reply
 from potstill.teachers.jobs import Job
@@ -27,6 +27,9 @@ from potstill.teachers.wire import Failure, failure, failures, read_reply, used_
 
 PURSE_SECONDS = 0.2
 """How often to look whether another teacher's replies left money over."""
+
+SHORTEST_SECRET = 8
+BLOT = "[key]"
 
 Send = Callable[[Lane, dict[str, Any]], Awaitable[str]]
 """One try: the body of a reply with status 200."""
@@ -75,7 +78,33 @@ class Who:
 
     def redact(self, text: str) -> str:
         """The text without the key."""
-        return text.replace(self.secret, "[key]") if self.secret else text
+        if not self._is_secret:
+            return text
+        assert self.secret
+        return text.replace(self.secret, BLOT).replace(self.secret.replace("/", "\\/"), BLOT)
+
+    @property
+    def _is_secret(self) -> bool:
+        """Whether the key is one: servers of one's own take any short word, which is nobody's secret."""
+        return self.secret is not None and len(self.secret) >= SHORTEST_SECRET
+
+    def redact_body(self, raw: str) -> str:
+        """A JSON body without the key in any of its texts, however it is spelt there."""
+        if not self._is_secret:
+            return raw
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError):
+            return self.redact(raw)
+        blotted = self._blot(value)
+        return raw if blotted == value else json.dumps(blotted)
+
+    def _blot(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.redact(value)
+        if isinstance(value, dict):
+            return {self.redact(name): self._blot(item) for name, item in value.items()}
+        return [self._blot(item) for item in value] if isinstance(value, list) else value
 
     def error(self, what: str, remedy: str) -> TeacherError:
         return TeacherError(self.where, what, remedy)
@@ -90,6 +119,8 @@ class Who:
 
     def remedy(self, body: dict[str, Any], status: int) -> str:
         """What to do about a status that ends it all."""
+        if status == 0:
+            return "Lower the model's concurrency, or raise the limit of open files (ulimit -n), and run again"
         if status == 404 and "prompt" in body:
             return "Text without a chat template needs a server with /completions (vLLM, SGLang, llama.cpp have it)"
         if status == 404:
@@ -125,9 +156,11 @@ class Dispatcher:
         self._unkept: list[_Kept] = []
         self._keeping: asyncio.Task[None] | None = None
         self._wake: asyncio.TimerHandle | None = None
-        self._fatal: PotstillError | None = None
+        self._fatal: Exception | None = None
         self._open = True
         self._failed_in_a_row = self._refused_in_a_row = 0
+        self._overrun = 1.0
+        """How many times the most that a request can cost the dearest one did."""
         self._jitter = random.Random()  # decides when, never what
         self.served = self.unserved = 0
         """Requests that were answered, and those that the servers failed at every try."""
@@ -187,7 +220,7 @@ class Dispatcher:
 
     def _afford(self, job: Job) -> bool:
         """Set its money aside. Where there is too little: wait for those in flight, then stop."""
-        ledger, most = self._account.ledger, job.most_usd
+        ledger, most = self._account.ledger, job.most_usd * self._overrun
         if ledger.reserve(most):
             job.reserved_usd = most
             return True
@@ -222,7 +255,7 @@ class Dispatcher:
         self._jobs.discard(job)
         job.settle(outcome)
 
-    def _stop(self, error: PotstillError) -> None:
+    def _stop(self, error: Exception) -> None:
         """Nothing more can come from here: everything that waits learns of it now."""
         self._fatal = self._fatal or error
         for job in list(self._jobs):
@@ -236,12 +269,14 @@ class Dispatcher:
         """Ask once."""
         began = self._loop.time()
         try:
-            raw = await self._send(lane, job.body)
+            raw = self._who.redact_body(await self._send(lane, job.body))
             reply = read_reply(raw)
         except self._failures as error:
             lane.release()
             self._pay(job, 0.0)
             failed = failure(error, self._spec.timeout_seconds)
+            if failed.slow and self._loop.time() - began < 0.9 * self._spec.timeout_seconds:
+                failed = replace(failed, reason="the connection was closed before a reply came", slow=False)
             self._failed(job, lane, replace(failed, reason=self._who.redact(failed.reason)), began)
             return
         except BaseException:
@@ -267,7 +302,7 @@ class Dispatcher:
             sample=job.request.sample,
             attempt=job.attempt,
             request=json.dumps(job.body, ensure_ascii=False),
-            reply=self._who.redact(raw),
+            reply=raw,
             finish=reply.finish,
             prompt_tokens=used[0],
             completion_tokens=used[1],
@@ -281,15 +316,17 @@ class Dispatcher:
         while self._unkept:
             batch, self._unkept = self._unkept, []
             try:
-                await asyncio.to_thread(self._journal.keep, [kept.entry for kept in batch])
-            except StorageError as error:
+                there = await asyncio.to_thread(self._journal.keep, [kept.entry for kept in batch])
+            except Exception as error:
                 self._stop(error)
                 return
             for kept in batch:
                 kept.lane.release()
                 try:
+                    if kept.entry.key in there:  # somebody else asked the same at the same time, and was first
+                        kept.reply = read_reply(self._journal.get(kept.entry.key) or kept.entry.reply)
                     self._handed(kept)
-                except Exception as error:  # what `accept` raised, or the journal: where the reply is awaited
+                except BaseException as error:  # what `accept` raised, or the journal: where the reply is awaited
                     self._settle(kept.job, error)
             self._pump()
 
@@ -297,6 +334,8 @@ class Dispatcher:
         """A reply is on disk: it is the one, or the next attempt begins."""
         job = kept.job
         self.served += 1
+        if job.reserved_usd:  # a server that bills more than it was asked for will do so again
+            self._overrun = max(self._overrun, self._overrun * kept.entry.usd / job.reserved_usd)
         self._pay(job, kept.entry.usd)
         if job.stands(kept.reply):
             self._settle(job, kept.reply)
@@ -318,15 +357,20 @@ class Dispatcher:
         if failed.kind == "wait" or failed.slow:
             lane.overloaded(now, began, 0.0 if failed.slow else wait)
         elif failed.kind == "absent":
-            lane.rest_until = max(lane.rest_until, now + wait)
+            lane.absent(now, began, wait)
+        else:
+            lane.absences = 0
         if failed.kind == "stop":
             remedy = self._who.remedy(job.body, failed.status)
-            self._stop(self._who.error(f"the server says {failed.reason}", remedy))
+            says = f"the server says {failed.reason}" if failed.status else failed.reason
+            self._stop(self._who.error(says, remedy))
         elif failed.kind == "row":
             self._refused(job, failed)
-        elif failed.kind == "absent" and all(lane.failures >= patience.absent_attempts for lane in self._lanes):
+        elif all(other.absences >= patience.absent_attempts for other in self._lanes):
             self._stop(self._who.nobody(failed.reason, self._account))
-        elif job.tries >= patience.attempts or (failed.kind == "wait" and now - job.first_try > patience.overload):
+        elif (failed.kind != "absent" and job.tries >= patience.attempts) or (
+            failed.kind == "wait" and now - job.first_try > patience.overload
+        ):
             self._unserved(job, failed)
         else:
             another = any(other.failures == 0 for other in self._lanes)

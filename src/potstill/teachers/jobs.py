@@ -8,7 +8,7 @@ from potstill.sources import EndpointModel
 from potstill.teachers.base import Reply, Request, request_seed
 from potstill.teachers.journal import Journal, entry_key
 from potstill.teachers.scheduler import Lane
-from potstill.teachers.wire import most_prompt_tokens, read_reply, request_body
+from potstill.teachers.wire import answer_limit, most_prompt_tokens, read_reply, request_body
 
 
 @dataclass(eq=False)
@@ -51,13 +51,18 @@ class Job:
     @property
     def expected_tokens(self) -> float:
         """What a limit a minute is charged until more is known: a token for three bytes, and the longest answer."""
-        return self.prompt_most / 3 + self.request.max_tokens
+        return self.prompt_most / 3 + self.answer_most
+
+    @property
+    def answer_most(self) -> int:
+        """The longest answer."""
+        return answer_limit(self.body) or self.request.max_tokens
 
     @property
     def most_usd(self) -> float:
         """The most that it can cost."""
         price = self.spec.price
-        return price.usd(self.prompt_most, self.request.max_tokens) if price else 0.0
+        return price.usd(self.prompt_most, self.answer_most) if price else 0.0
 
     def stands(self, reply: Reply) -> bool:
         """Whether this reply is the one to hand out: it is accepted, or there are no attempts left."""

@@ -145,6 +145,7 @@ class Journal:
             self._reader = self._open(read_only)
             self._writer = self._reader if read_only else self._open(read_only)
             self._prepare(read_only)
+            self._inode = path.stat().st_ino
         except (OSError, sqlite3.Error) as error:
             raise self.unusable(error) from error
 
@@ -186,10 +187,37 @@ class Journal:
         found = self._select("SELECT reply FROM replies WHERE key = ?", [key])
         return str(found[0][0]) if found else None
 
-    def keep(self, entries: Sequence[Entry]) -> None:
-        """Keep replies, in one transaction. StorageError where they could not be."""
-        rows = [tuple(getattr(entry, name) for name in Entry.__dataclass_fields__) for entry in entries]
-        self._write(f"INSERT OR IGNORE INTO replies ({_COLUMNS}) VALUES ({_BLANKS})", rows)
+    def keep(self, entries: Sequence[Entry]) -> set[str]:
+        """Keep replies, in one transaction; returns the keys under which another was kept before.
+
+        The first stays; what the second cost is counted with what was pruned. StorageError where it cannot be written.
+        """
+        there: set[str] = set()
+        try:
+            self._check_file()
+            with self._writing, self._writer:
+                for entry in entries:
+                    row = [getattr(entry, name) for name in Entry.__dataclass_fields__]
+                    done = self._writer.execute(f"INSERT OR IGNORE INTO replies ({_COLUMNS}) VALUES ({_BLANKS})", row)
+                    if done.rowcount == 0:
+                        there.add(entry.key)
+                        cost = (1, entry.prompt_tokens, entry.completion_tokens, entry.usd)
+                        names = (entry.stage, entry.model, entry.revision)
+                        self._writer.execute("INSERT INTO pruned VALUES (?, ?, ?, ?, ?, ?, ?)", (*names, *cost))
+        except sqlite3.Error as error:
+            raise self.unusable(error) from error
+        return there
+
+    def _check_file(self) -> None:
+        """StorageError where the file was taken away while it was written to: what is kept would be lost."""
+        try:
+            same = self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise StorageError(
+                str(self.path), "the journal was removed or replaced while it was in use", "Put it back and run again"
+            )
 
     def declare(self, model: str, revision: str, endpoints: Sequence[str]) -> None:
         """Note where a model answers. TeacherError where its replies come from elsewhere and none of that is named."""
@@ -224,17 +252,22 @@ class Journal:
         """Its replies are kept."""
         self._write("DELETE FROM batches WHERE id = ?", [(name,)])
 
-    def totals(self) -> list[Total]:
-        """By stage, model and revision, pruned replies included."""
+    def totals(self, selection: "Selection | None" = None) -> list[Total]:
+        """By stage, model and revision, pruned replies included: of those, only stage and model are known."""
+        selection = selection or Selection()
+        where, values = selection.where()
+        of_pruned, more = Selection(selection.model, selection.stage).where()
+        if selection.finish or selection.before or selection.key:
+            of_pruned, more = "0", []
         rows = self._select(
             "SELECT stage, model, revision, sum(calls), sum(p), sum(c), sum(usd), sum(s) / max(1, sum(calls - gone)),"
             " sum(gone) FROM ("
             " SELECT stage, model, revision, count(*) calls, sum(prompt_tokens) p, sum(completion_tokens) c,"
-            "  sum(usd) usd, sum(seconds) s, 0 gone FROM replies GROUP BY stage, model, revision"
+            f"  sum(usd) usd, sum(seconds) s, 0 gone FROM replies WHERE {where} GROUP BY stage, model, revision"
             " UNION ALL SELECT stage, model, revision, calls, prompt_tokens, completion_tokens, usd, 0, calls"
-            "  FROM pruned"
+            f"  FROM pruned WHERE {of_pruned}"
             ") GROUP BY stage, model, revision ORDER BY stage, model, revision",
-            [],
+            [*values, *more],
         )
         return [Total(*row) for row in rows]
 

@@ -57,8 +57,11 @@ class Lane:
     """Tries that failed since the last that was served."""
     overloads: int = 0
     """Times that it said it is overloaded since the last that was served."""
+    absences: int = 0
+    """Times, one after another, that nobody listened there."""
     rest_until: float = 0.0
     _cut_at: float = -inf
+    _absent_at: float = -inf
 
     def __post_init__(self) -> None:
         self.width = float(self.most)
@@ -86,17 +89,24 @@ class Lane:
 
     def served(self, expected_tokens: float, used_tokens: float) -> None:
         """A reply came."""
-        self.failures = self.overloads = 0
+        self.failures = self.overloads = self.absences = 0
         if self.tokens and used_tokens:
             self.tokens.take(used_tokens - expected_tokens)
         if self.in_flight >= int(self.width):  # growing what is not used would say nothing about the server
             self.width = min(float(self.most), self.width + 1 / self.width)
+
+    def absent(self, now: float, began: float, rest: float) -> None:
+        """Nobody listened. What was sent before that was last noticed says nothing new."""
+        if began > self._absent_at:
+            self.absences, self._absent_at = self.absences + 1, now
+            self.rest_until = max(self.rest_until, now + rest)
 
     def overloaded(self, now: float, began: float, rest: float) -> None:
         """It said so, or was too slow, for a request that went out at `began`; leave it alone for `rest` seconds.
 
         What was sent before the last cut says nothing new: a storm of refusals cuts once a round trip.
         """
+        self.absences = 0
         self.rest_until = max(self.rest_until, now + rest)
         if began > self._cut_at:
             self.width, self._cut_at = max(1.0, self.width / 2), now

@@ -1,6 +1,7 @@
 """What goes over the wire: the body of a request, what a reply's body says, and what a failure means."""
 
 import email.utils
+import errno
 import json
 import re
 import time
@@ -14,6 +15,8 @@ from potstill.teachers.base import Reply, Request
 from potstill.teachers.tool_calls import make_call
 
 LONGEST_WORDS = 300
+MOST_TOKENS = 10**9
+"""A server that counts more than this in one reply counts nothing that can be believed."""
 
 # Half of a character, as a server escapes it that cuts a reply between the two: no UTF-8 file can hold it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -21,6 +24,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # Names that servers use for "the model ended its answer"; some leave the field out altogether. No set: what a server
 # writes there need not be hashable.
 _STOPPED = (None, "stop", "eos", "eos_token", "stop_sequence", "end_turn")
+
+
+NO_FILES = "this process may open no more connections"
+"""Said where the operating system refuses a socket, which is no server's fault."""
 
 
 def request_body(spec: EndpointModel, request: Request) -> dict[str, Any]:
@@ -49,11 +56,16 @@ def most_prompt_tokens(body: dict[str, Any]) -> int:
     return len(json.dumps({name: body[name] for name in ("messages", "prompt", "tools") if name in body}))
 
 
+def answer_limit(body: dict[str, Any]) -> int:
+    """The longest answer that a body asks for, in tokens; 0 where it sets no bound."""
+    return max(_count(body.get(name)) for name in ("max_tokens", "max_completion_tokens"))
+
+
 def used_tokens(body: dict[str, Any], reply: Reply) -> tuple[int, int]:
     """Tokens of the prompt and of the answer as the server counts them; where it does not, at most: by their bytes."""
     if reply.prompt_tokens or reply.completion_tokens:
         return reply.prompt_tokens, reply.completion_tokens
-    limit = _count(body.get("max_tokens") or body.get("max_completion_tokens"))
+    limit = answer_limit(body)
     said = len((reply.text + reply.reasoning).encode()) + sum(len(call.arguments) for call in reply.tool_calls)
     return most_prompt_tokens(body), min(limit, said) if limit else said
 
@@ -78,7 +90,7 @@ def _message(message: Message) -> dict[str, Any]:
 def read_reply(raw: str) -> Reply:
     """The reply that a body holds, and so the journal too; ValueError, in words, where it holds none."""
     try:
-        body = json.loads(raw)
+        body = json.loads(raw.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the reply is not JSON: {_short(raw)!r}") from error
     try:
@@ -130,7 +142,7 @@ def _finish(text: str, refusal: object, stopped: object, *, called: bool) -> tup
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value <= MOST_TOKENS else 0
 
 
 def _whole(text: str) -> str:
@@ -176,6 +188,8 @@ def failure(error: Exception, timeout_seconds: float) -> Failure:
     if isinstance(error, ValueError):
         return Failure("retry", str(error))
     causes = list(_causes(error))
+    if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes):
+        return Failure("stop", NO_FILES)
     if any(_is_absent(cause) for cause in causes):
         return Failure("absent", _short(str(causes[-1])))
     if isinstance(error, TimeoutError | openai.APITimeoutError):
@@ -214,7 +228,7 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
