@@ -335,7 +335,7 @@ def test_an_interval_is_drawn_to_scale():
 
 
 def test_a_radar_puts_values_on_their_axes():
-    drawn = str(charts.radar(["n", "e", "s", "w"], {"m": [10.0, 5.0, 0.0, None]}, (0.0, 10.0), {"m": "c0"}))
+    drawn = str(charts.radar(["n", "e", "s", "w"], {"m": [10.0, 5.0, 0.0, 0.0]}, (0.0, 10.0), {"m": "c0"}))
     assert 'points="260.0,37.0 344.0,205.0 260.0,205.0 260.0,205.0"' in drawn
 
 

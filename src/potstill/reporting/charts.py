@@ -50,11 +50,11 @@ def bar(share: float) -> Markup:
 
 def radar(
     axes: Sequence[str],
-    rows: Mapping[str, Sequence[float | None]],
+    rows: Mapping[str, Sequence[float]],
     span: tuple[float, float],
     colours: Mapping[str, str],
 ) -> Markup:
-    """One polygon a row over at least three axes; a value that is not there is drawn at the centre."""
+    """One polygon a row over at least three axes."""
     assert len(axes) >= 3, "a radar of fewer than three axes has no area"
     centre, radius = (260.0, 205.0), 168.0
     angles = [2 * math.pi * i / len(axes) - math.pi / 2 for i in range(len(axes))]
@@ -76,7 +76,7 @@ def radar(
             )
         )
     for name, values in rows.items():
-        shares = [0.0 if v is None else max(0.0, (v - span[0]) / (span[1] - span[0])) for v in values]
+        shares = [max(0.0, (v - span[0]) / (span[1] - span[0])) for v in values]
         corners = [point(i, share) for i, share in enumerate(shares)]
         parts.append(
             Markup('<g class="{}"><polygon class="area" points="{}"><title>{}</title></polygon>{}</g>').format(

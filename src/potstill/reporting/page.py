@@ -81,10 +81,12 @@ def _suite(
     categories = list(suite["categories"])
     models = [model for model in report["models"] if model in suite["models"]]
     radar = None
-    if len(categories) >= RADAR_AXES:
-        values = {m: [suite["categories"][c][m]["mean"] for c in categories] for m in models}
-        ends = [v for row in values.values() for v in row if v is not None]
-        radar = charts.radar(categories, values, _radar_span(suite, ends), colours) if ends else None
+    # What could not be read is no zero: a category that a model has no score in stands in the table alone.
+    axes = [c for c in categories if all(suite["categories"][c][m]["mean"] is not None for m in models)]
+    if len(axes) >= RADAR_AXES and models:
+        values = {m: [float(suite["categories"][c][m]["mean"]) for c in axes] for m in models}
+        ends = [v for row in values.values() for v in row]
+        radar = charts.radar(axes, values, _radar_span(suite, ends), colours)
     return {
         "name": name,
         "protocol": suite["protocol"],
