@@ -26,7 +26,14 @@ from potstill.stages.prompting import Prompting
 from potstill.stages.training import TrainingConfig
 
 FOLDER = Path(__file__).parent
-PLAIN = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", NoneType: "`null`", Any: "a value"}
+PLAIN = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true` or `false`",
+    NoneType: "`null`",
+    Any: "a value",
+}
 SHARED: dict[type[Spec], tuple[str, str]] = {
     TrainingConfig: ("Training", "trains"),
     Prompting: ("Writing prompts", "has a teacher write prompts"),
