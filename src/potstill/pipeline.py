@@ -19,7 +19,7 @@ from potstill.errors import RecipeError
 from potstill.launch import check_launcher, run_job
 from potstill.money import Ledger
 from potstill.overlap import refuse_overlap
-from potstill.plan import Plan, Step, make_plan, stage_inputs
+from potstill.plan import Plan, Step, make_plan, refuse_changed, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
 from potstill.stages.base import Facts, Progress, Work
@@ -99,7 +99,7 @@ def run(
         workspace.note_run(describe(whole, until, launcher))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
-        means = _Means(workspace, servers, listener, launcher, open_ledger(recipe, workspace))
+        means = _Means(workspace, servers, listener, launcher, open_ledger(recipe, workspace), hashes)
         for step in plan.steps.values():
             if step.artifact is not None:
                 sealed[step.name] = step.artifact
@@ -186,6 +186,7 @@ class _Means:
     listener: Listener
     launcher: Sequence[str]
     ledger: Ledger
+    hashes: Hashes
 
 
 def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Means) -> Artifact:
@@ -197,11 +198,13 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
     workspace.forget_unfinished(step.name, but=step.folder)
     try:
         draft.mkdir(parents=True)
+        refuse_changed(plan, step, means.hashes)
         refuse_overlap(plan, step, sealed)
         inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
         progress, warn = _relay(step, listener), partial(listener.warned, step)
         work = Work(draft, workspace.path, step.seed, progress, warn, step.folder, ledger=means.ledger)
         facts = _in_child(step, inputs, work, means) if step.entry.stage.trains else _in_process(step, inputs, work)
+        refuse_changed(plan, step, means.hashes)  # while it ran
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
     except BaseException:
         listener.failed(step)

@@ -1,7 +1,7 @@
 """What a run will do: each stage's key, whether its artifact is sealed already, and why not where it isn't."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class _Planner:
     def add(self, name: str) -> None:
         """Plan one stage whose inputs are planned."""
         entry = self._recipe.stages[name]
-        identities = {link.steps: self._identity(link) for link in entry.links}
+        identities = {link.steps: _identity(self._recipe, self.steps, self._hashes, link) for link in entry.links}
         dump = entry.config.model_dump(mode="json")
         seed = stage_seed(self._recipe.seed, name)
         shown = replaced(dump, {link.steps: _shown(link) for link in entry.links})
@@ -122,34 +122,6 @@ class _Planner:
         if artifact is None:
             _glance(entry)
         self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact, key))
-
-    def _identity(self, link: Link) -> Any:
-        """What a reference adds to the key: names count, because rows and scores carry them."""
-        if link.stage:
-            return [[link.stage, self.steps[link.stage].key]]
-        if link.file:
-            return [[link.file.name, self._file(link.file)]]
-        if link.function:
-            return [[link.function.label, own.fingerprint(link.function.path, self._hashes.file)]]
-        if link.server:
-            return [[link.server, _server_identity(self._recipe, link.server)]]
-        return [[model.name, self._model(model)] for model in link.models]
-
-    def _file(self, path: Path) -> str:
-        """What a file holds; or, with their names, the files of a folder or a pattern."""
-        read = shards(path)
-        if read == [path]:
-            return self._hashes.file(path)
-        return digest({file.relative_to(_above(path)).as_posix(): self._hashes.file(file) for file in read})
-
-    def _model(self, model: Model) -> str:
-        identity = model.spec.model_dump(mode="json", include=IDENTITY_FIELDS)
-        if isinstance(model.spec, EndpointModel):
-            if model.spec.server:
-                identity["endpoint"] = _server_identity(self._recipe, model.spec.server)
-        elif Path(model.spec.path).is_absolute():  # a recipe's folders are; a name on the Hub is not
-            identity["path"] = self._hashes.folder(Path(model.spec.path))
-        return digest(identity)
 
     def _why(self, entry: Entry, head: Mapping[str, Any]) -> str:
         """In the terms of the recipe, what is new since the stage last ran."""
@@ -191,6 +163,50 @@ class _Planner:
         if link.stage:
             return self.steps[link.stage].expected.rows
         return count_rows(link.file) if link.file else 0
+
+
+def refuse_changed(plan: Plan, step: Step, hashes: Hashes) -> None:
+    """DataError where something outside the run that a step reads is no longer what the step was planned with.
+
+    What the new bytes make would otherwise be sealed under the old ones' key.
+    """
+    for link in step.entry.links:
+        planned = {(source["name"], source["key"]) for source in step.head["inputs"][link.field]}
+        for name, key in () if link.stage else _identity(plan.recipe, plan.steps, hashes, link):
+            if (name, key) not in planned:
+                what = "it was changed after the run was planned, so what it makes would lie under a wrong key"
+                raise DataError(str(name), what, "Run again, which plans anew; what is sealed stays")
+
+
+def _identity(recipe: Recipe, steps: Mapping[str, Step], hashes: Hashes, link: Link) -> Any:
+    """What a reference adds to the key: names count, because rows and scores carry them."""
+    if link.stage:
+        return [[link.stage, steps[link.stage].key]]
+    if link.file:
+        return [[link.file.name, _file(link.file, hashes)]]
+    if link.function:
+        return [[link.function.label, own.fingerprint(link.function.path, hashes.file)]]
+    if link.server:
+        return [[link.server, _server_identity(recipe, link.server)]]
+    return [[model.name, _model(recipe, model, hashes)] for model in link.models]
+
+
+def _file(path: Path, hashes: Hashes) -> str:
+    """What a file holds; or, with their names, the files of a folder or a pattern."""
+    read = shards(path)
+    if read == [path]:
+        return hashes.file(path)
+    return digest({file.relative_to(_above(path)).as_posix(): hashes.file(file) for file in read})
+
+
+def _model(recipe: Recipe, model: Model, hashes: Hashes) -> str:
+    identity = model.spec.model_dump(mode="json", include=IDENTITY_FIELDS)
+    if isinstance(model.spec, EndpointModel):
+        if model.spec.server:
+            identity["endpoint"] = _server_identity(recipe, model.spec.server)
+    elif Path(model.spec.path).is_absolute():  # a recipe's folders are; a name on the Hub is not
+        identity["path"] = hashes.folder(Path(model.spec.path))
+    return digest(identity)
 
 
 def _glance(entry: Entry) -> None:
@@ -258,8 +274,7 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
         elif link.file:
             data[link.field].append(Data(link.file.name, "file", link.file, link.weight))
         elif link.function:
-            key = next(key for key in step.head["inputs"][link.field] if key["name"] == link.function.label)["key"]
-            functions[link.field].append(replace(link.function, sha256=key))
+            functions[link.field].append(link.function)
         elif link.server:
             servers[link.field] = plan.recipe.servers[link.server]
         else:

@@ -252,8 +252,6 @@ class Function:
 
     path: Path
     name: str
-    sha256: str = ""
-    """Of its file and what that imports beside it, as they were when the run was planned."""
 
     @property
     def label(self) -> str:
@@ -304,7 +302,7 @@ class Inputs:
                 for f, group in self.models.items()
             },
             "servers": {f: s.model_dump() for f, s in self.servers.items()},
-            "functions": {f: [[str(o.path), o.name, o.sha256] for o in group] for f, group in self.functions.items()},
+            "functions": {f: [[str(o.path), o.name] for o in group] for f, group in self.functions.items()},
         }
 
     @staticmethod
@@ -315,5 +313,5 @@ class Inputs:
             {f: tuple(Data(n, k, Path(p), w) for n, k, p, w in group) for f, group in value["data"].items()},
             {f: tuple(Model(n, specs[t](**s), u) for n, t, s, u in group) for f, group in value["models"].items()},
             {f: MiniatureServer(**s) for f, s in value["servers"].items()},
-            {f: tuple(Function(Path(p), n, h) for p, n, h in group) for f, group in value["functions"].items()},
+            {f: tuple(Function(Path(p), n) for p, n in group) for f, group in value["functions"].items()},
         )

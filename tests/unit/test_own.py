@@ -140,14 +140,43 @@ def test_plan_and_status_and_show_know_a_stage_of_ones_own(here: Path, capsys: p
     assert "MAYBE!" in shown
 
 
-def test_a_file_that_changed_after_it_was_planned_is_refused(here: Path) -> None:
+CHANGING = """
+name: changing
+models: {m: {endpoint: "http://localhost:1/v1", name: nobody}}
+stages:
+  a: {kind: "change.py:change", data: chats.jsonl}
+  b: {kind: %s}
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("late.jsonl", "import, rows: chats, path: late.jsonl"),
+        ("late/x.jsonl", "import, rows: chats, path: late"),
+        ("mine.py", "'mine.py:shout', data: a"),
+        ("note.txt", "reason, data: late.jsonl, teacher: m, prompt_files: {reason: note.txt}"),
+        ("own", "'change.py:change', data: chats.jsonl"),
+    ],
+)
+def test_a_file_that_changed_after_it_was_planned_is_refused(here: Path, file: str, kind: str) -> None:
     """Otherwise what the new text makes would be sealed under the old one's key."""
-    recipe = load_recipe("r.yaml")
-    plan = make_plan(recipe, Workspace(here / "out"), Hashes(here / "hashes.json"))
-    key = plan.steps["loud"].head["inputs"]["kind"][0]["key"]
-    (here / "mine.py").write_text(STAGE + "# later")
-    with pytest.raises(RecipeError, match=r"mine\.py: it was changed after the run was planned"):
-        own.load(Function(here / "mine.py", "shout", key))
+    path = here / ("chats.jsonl" if file == "own" else file)
+    path.parent.mkdir(exist_ok=True)
+    (here / "late.jsonl").write_text((here / "chats.jsonl").read_text())
+    if not path.exists():
+        path.write_text((here / "chats.jsonl").read_text())
+    (here / "change.py").write_text(
+        "from collections.abc import Iterator\nfrom potstill.records import Chat\n\n\n"
+        "def change(data: Iterator[Chat]) -> Iterator[Chat]:\n"
+        f"    yield from data\n    with open({str(path)!r}, 'a') as file:\n        file.write('\\n')\n"
+    )
+    recipe = CHANGING % kind
+    (here / "r.yaml").write_text(recipe)
+    with pytest.raises(DataError, match=r": it was changed after the run was planned.*Run again"):
+        run(load_recipe("r.yaml"), here / "out")
+    sealed = sorted(folder.name[0] for folder in (here / "out" / "artifacts").iterdir())
+    assert sealed == ([] if file == "own" else ["a"])
 
 
 @pytest.mark.parametrize(
@@ -335,7 +364,7 @@ def test_two_files_of_one_name_and_their_helpers_are_told_apart(tmp_path: Path) 
 
 
 def test_a_function_reaches_the_process_that_trains(tmp_path: Path) -> None:
-    inputs = Inputs({}, {}, {}, {"objective": (Function(tmp_path / "mine.py", "loss", "ab"),)})
+    inputs = Inputs({}, {}, {}, {"objective": (Function(tmp_path / "mine.py", "loss"),)})
     assert Inputs.from_json(json.loads(json.dumps(inputs.to_json()))) == inputs
 
 
