@@ -7,9 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from math import isfinite
 from typing import Any
 
+from potstill.files import WRITTEN_NUMBER, quote
 from potstill.found import Found, ShapeError
 from potstill.records import Candidate, Finish, Message, Prompt, Rating, Role
 from potstill.turns import ROLES, Columns, assistant, kind_of, read_messages, read_tools, string, strings, user
@@ -28,17 +30,22 @@ def instruction(row: Columns) -> tuple[Message, ...]:
 
 
 def number(row: Columns, *columns: str) -> float | None:
-    """The first of the columns that holds a number."""
+    """The first of the columns that holds anything. ShapeError where that is no finite number."""
     for column in columns:
         value = row.get(column)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            try:
-                score = float(value)
-            except OverflowError as error:
-                raise ShapeError(f"{column!r} is a number too large for a score; expected a smaller one") from error
-            if not isfinite(score):
-                raise ShapeError(f"{column!r} is {score}; expected a finite number")
-            return score
+        if value is None:
+            continue
+        written = isinstance(value, str) and WRITTEN_NUMBER.fullmatch(value)
+        if isinstance(value, bool) or not (written or isinstance(value, int | float | Decimal)):
+            said = f"{quote(value)!r}" if isinstance(value, str) else kind_of(value)
+            raise ShapeError(f"{column!r} is {said}; expected a number, such as 4.5")
+        try:
+            score = float(value)
+        except OverflowError as error:
+            raise ShapeError(f"{column!r} is a number too large for a score; expected a smaller one") from error
+        if not isfinite(score):
+            raise ShapeError(f"{column!r} is {score}; expected a finite number")
+        return score
     return None
 
 
@@ -233,7 +240,7 @@ def find_generations(row: Columns) -> Found:
     for at, text in enumerate(texts):
         rated = []
         if ratings:
-            score = number({"rating": ratings[at]}, "rating")
+            score = None if ratings[at] == "N/A" else number({"rating": ratings[at]}, "rating")
             why = words[at] if len(words) == len(texts) and isinstance(words[at], str) else ""
             rated = [Rating(aspect="overall", score=score, rationale=why or ("" if score is not None else "N/A"))]
         candidates.append(candidate(models[at], text, *rated))

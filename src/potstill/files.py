@@ -47,6 +47,8 @@ STRUCTURED = {
 }
 TRUE_OR_FALSE = {"label", "desirable"}
 NUMBER = re.compile(r"(?:.*[_-])?(?:scores?|ratings?)(?:[_-].*)?|annotator\d+|labels|preference|score_[AB]|helpfulness")
+WRITTEN_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
+"""A number as text: neither 1,5 nor 1_0, nor inf."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Line:
     error: str = ""
     file: Path | None = None
     """Which file, where several are read as one."""
+    ends: bool = False
+    """Nothing behind the error can be read, for nobody knows where the next row begins."""
 
 
 def shards(path: Path) -> list[Path]:
@@ -238,6 +242,9 @@ def _table(source: BinaryIO, delimiter: str) -> Iterator[Line]:
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         names = next(rows, [])
+        if twice := _twice(names):
+            yield Line(1, error=twice, ends=True)
+            return
         begins = rows.line_num + 1
         for cells in rows:
             line, begins = begins, rows.line_num + 1
@@ -250,9 +257,15 @@ def _table(source: BinaryIO, delimiter: str) -> Iterator[Line]:
             else:
                 yield Line(line, {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell})
     except csv.Error as error:
-        yield Line(rows.line_num, error=f"not a table ({error}); expected quoted cells to end")
+        yield Line(rows.line_num, error=f"not a table ({error}); expected quoted cells to end", ends=True)
     finally:
         text.detach()  # whoever opened the source closes it
+
+
+def _twice(names: list[str]) -> str:
+    """What is wrong where two columns have one name; one of them would be lost."""
+    name = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    return "" if name is None else f"two columns are called {name!r}; expected a name of its own for each"
 
 
 def _cell(name: str, cell: str) -> Any:
@@ -262,7 +275,7 @@ def _cell(name: str, cell: str) -> Any:
     begins = cell.lstrip()[:1]
     try:
         if NUMBER.fullmatch(name) and begins != "[":
-            return int(cell) if cell.isdecimal() else float(cell)
+            return (int(cell) if cell.isdecimal() else float(cell)) if WRITTEN_NUMBER.fullmatch(cell) else cell
         if name in STRUCTURED and begins in ("[", "{"):
             return json.loads(cell)
         if name in ("prompt", "chosen", "rejected", "completion", "answer") and begins in ("[", "{"):
@@ -359,22 +372,34 @@ def _json_array(source: BinaryIO) -> Iterator[Line]:
     window, decoder = _Window(source), json.JSONDecoder()
     window.skip_blank()
     window.go(window.place + 1)  # the bracket
-    while window.skip_blank() != "]":
+    expected, sign = "", window.skip_blank()
+    while sign != "]":
         window.forget()
         try:
             value, end = _element(window, decoder)
         except (json.JSONDecodeError, RecursionError):
-            rest = window.text[window.place :]
-            found = window.error or (f"not JSON at {quote(rest)!r}" if rest else "the list is cut short")
-            yield Line(window.line, error=found if window.error else f"{found}; expected a list of whole JSON objects")
-            return
+            expected = "expected a list of whole JSON objects"
+            break
         except ValueError:
-            yield Line(window.line, error=TOO_LONG)
+            yield Line(window.line, error=TOO_LONG, ends=True)
             return
         yield _whole(Line(window.line, value), window.text[window.place : end])
         window.go(end)
-        if window.skip_blank() == ",":
+        sign = window.skip_blank()
+        if sign == ",":
             window.go(window.place + 1)
+            window.skip_blank()
+        elif sign != "]":
+            expected = "expected a comma and the next element, or the end of the list"
+            break
+    else:
+        window.go(window.place + 1)
+        if window.skip_blank() or window.error:
+            expected = "expected nothing behind the list"
+    if expected:
+        rest = window.text[window.place :]
+        found = f"not JSON at {quote(rest)!r}" if rest else "the list is cut short"
+        yield Line(window.line, error=window.error or f"{found}; {expected}", ends=True)
 
 
 def _element(window: _Window, decoder: json.JSONDecoder) -> tuple[Any, int]:
@@ -402,6 +427,7 @@ def _parquet(path: Path) -> Iterator[Line]:
     pyarrow, parquet = _arrow_library(path)
     try:
         with parquet.ParquetFile(path) as file:
+            _refuse_twice(path, file.schema_arrow.names)
             yield from _numbered(file.iter_batches(batch_size=1000))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError: a damaged page
         raise DataError(str(path), f"not a Parquet file that can be read: {error}", "Fetch it again") from error
@@ -417,10 +443,17 @@ def _arrow(path: Path) -> Iterator[Line]:
                 batches = (reader.get_batch(at) for at in range(reader.num_record_batches))
             else:
                 source.seek(0)
-                batches = iter(pyarrow.ipc.open_stream(source))
+                reader = pyarrow.ipc.open_stream(source)
+                batches = iter(reader)
+            _refuse_twice(path, reader.schema.names)
             yield from _numbered(batches)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(str(path), f"not an Arrow file that can be read: {error}", "Fetch it again") from error
+
+
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    if twice := _twice(names):
+        raise DataError(str(path), twice, "Rename one of them")
 
 
 def _numbered(batches: Iterator[Any]) -> Iterator[Line]:

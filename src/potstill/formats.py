@@ -19,6 +19,7 @@ from potstill.shapes import SHAPES, Shape, recognise
 R = TypeVar("R", bound=Record)
 
 REMEDY = "Mend or remove the row, or set on_bad_row: skip in an import stage"
+ENDS = "Mend the file: nobody can tell where the next row begins, so this cannot be skipped"
 SNIFFED = 20
 """How many rows at the beginning tell the shape of all."""
 
@@ -64,7 +65,7 @@ def sniff(first: Sequence[Line], where: str, reading: Reading = AUTO) -> str:
     """The name of the shape that rows have, judged by the first. DataError where none is known, or none can be read."""
     if all(line.error for line in first):
         line = first[0]
-        raise DataError(f"{line.file or where}:{line.number}", line.error, REMEDY)
+        raise DataError(f"{line.file or where}:{line.number}", line.error, ENDS if line.ends else REMEDY)
     return _shape(reading, first, where).name
 
 
@@ -81,7 +82,7 @@ def glance(path: Path, row_types: Iterable[type[Record]], reading: Reading = AUT
 
 
 def examine(path: Path, row_type: type[R], reading: Reading = AUTO) -> Iterator[Row[R]]:
-    """Every row of a file as a record or an error. DataError where the file as a whole cannot be read."""
+    """Every row of a file as a record or an error. DataError where the file as a whole, or its rest, cannot be read."""
     return interpret(read_lines(path), row_type, str(path), stem(path), reading)
 
 
@@ -95,6 +96,8 @@ def interpret(
     for index, line in enumerate(chain(first, lines)):
         place = f"{line.file or where}:{line.number}"
         name = f"{line.file.name}:{line.number}" if line.file else f"line-{line.number}"
+        if line.ends:
+            raise DataError(place, line.error, ENDS)
         if line.error:
             yield Row(line.number, None, DataError(place, line.error, REMEDY), BAD_ROW, name)
             continue

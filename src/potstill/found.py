@@ -117,6 +117,8 @@ def _chat(found: Found, name: str, category: str) -> Chat:
 def _pair(found: Found, name: str, category: str) -> Pair:
     if found.no_pair is not None:
         raise ShapeError(found.no_pair[1], found.no_pair[0])
+    if found.chosen and found.chosen == found.rejected:
+        raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers", "identical")
     check_pair(found.prompt, found.chosen, found.rejected)
     return Pair(
         id=name,

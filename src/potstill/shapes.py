@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from potstill import comparisons
 from potstill.comparisons import dialogue, instruction, number
+from potstill.files import quote
 from potstill.found import Found, ShapeError, make_record
-from potstill.records import Candidate, Finish, Message, Prompt, Record, Role
+from potstill.records import Candidate, Feedback, Finish, Message, Prompt, Record, Role
 from potstill.turns import (
     Columns,
     assistant,
@@ -60,6 +61,8 @@ class Shape:
         if not self.fits(row):
             raise ShapeError(f"the columns are {', '.join(sorted(row))}; expected those of {self.name!r} rows")
         found = _with_system(self.find(row), row)
+        if row_type is Feedback and found.desirable is None and "label" in row:
+            raise ShapeError(f"'label' is {quote(repr(row['label']))}; expected true or false")
         own = next((row[column] for column in IDS if column in row), "") if self.named else ""
         name = str(own) if isinstance(own, str | int) and own != "" else default_id
         category = row.get("category", row.get("class"))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from potstill.found import ShapeError
@@ -29,8 +30,9 @@ ROLES: dict[str, Role] = {
 
 def kind_of(value: object) -> str:
     """What a value is, as a person says it."""
-    names = {type(None): "missing", list: "a list", dict: "an object", bool: "true or false", int: "a number"}
-    return names.get(type(value), "a number" if isinstance(value, float) else "text")
+    names = {type(None): "missing", list: "a list", dict: "an object", bool: "true or false", str: "text"}
+    other = "a number" if isinstance(value, int | float | Decimal) else f"of the type {type(value).__name__}"
+    return names.get(type(value), other)
 
 
 def string(row: Columns, column: str) -> str:

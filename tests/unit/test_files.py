@@ -5,10 +5,13 @@ import gzip
 import json
 import lzma
 import tracemalloc
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_stages import make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +19,8 @@ from potstill import files
 from potstill.errors import DataError
 from potstill.files import count_rows, read_lines, shards
 from potstill.formats import examine, read_file
-from potstill.records import Chat, Pair, Text
+from potstill.records import Chat, Feedback, Pair, Text
+from potstill.sources import Data
 
 ROWS = [{"text": f"text {i}"} for i in range(30)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -210,3 +214,101 @@ def test_a_large_file_is_never_held(tmp_path: Path, name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 6_000_000, f"{peak:,} bytes"
+
+
+MANY = [{"text": "word " * 12 + str(at)} for at in range(200)]
+WHOLE = json.dumps(MANY)
+
+
+@pytest.mark.parametrize("mode", ["refuse", "skip"])
+@pytest.mark.parametrize(
+    ("name", "body", "says"),
+    [
+        ("two.json", WHOLE + "\n" + WHOLE, "not JSON at '.*expected nothing behind the list"),
+        ("more.json", WHOLE + "garbage", "not JSON at 'garbage'; expected nothing behind the list"),
+        (
+            "comma.json",
+            WHOLE.replace("}, {", "} {", 1),
+            "expected a comma and the next element, or the end of the list",
+        ),
+        ("trailing.json", WHOLE[:-1] + ",]", "not JSON at ']'; expected a list of whole JSON objects"),
+        ("cut.json", WHOLE[:-1], "the list is cut short; expected a comma"),
+        ("bad.json", WHOLE.replace('99"}', '99"nope}'), "not JSON at .*expected a list of whole JSON objects"),
+        ("bytes.json", WHOLE + "\udcff", "not UTF-8"),
+        ("quote.csv", "text\n" + "".join(f'"row {at}{chr(34) * (at != 99)}\n' for at in range(200)), "not a table"),
+        ("twice.csv", "text,text\na,b\n", "two columns are called 'text'; expected a name of its own for each"),
+    ],
+)
+def test_nothing_behind_damage_is_lost_in_silence(tmp_path: Path, name: str, body: str, says: str, mode: str) -> None:
+    """Where nobody can tell where the next row begins, on_bad_row: skip would lose all that follow."""
+    path = tmp_path / name
+    path.write_text(body, errors="surrogateescape")
+    config = {"kind": "import", "path": str(path), "rows": "texts", "on_bad_row": mode}
+    with pytest.raises(DataError, match=f"{says}.*(this cannot be skipped)"):
+        make(tmp_path, config, {"path": Data(name, "file", path)})
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    for path in tmp_path.glob("a.*"):
+        with pytest.raises(DataError, match="two columns are called 'text'"):
+            values(path)
+
+
+def test_a_value_of_another_type_is_named_by_it(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": [datetime(2020, 1, 1)]}), tmp_path / "a.parquet")
+    (row,) = examine(tmp_path / "a.parquet", Text)
+    assert "'text' is of the type datetime; expected text" in str(row.error)
+
+
+def pair(path: Path) -> Pair | str:
+    (row,) = examine(path, Pair)
+    return row.record or str(row.error)
+
+
+@pytest.mark.parametrize(
+    ("written", "score"), [("4.5", 4.5), (" 7 ", 7.0), ("-1e1", -10.0), ("1,5", None), ("1_0", None)]
+)
+def test_a_score_as_text_is_a_number_or_a_bad_row(tmp_path: Path, written: str, score: float | None) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": written}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (tmp_path / "a.csv").write_text(f'prompt,chosen,rejected,score_chosen\nq,a,b,"{written}"\n')
+    for path in tmp_path.glob("a.*"):
+        found = pair(path)
+        if score is None:
+            assert f"'score_chosen' is '{written}'; expected a number, such as 4.5" in str(found), path.name
+        else:
+            assert isinstance(found, Pair), path.name
+            assert found.chosen_score == score, path.name
+
+
+def test_a_decimal_score_is_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": Decimal("4.25")}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    found = pair(tmp_path / "a.parquet")
+    assert isinstance(found, Pair)
+    assert found.chosen_score == 4.25
+
+
+def test_a_label_that_is_neither_true_nor_false_is_named(tmp_path: Path) -> None:
+    for value, shown in ((0, "0"), ("yes", "'yes'")):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a", "label": value}))
+        (row,) = examine(tmp_path / "a.jsonl", Feedback)
+        assert f"'label' is {shown}; expected true or false" in str(row.error)
+
+
+def test_identical_answers_are_counted_as_ties_are(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "a", "rejected": answer} for answer in "ab"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"kind": "import", "path": str(tmp_path / "a.jsonl"), "rows": "pairs"}
+    made = make(tmp_path, config, {"path": Data("a.jsonl", "file", tmp_path / "a.jsonl")})
+    assert made.facts["dropped"] == {"identical": 1}
