@@ -26,7 +26,9 @@ TABLES = (".parquet", ".arrow", ".feather")
 SUFFIXES = (*PLAIN, *TABLES)
 NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "manifest.json"}
 """Files beside a dataset's shards that hold no rows of it."""
-SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])", re.IGNORECASE)
+SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])", re.IGNORECASE)
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\b")
+"""A file of a dataset as the Hub and `export` name them, by the split that it belongs to."""
 
 # How JSON spells a half of a character that lies outside the first 65,536; only both together mean something.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -112,11 +114,12 @@ def _kind(name: str) -> tuple[str, str]:
 
 
 def _split(inside: Path) -> str:
-    """The split that a file's name, or a folder above it, begins with."""
+    """The split that a file's name or a folder above it tells; a shard's own name where that is no known one."""
     for part in reversed(inside.parts):
-        if found := SPLIT.match(part):
+        if found := SPLIT.search(part):
             return found[1].lower()
-    return ""
+    shard = SHARD.match(inside.name)
+    return shard[1] if shard else ""
 
 
 def read_lines(path: Path) -> Iterator[Line]:

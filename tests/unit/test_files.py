@@ -91,6 +91,31 @@ def test_a_folder_or_a_pattern_is_read_as_one(tmp_path: Path) -> None:
     assert str(bad.error).startswith(f"{folder / 'data' / 'part-1.jsonl'}:1: 'text' is a number")
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("my_train.jsonl", "my_test.jsonl"), "test, train"),
+        (("data/train-00000-of-00001.jsonl", "data/other-00000-of-00001.jsonl"), "other, train"),
+        (("a/data-00000-of-00001.jsonl", "data-00000-of-00001.jsonl", "a/part-00000-of-00001.jsonl"), "data, part"),
+    ],
+)
+def test_splits_are_known_by_any_name(tmp_path: Path, names: tuple[str, ...], told: str) -> None:
+    """The second is what `export` makes of splits {train, other}."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(LINES)
+    with pytest.raises(DataError, match=f"the folder holds several splits: {told}; expected the files of one"):
+        shards(tmp_path)
+    assert values(tmp_path / names[0]) == ROWS
+
+
+def test_a_dataset_saved_to_disk_is_one_split_in_several_shards(tmp_path: Path) -> None:
+    for at in range(2):
+        (tmp_path / f"data-0000{at}-of-00002.jsonl").write_text(LINES)
+    (tmp_path / "attrain.jsonl").write_text(LINES)
+    assert len(shards(tmp_path)) == 3
+
+
 @pytest.mark.parametrize("names", [("train-0.jsonl", "test-0.jsonl"), ("train/0.jsonl", "validation/0.jsonl")])
 def test_splits_side_by_side_are_never_mixed(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:

@@ -254,7 +254,7 @@ def test_each_shape_of_a_labelled_answer(tmp_path: Path, row: dict[str, Any]) ->
     with pytest.raises(DataError, match="labelled as an answer to avoid"):
         one(tmp_path, row, Chat)
     for label in (None, 1, "yes"):
-        with pytest.raises(DataError, match="expected true or false|nothing says whether the answer is desirable"):
+        with pytest.raises(DataError, match=r"expected true or false|nothing says whether the answer is desirable"):
             one(tmp_path, row | {"label": label}, Feedback)
 
 
