@@ -205,3 +205,16 @@ def test_real_texts(bench: Any) -> None:
     for texts in ([row.text for row in held], list(bench.code(DATA))):
         score, _ = bench.changed(truecaser, texts)
         assert score.spoilt <= 0.001 * score.kept
+
+
+def test_letters_whose_case_cannot_be_changed_back_are_left_alone() -> None:
+    """Turkish has two letters i, and a ligature stands for several letters: guessing would make another word."""
+    mend = Truecaser.learn(["He said that this was so, and that was the end of it all."])
+    for word in ("IŞIK", "İSTANBUL", "AĞIR"):
+        restored, _ = mend.restore(f"{word} WAS THE END OF IT, AND {word} WAS SO, HE SAID.")
+        assert restored == f"{word} was the end of it, and {word} was so, he said.", word
+    for word in ("ışık", "ﬁne"):
+        restored, _ = mend.restore(f"{word} was the end of it. he said that {word} was so. that was the end.")
+        assert restored == f"{word} was the end of it. He said that {word} was so. That was the end.", word
+    restored, _ = mend.restore("straße was the end of it. he said so. ärger was the end of it all. that was so.")
+    assert restored.startswith("Straße was the end of it. He said so. Ärger was")

@@ -189,7 +189,7 @@ class Truecaser:
 
     def _restored(self, words: Sequence[Token], number: int, kind: Damage | None, local: Mapping[str, int]) -> str:
         token = words[number]
-        if kind is None:
+        if kind is None or not _has_sure_case(token.word):
             return token.word
         if kind != "starts":
             base, ending = _base(token.word)
@@ -251,6 +251,18 @@ def _base(word: str) -> tuple[str, str]:
     if len(word) > 2 and word[-1] in "sS" and word[-2] in "'’":
         return word[:-2], word[-2:]
     return word, ""
+
+
+def _has_sure_case(word: str) -> bool:
+    """Whether a word's capitals can be changed and changed back: not the Turkish i's, nor what is one sign for several
+    letters. A capital I beside Turkish letters may be either of the two."""
+    if word.isascii():
+        return True
+    low = word.lower()
+    first = low[:1].upper()
+    if len(low) != len(word) or len(first) != 1 or first.lower() != low[:1]:
+        return False
+    return "ı" not in low and not ("i" in low and any(sign in low for sign in "şğ"))
 
 
 def _form_of(pair: str) -> str:
