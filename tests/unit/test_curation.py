@@ -2,6 +2,7 @@
 
 import random
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,35 @@ def test_jaccard_is_that_of_the_sets(a: str, b: str) -> None:
 
     expected = len(runs(a) & runs(b)) / len(runs(a) | runs(b))
     assert jaccard(shingles(a), shingles(b)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (
+            "Wie heißt die größte Stadt in Österreich heute?",
+            unicodedata.normalize("NFD", "wie heißt die größte Stadt in Österreich heute"),
+        ),
+        ("What is the capital of Borva today?", "What is the capi\u00adtal of\u200b Borva today?"),
+        (
+            "请用简单的语言解释为什么天空是蓝色的而日落时却是红色的呢",
+            "你好。请用简单的语言解释为什么天空是蓝色的而日落时却是红色的呢？谢谢",
+        ),
+    ],
+)
+def test_a_prompt_is_known_however_it_is_written(held: str, said: str) -> None:
+    """Composed or decomposed, with invisible hyphens, or in a script that sets no blanks between words."""
+    known = Decontaminator(13)
+    known.keep_out("p", [held])
+    found = known.find(user(said))
+    assert found is not None
+    assert found[0] == "p"
+
+
+def test_a_prompt_without_words_matches_nothing() -> None:
+    known = Decontaminator(13)
+    known.keep_out("p", ["?!"])
+    assert known.find(user("...")) is None
 
 
 def test_contamination() -> None:

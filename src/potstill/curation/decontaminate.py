@@ -2,10 +2,12 @@
 
 The unit is a run of n words (13, as in GPT-3's appendix C), without case and punctuation. An opening prompt that is
 shorter counts as a whole: within a user turn if it has at least five words, else only where it is the whole turn. A
-follow-up means little without what it follows ("Say that again."), so it counts by runs of n words only.
+follow-up means little without what it follows ("Say that again."), so it counts by runs of n words only. In scripts
+that set no blanks between words each character is one. A prompt without words repeats nothing.
 """
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,11 +17,15 @@ from potstill.sources import Data
 LEAST_RUN = 5
 
 Words = tuple[str, ...]
-_WORD = re.compile(r"\w+")
+_UNSPACED = "\u0e01-\u0e30\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"  # Thai, kana, ideographs
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # soft hyphens, and signs without width
 
 
 def words(text: str) -> Words:
-    """What is compared."""
+    """What is compared: words in lower case, however their characters are composed (Unicode's NFKC)."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
     return tuple(_WORD.findall(text.lower()))
 
 
@@ -39,7 +45,7 @@ class Decontaminator:
                 self._add_runs(name, said, self.size)
             elif place == 0 and len(said) >= LEAST_RUN:
                 self._add_runs(name, said, len(said))
-            elif place == 0:
+            elif place == 0 and said:
                 self._whole.setdefault(said, name)
 
     def _add_runs(self, name: str, said: Words, length: int) -> None:

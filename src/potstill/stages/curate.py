@@ -291,4 +291,4 @@ def _dropped(staged: Staged, reason: str, duplicate: Duplicate, tally: _Tally) -
     return dropped
 
 
-STAGE = Stage(config=Curate, produces="chats", run=run, version=2)
+STAGE = Stage(config=Curate, produces="chats", run=run, version=3)

@@ -229,4 +229,4 @@ def _counted(rows: Iterator[Record], work: Work) -> Iterator[Record]:
 
 
 assert set(SHAPES) | {"auto"} == set(Shape.__args__), "every shape can be named"  # type: ignore[attr-defined]
-STAGE = Stage(config=Import, produces=lambda config: str(config.rows), run=run, version=2)
+STAGE = Stage(config=Import, produces=lambda config: str(config.rows), run=run, version=3)
