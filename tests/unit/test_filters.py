@@ -135,6 +135,24 @@ def test_stripping_cuts_whole_sentences_and_no_code(text: str, left: str) -> Non
     assert find_hedge(assistant(left)) is None
 
 
+HEDGE = "As an AI language model, I have no feelings."
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        f"    say({HEDGE}\n    {HEDGE}\n    )\n\n    done()",
+        f"\tsay({HEDGE})",
+        f"``{HEDGE} `x` ``",
+        f"<pre>\n{HEDGE}\n</pre>",
+        f"| who | says |\n|---|---|\n| bot | {HEDGE} |\n| man | hello |",
+    ],
+)
+def test_stripping_leaves_every_kind_of_code_and_tables_whole(kept: str) -> None:
+    text = f"Here it is:\n\n{kept}\n\n{HEDGE} That is all."
+    assert strip_hedges(text) == f"Here it is:\n\n{kept}\n\nThat is all."
+
+
 @holds(st.text(alphabet="aI .!?\n`\"'x1", max_size=80))
 def test_stripping_leaves_other_texts_as_they_are(text: str) -> None:
     if find_hedge(assistant(text)) is None:
@@ -246,6 +264,11 @@ ENDLESS = {
     "lacks": "I don't have a personal ",
     "quotes": "\"'",
     "backticks": "`",
+    "pairs of backticks": "`` a",
+    "indented": "\n\n    a\n   \n",
+    "blank lines": "\n    ",
+    "bars": "| ",
+    "pre": "<pre",
     "stops": ".",
     "brackets": "f(",
     "capitals": "A",

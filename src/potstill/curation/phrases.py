@@ -18,7 +18,14 @@ NEAR = 240
 _MARKS = " \t\n\"'“”‘’*_>#-([…."
 _LOOK_BACK = 400  # characters of a line that are searched for an open quotation
 
-_CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]*`", re.DOTALL)
+# Fences, <pre>, spans between two backticks or one, what stands indented by four behind a blank line, rows of tables.
+_CODE = re.compile(
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|<pre\b.*?(?:</pre>|\Z)|``(?!`)[^\n]{1,2000}?``|`[^`\n]*`"
+    r"|(?:\A|\n[ \t]*\n)(?:(?:[ ]{4}|\t)[ \t]*\S[^\n]*(?:\n|\Z)(?:[ \t]*\n)*)+"
+    r"|^[ ]{0,3}\|[^\n]*\|[ \t]*$",
+    re.DOTALL | re.IGNORECASE | re.MULTILINE,
+)
+_MAY_BE_CODE = ("`", "~~~", "<pre", "<PRE", "    ", "\t", "|")
 _SPEAKER = re.compile(r"\W{0,3}[A-Z][\w' ]{0,24}:\s")
 _OPENED = re.compile(r"(?<![^\W_])['‘]")
 _CLOSED = re.compile(r"['’](?![^\W_])")
@@ -224,9 +231,11 @@ def _missing(head: str, found: re.Match[str]) -> bool:
 
 
 def code_spans(text: str, inline: bool = True) -> list[tuple[int, int]]:
-    """Where code stands in a text: fenced, and between single backticks where `inline`."""
-    spans = [found.span() for found in _CODE.finditer(text)] if "`" in text or "~~~" in text else []
-    return spans if inline else [(start, end) for start, end in spans if text.startswith(("```", "~~~"), start)]
+    """Where code and tables stand in a text: in blocks, and between backticks where `inline`."""
+    if not any(sign in text for sign in _MAY_BE_CODE):
+        return []
+    spans = [found.span() for found in _CODE.finditer(text)]
+    return spans if inline else [span for span in spans if text[span[0]] != "`" or text.startswith("```", span[0])]
 
 
 def within(spans: Sequence[tuple[int, int]], place: int) -> bool:
