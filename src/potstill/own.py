@@ -21,6 +21,7 @@ that calls it makes its own `Own` or `OwnFilter` of it.
 import ast
 import contextlib
 import hashlib
+import os
 import re
 import symtable
 import sys
@@ -111,10 +112,11 @@ def load(function: Function) -> Callable[..., Any]:
     sys.modules[name] = module  # dataclasses and annotations look there
     with _beside(function.path):
         try:
-            exec(compile(tree, str(function.path), "exec"), module.__dict__)
-        except PotstillError:
+            with _staying(function):
+                exec(compile(tree, str(function.path), "exec"), module.__dict__)
+        except (PotstillError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             remedy = f"Mend the file; its function '{function.name}' is named in the recipe"
             raise RecipeError(_where(error, function), f"{_said(error)} (while importing it)", remedy) from error
     found = getattr(module, function.name, None)
@@ -130,12 +132,28 @@ def load(function: Function) -> Callable[..., Any]:
 def blame(function: Function, doing: Callable[[], str]) -> Iterator[None]:
     """Turn whatever the user's code raises into a DataError that says its file and line, and what was being done."""
     try:
-        yield
-    except PotstillError:
+        with _staying(function):
+            yield
+    except (PotstillError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit and GeneratorExit too: user code ends no run in silence
         what = f"{_said(error)} (while {doing()})"
         raise DataError(_where(error, function), what, f"Mend '{function.name}', or the row") from error
+
+
+@contextmanager
+def _staying(function: Function) -> Iterator[None]:
+    """DataError where the user's code leaves the working directory, which the run's paths may stand on."""
+    here = os.getcwd()
+    try:
+        yield
+    finally:
+        moved = os.getcwd() != here
+        if moved:
+            os.chdir(here)
+    if moved:
+        what = f"'{function.name}' changes the working directory; expected it to stay where the run was started"
+        raise DataError(function.path.name, what, "Use whole paths in it, without os.chdir")
 
 
 class Own:

@@ -427,3 +427,26 @@ def test_texts_from_nothing(here: Path) -> None:
     (here / "r.yaml").write_text("name: own\nstages: {words: {kind: 'mine.py:words', count: 2}}")
     sealed = run(load_recipe("r.yaml"), here / "out")
     assert len(list(read_rows(sealed["words"].path / "rows.jsonl", Text))) == 2
+
+
+@pytest.mark.parametrize(
+    "code", ["raise GeneratorExit", "raise BaseException('b')", "import asyncio; raise asyncio.CancelledError"]
+)
+@pytest.mark.parametrize("before", ["", "yield next(data); "])
+def test_nothing_that_own_code_raises_ends_a_run_in_silence(here: Path, code: str, before: str) -> None:
+    body = f"    {before}{code}\n    yield from data\n"
+    (here / "mine.py").write_text(STAGE.partition("    for chat in data")[0] + body)
+    said = r"^mine\.py:9: \w+(: b)? \(while making rows, \d read\)\. Mend 'shout', or the row\.$"
+    assert re.search(said, refused())
+
+
+def test_own_code_may_not_leave_the_working_directory(here: Path) -> None:
+    """The run's paths may be relative to it."""
+    (here / "elsewhere").mkdir()
+    (here / "mine.py").write_text(
+        STAGE.replace("    for chat in data:", "    import os\n    for chat in data:\n        os.chdir('elsewhere')")
+    )
+    assert "'shout' changes the working directory; expected it to stay" in refused()
+    assert Path.cwd() == here
+    (here / "mine.py").write_text("import os\nos.chdir('elsewhere')\n" + STAGE)
+    assert "changes the working directory" in refused()

@@ -29,6 +29,8 @@ KINDS = {row_type: tuple(kind for kind in ROWS if ROWS[kind] is row_type) for ro
 STREAMS = {Iterator, Iterable}
 RETURNED = {*STREAMS, Generator, list, tuple}
 MAY_RETURN = "expected the rows that it makes, such as Iterator[Chat] or Iterator[Chat | Dropped]"
+END = object()
+"""Behind the last row."""
 
 
 def own_stage(function: Function, kind: str) -> Stage:
@@ -159,8 +161,18 @@ def _read(sources: tuple[Data, ...], row_type: type[Record], counts: Counter[str
 
 def _returned(call: own.Own, given: dict[str, Any], counts: Counter[str]) -> Iterator[Any]:
     """What the function returns, one by one; an error in it says how far it had read."""
-    with own.blame(call.function, lambda: f"making rows, {counts['read']} read"):
-        yield from _iterable(call("making rows", **given), call)
+
+    def doing() -> str:
+        return f"making rows, {counts['read']} read"
+
+    with own.blame(call.function, doing):
+        rows = _iterable(call("making rows", **given), call)
+    while True:
+        with own.blame(call.function, doing):
+            row = next(rows, END)
+        if row is END:
+            return
+        yield row
 
 
 def _iterable(returned: Any, call: own.Own) -> Iterator[Any]:
