@@ -10,6 +10,7 @@ import pytest
 from data_stages import Made, assistant, given, make, user
 from hypothesis import given as holds
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from potstill.curation.decontaminate import Decontaminator
 from potstill.curation.filters import find_hedge, find_refusal, repetition, strip_hedges
@@ -17,6 +18,7 @@ from potstill.curation.minhash import jaccard, shingles
 from potstill.curation.truecase import Truecaser, damage
 from potstill.errors import DataError
 from potstill.records import Chat, Message, Prompt
+from potstill.stages.curate import Curate
 
 NAMES = "Osk Perven Borva Delmbell Kintor Maralo Tevin Usha Wolm Zarid".split()  # noqa: SIM905
 COMMON = "river tower garden market bridge harbour forest valley teacher baker".split()  # noqa: SIM905
@@ -299,3 +301,23 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     assert one.files == other.files
     assert one.facts == other.facts
     assert one.facts["dropped"]["near_duplicate"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"min_words": 5, "max_words": 4}, r"min_words \(5\) is more than max_words \(4\)"),
+        ({"min_characters": 5, "max_characters": 4}, r"min_characters \(5\) is more than max_characters \(4\)"),
+        ({"deduplicate": 1e-300}, r"greater than or equal to 0\.1"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Curate.model_validate({"kind": "curate", "data": "x", **fields})
+
+
+def test_the_least_similarity_that_may_be_asked_for_works(tmp_path: Path) -> None:
+    chats = [Chat(id=f"c{at}", messages=user("q") + assistant(f"one two three four five six {at}")) for at in range(2)]
+    config = {"kind": "curate", "data": "d", "deduplicate": 0.1}
+    made = make(tmp_path, config, {"data": given(tmp_path, "chats", chats)})
+    assert made.facts["dropped"] == {"near_duplicate": 1}

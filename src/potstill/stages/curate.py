@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, storage_errors, write_rows
 from potstill.curation.backends import BACKENDS, BackendName
@@ -98,7 +98,7 @@ class Curate(StageConfig):
     filters: tuple[OwnFunction, ...] = ()
     """Your own functions that say of a dialogue (a records.Chat) whether it stays, each written mine.py:name: they
     return True or None to keep it; False, or words that say why, to drop it. Their files count for the stage's key."""
-    deduplicate: Annotated[float, Field(gt=0, le=1)] | Literal["exact"] | None = None
+    deduplicate: Annotated[float, Field(ge=0.1, le=1)] | Literal["exact"] | None = None
     """Drop copies of a kept dialogue. exact: those that differ by case and blanks alone; a number: also those whose
     words are this much alike, by the Jaccard similarity of their runs of three words."""
     meaning: Meaning | None = None
@@ -116,6 +116,16 @@ class Curate(StageConfig):
                 f"'{unknown[0]}' is no language that can be told; choose from {', '.join(sorted(LANGUAGES))}"
             )
         return languages
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        for what, least, most in (
+            ("words", self.min_words, self.max_words),
+            ("characters", self.min_characters, self.max_characters),
+        ):
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"min_{what} ({least}) is more than max_{what} ({most}), so nothing would stay")
+        return self
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         return Expected(rows=rows["data"])
