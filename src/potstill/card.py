@@ -149,7 +149,12 @@ def _dropped(lineage: Iterable[Artifact]) -> str:
 
 
 def _licences(card: Card, lineage: Iterable[Artifact]) -> str:
-    stated = f"stated by who made it: {escape(card.licence)}" if card.licence != "other" else "not stated"
+    stated = (
+        f"Who made this dataset puts it under this licence: {escape(card.licence)}. Whether it may stand under "
+        "it was not checked."
+        if card.licence != "other"
+        else "Who made this dataset does not say under what licence it stands."
+    )
     terms = (
         "that the terms of the models above, as their providers give them, allow the use of what the models wrote "
         "(some forbid to train models that compete with theirs), and "
@@ -157,7 +162,7 @@ def _licences(card: Card, lineage: Iterable[Artifact]) -> str:
         else ""
     )
     return (
-        f"## Licence\n\nThe licence of this dataset is {stated}. Nothing of that was checked. Who publishes or uses it "
+        f"## Licence\n\n{stated} Who publishes or uses it "
         f"has to see to it {terms}that the licences of the data that was read allow it to be passed on."
     )
 

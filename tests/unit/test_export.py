@@ -370,3 +370,16 @@ def test_every_text_of_a_record_comes_back(kind: str) -> None:
     shape = recognise([row])
     assert shape is not None
     assert shape.read(row, type(full), "default") == full
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "Who made this dataset does not say under what licence it stands."),
+        ({"licence": "CC0-1.0"}, "puts it under this licence: CC0-1.0. Whether it may stand under it was not checked."),
+    ],
+)
+def test_the_card_says_what_is_known_of_the_licence(tmp_path: Path, fields: dict[str, str], says: str) -> None:
+    data = sealed(tmp_path, "mine", "texts", [Text(id="a", text="b")])
+    card = (export(tmp_path, {"train": data}, format="jsonl", **fields) / "README.md").read_text()
+    assert f"{says} Who publishes or uses it has to see to it" in card
