@@ -251,3 +251,12 @@ def test_every_prompt_is_a_file() -> None:
     files = {path.stem for path in Path(prompt_files.__file__).parent.glob("*.txt")}
     configs = [stages.stage(kind).config for kind in stages.MODULES]
     assert {name for config in configs if issubclass(config, Asking) for name in config.PROMPTS} <= files
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(" \n", "this prompt is empty"), ("{{" + "(" * 5000 + ")" * 5000 + "}}", "its brackets are nested too deeply")],
+)
+def test_a_prompt_file_that_says_nothing_or_too_much_is_refused(text: str, says: str) -> None:
+    with pytest.raises(DataError, match=f"mine.txt: {says}"):
+        prompt_files.compile_prompt(text, "mine.txt")

@@ -35,9 +35,13 @@ def guard(text: str) -> str:
 
 
 def compile_prompt(text: str, name: str) -> Callable[[Mapping[str, Any]], str]:
-    """A user's own prompt, ready to be filled. DataError, naming the file, where it is no template or asks for more."""
+    """A user's own prompt, ready to be filled. DataError, naming the file, where it is no template or says nothing."""
+    if not text.strip():
+        raise DataError(name, "this prompt is empty; expected words", "Write it, or start from potstill's own")
     try:
         template = _environment().from_string(text)
+    except RecursionError as error:
+        raise DataError(name, "its brackets are nested too deeply", "Mend it, or start from potstill's own") from error
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         where = f"{name}:{line}" if line else name

@@ -57,7 +57,10 @@ class Prompts:
             if head == "prompt_files" and name:
                 (file,) = data
                 try:
-                    text = file.path.read_bytes()[:LARGEST_PROMPT].decode("utf-8")
+                    if file.path.stat().st_size > LARGEST_PROMPT:
+                        what = f"it has more than {LARGEST_PROMPT:,} bytes, which is no prompt"
+                        raise DataError(file.name, what, "Name the file of a prompt")
+                    text = file.path.read_bytes().decode("utf-8")
                 except OSError as error:
                     raise DataError(file.name, f"it cannot be read: {reason(error)}", "Mend its permissions") from error
                 except UnicodeDecodeError as error:
