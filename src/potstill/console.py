@@ -1,5 +1,6 @@
 """How a run looks: bars on a terminal, calm lines everywhere else, and a table of scores at the end."""
 
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -106,8 +107,14 @@ def facts_line(artifact: Artifact) -> str:
         words.append(f"held-out loss {number(loss['first'])} to {number(loss['best'])}")
     scalars = {name: value for name, value in facts.items() if isinstance(value, int | float | str) and value}
     for name, value in list(scalars.items())[:FACTS_SHOWN]:
-        words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str | bool) else number(value)}")
+        shown = value if isinstance(value, bool) else _in_one_line(value) if isinstance(value, str) else number(value)
+        words.append(f"{name.replace('_', ' ')} {shown}")
     return ", ".join(words)
+
+
+def _in_one_line(text: str) -> str:
+    """A text as it stands; what would break or command the line as JSON spells it."""
+    return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from rich.text import Text
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
 from potstill.console import clean, number, score_table
 from potstill.errors import StorageError
+from potstill.files import quote
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Record
 from potstill.records import Text as TextRecord
 from potstill.reporting.judges import judge_table
@@ -24,6 +25,8 @@ from potstill.validation import nearest
 from potstill.workspace import Workspace
 
 LONGEST_TEXT = 1500
+EXAMPLES = 2
+"""Rows shown of each reason for which rows were left out."""
 STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -41,7 +44,7 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
     if dropped:
         if not (artifact.path / DROPPED_FILE).is_file():
             raise StorageError(str(artifact.path), f"'{stage}' keeps no rows that were left out", "Omit --dropped")
-        console.print(dropped_view(artifact.facts))
+        console.print(dropped_view(artifact.facts, artifact.path / DROPPED_FILE))
         console.print()
         _print_rows(console, artifact.path / DROPPED_FILE, Dropped, rows)
     elif artifact.produces in ROWS:
@@ -97,19 +100,31 @@ def manifest_view(artifact: Artifact, hashes: str) -> RenderableType:
     return table
 
 
-def dropped_view(facts: Mapping[str, Any]) -> RenderableType:
-    """How many rows were left out for which reason, with examples where the stage noted some."""
-    counts, examples = facts.get("dropped", {}), facts.get("examples", {})
+def dropped_view(facts: Mapping[str, Any], path: Path) -> RenderableType:
+    """How many rows were left out for which reason, with examples: those that the stage noted, or the first rows."""
+    counts, examples = facts.get("dropped", {}), facts.get("examples") or _examples(path)
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     table.add_column("reason", style="yellow")
     table.add_column("rows", justify="right")
     table.add_column("such as", overflow="fold")
     for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        shown = [Text(clean(f"{row['id']}: {row['detail']}")) for row in examples.get(reason, ())]
-        says = [Text(clean(f"  {row['says']}"), "dim") for row in examples.get(reason, ())]
-        lines = [line for pair in zip(shown, says, strict=True) for line in pair]
+        lines = []
+        for row in examples.get(reason, ()):
+            lines.append(Text(clean(f"{row['id']}: {row['detail']}" if row["detail"] else row["id"])))
+            if "says" in row:
+                lines.append(Text(clean(f"  {row['says']}"), "dim"))
         table.add_row(clean(reason), f"{count:,}", Group(*lines))
     return table
+
+
+def _examples(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The first rows that were left out for each reason, shortened."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in read_rows(path, Dropped):
+        shown = found.setdefault(row.reason, [])
+        if len(shown) < EXAMPLES:
+            shown.append({"id": quote(row.id), "detail": quote(row.detail)})
+    return found
 
 
 def _words(values: Mapping[str, Any]) -> str:

@@ -335,6 +335,8 @@ def test_facts_in_few_words():
     facts = {"steps": 140, "kept": "step 110", "held_out_loss": {"first": 2.5, "best": 0.632, "last": 0.7}, "rows": 12}
     artifact = Artifact(Path("x"), {"produces": "model", "facts": facts})
     assert console.facts_line(artifact) == "12 rows, held-out loss 2.5 to 0.632, steps 140, kept step 110"
+    artifact = Artifact(Path("x"), {"produces": "prompts", "facts": {"rows": 1, "opening": "<|user|>\n"}})
+    assert console.facts_line(artifact) == r"1 prompts, opening <|user|>\n", "in one line"
 
 
 # Chat, with a teacher that repeats what it was asked.

@@ -450,3 +450,13 @@ def test_own_code_may_not_leave_the_working_directory(here: Path) -> None:
     assert Path.cwd() == here
     (here / "mine.py").write_text("import os\nos.chdir('elsewhere')\n" + STAGE)
     assert "changes the working directory" in refused()
+
+
+def test_dropped_rows_are_shown_by_their_own_details_where_a_stage_notes_no_examples(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "r.yaml", "--out", "out"]) == 0
+    capsys.readouterr()
+    assert main(["show", "out", "loud", "--dropped"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("short "))
+    assert line.split() == ["short", "1", "chats-1:", "1"]
