@@ -219,6 +219,9 @@ def find_path(written: str, folder: Path, place: str) -> Path | None:
 def find_pattern(written: str, folder: Path, place: str) -> Path | None:
     """The pattern, such as data/train-*.parquet, with its folder's real path, where a file fits it."""
     head, _, tail = written.rpartition("/")
+    if any(sign in head for sign in "*?[") and find_path(head, folder, place) is None:
+        what = f"'{written}' is a pattern of folders; only the file's name, behind the last /, can be a pattern"
+        raise RecipeError(place, what, "Name the folder itself: every file of rows below it is read")
     if not any(sign in tail for sign in "*?["):
         return None
     real = find_path(head or ".", folder, place)

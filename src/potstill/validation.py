@@ -59,6 +59,8 @@ def complain(
     given = first["input"]
     if isinstance(given, dict) and first["type"] == "value_error":  # what it says is of several of its fields
         return RecipeError(place, f"'{label}': {message}", "Mend one of them")
+    if isinstance(given, list) and first["type"] == "string_type":
+        return RecipeError(place, f"'{label}' is a list; expected one name or text", "Write one, without brackets")
     shown = "a mapping" if isinstance(given, dict) else "a list" if isinstance(given, list) else _short(given)
     return RecipeError(place, f"'{label}' is {shown}: {message}", "Mend the value")
 

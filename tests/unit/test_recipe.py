@@ -258,7 +258,7 @@ GOOD = "name: r\nstages:\n  a: {kind: words}\n  b:\n    kind: shout\n    data: a
         (GOOD + "  c: {kind: shout, data: {from: a, weight: true}}\n", "r.yaml:7: 'c.data.weight' is true or false"),
         (GOOD + "  c: {kind: shout, data: [a, {from: d, weight: 2}]}\n", "'c.data.1.from' names 'd', which is neither"),
         (GOOD + "    marc: x\n", "r.yaml:7: unknown key 'b.marc' (did you mean 'mark'?). The keys here are"),
-        (GOOD + "    mark: [x]\n", "r.yaml:7: 'b.mark' is a list: input should be a valid string"),
+        (GOOD + "    mark: [x]\n", "r.yaml:7: 'b.mark' is a list; expected one name or text. Write one"),
         (GOOD + "    seconds: soon\n", "r.yaml:7: 'b.seconds' is 'soon': input should be a valid number"),
         ("name: r\nstages:\n  a: {kind: words,\n    count: 0}\n", "r.yaml:4: 'a.count' is 0: input should be greater"),
         ("name: r\nstages:\n  a: {kind: shout}\n", "r.yaml:3: 'a.data' is missing"),
@@ -457,3 +457,12 @@ def test_read_document_keeps_the_line_of_every_value(tmp_path):
     assert document.place(("a", 0)) == "d.yaml:2"
     assert document.place(("a", 1, "b", "c")) == "d.yaml:4"
     assert document.place(("a", 1, "b", "missing")) == "d.yaml:3"
+
+
+def test_a_pattern_of_folders_is_refused_as_such(tmp_path):
+    (tmp_path / "sub" / "a").mkdir(parents=True)
+    (tmp_path / "sub" / "a" / "x.jsonl").write_text('{"text": "a"}')
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\nstages:\n  a: {kind: import, rows: texts, path: 'sub/*/x.jsonl'}\n")
+    with pytest.raises(RecipeError, match=r"'sub/\*/x.jsonl' is a pattern of folders; only the file's name"):
+        load_recipe(str(path))
