@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from potstill.errors import DataError
 from potstill.files import Line, quote, read_lines
 from potstill.found import BAD_ROW, ShapeError
-from potstill.records import Prompt, Record
+from potstill.records import ROWS, Prompt, Record
 from potstill.shapes import SHAPES, Shape, recognise
 
 R = TypeVar("R", bound=Record)
@@ -102,12 +102,16 @@ def interpret(
             yield Row(line.number, None, DataError(place, line.error, REMEDY), BAD_ROW, name)
             continue
         known = known or _shape(reading, [line], where)
+        fits = any(ROWS[kind] is row_type for kind in known.makes)
+        remedy = (
+            REMEDY if fits else f"Rows of this shape can be {', '.join(known.makes)}; name that kind, or another file"
+        )
         try:
             value = renamed(line.value, reading.columns)
             record = known.read(value, row_type, f"{stem}-{index}", reading.questions)
             yield Row(line.number, record, name=name)
         except ShapeError as error:
-            yield Row(line.number, None, DataError(place, str(error), REMEDY), error.reason, name)
+            yield Row(line.number, None, DataError(place, str(error), remedy), error.reason, name)
 
 
 def renamed(row: Any, columns: Mapping[str, str]) -> Any:
