@@ -144,11 +144,11 @@ def blame(function: Function, doing: Callable[[], str]) -> Iterator[None]:
 @contextmanager
 def _staying(function: Function) -> Iterator[None]:
     """DataError where the user's code leaves the working directory, which the run's paths may stand on."""
-    here = os.getcwd()
+    here = Path.cwd()
     try:
         yield
     finally:
-        moved = os.getcwd() != here
+        moved = Path.cwd() != here
         if moved:
             os.chdir(here)
     if moved:
