@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from potstill.records import Rating
@@ -20,6 +21,19 @@ INCONSISTENT = "inconsistent"
 """How it begins where the judge's score and its own words contradict each other."""
 SLACK = 1
 """So many points a score may lie outside the range of its verdict until the two are called a contradiction."""
+
+
+MOST_PARTS = 10**6
+"""The largest denominator of a score, so that means of judges and decimals of six places are exact."""
+
+
+def exact_score(score: float) -> Fraction:
+    """The simple fraction that a float stands for: 13/3 of 4.333333333333333, 1/10 of 0.1.
+
+    Rows hold floats, and the means of equal ratings differ in their last bits. Everything that compares scores, or adds
+    them, goes by this.
+    """
+    return Fraction(score).limit_denominator(MOST_PARTS)
 
 
 @dataclass(frozen=True)
