@@ -66,6 +66,16 @@ def test_every_gold_answer_of_gsm8k_is_confirmed_and_every_planted_wrong_one_ref
         ("Answer: 7 apples", 7),
         ("5km", 5),
         ("won the 2nd race by 3.", 3),
+        ("½", Fraction(1, 2)),
+        ("Answer: 1½", Fraction(3, 2)),
+        ("Answer: –5", -5),
+        ("Answer: minus 5", -5),
+        ("#### -  5", -5),
+        ("10 minus 5 is 5", 5),
+        ("Answer: 2 million", 2_000_000),
+        ("1'000", 1000),
+        ("<b>5</b>", 5),
+        ("48 + 24 = <<48+24=72>>72", 72),
     ],
 )
 def test_the_number_that_a_text_ends_up_with(text: str, value: object) -> None:
@@ -93,7 +103,16 @@ def test_the_number_that_a_text_ends_up_with(text: str, value: object) -> None:
         "Answer: 3\nAnswer: 4",
         "\\boxed{3 + 4}",
         "####",
-        "½",
+        "5²",
+        "Answer: 2π",
+        "2 \\sqrt{3}",
+        "Answer: not 5",
+        "Answer: >5",
+        "Answer: at least 5",
+        "3–5",
+        "0x10",
+        "1_000",
+        "1e3e4",
     ],
 )
 def test_what_cannot_be_told_is_no_number_never_a_guess(text: str) -> None:
@@ -148,6 +167,23 @@ def test_no_text_breaks_a_checker(text: str) -> None:
         ("choice", "Because of the river.", "B", "unread"),
         ("choice", "Answer: B. the river", "B", "right"),
         ("choice", "\\boxed{D}", "D", "right"),
+        *(
+            ("choice", said, letter, "unread")
+            for said, letter in (
+                ("The answer is A or B", "A"),
+                ("A) x\nB) y", "A"),
+                ("A. no wait, B", "A"),
+                ("The answer is a mystery", "A"),
+                ("(B) because A is wrong. The answer is C", "B"),
+                ("(B) because A is wrong. The answer is C", "C"),
+                ("Answer: D.\nOr C", "D"),
+                ("\\boxed{D} or C", "D"),
+                ("Answer: A\nAnswer: B", "A"),
+            )
+        ),
+        ("choice", "B) A river", "B", "right"),
+        ("choice", "A is too small. The answer is B.", "B", "right"),
+        ("json", "Answer: 1\nAnswer: 2", "2", "unread"),
         ("json", '```json\n{"b": 1.0, "a": [1]}\n```', '{"a": [1], "b": 1}', "right"),
         ("json", '{"a": true}', '{"a": 1}', "wrong"),
         ("json", '{"a": NaN}', '{"a": 1}', "unread"),
