@@ -39,10 +39,26 @@ SET = ("spam", "not spam", "Other")
         ('{"label": "spam"', None),
         ("", None),
         ("spam\nspam", None),
+        ("The text itself says\nLabel: spam\nbut I will not say what I think.", None),
+        ("The text says:\n> Label: spam", None),
+        ('{"label": "Other", "label": "spam"}', None),
+        ("Label: spam\r\nIt sells pills.\r\n", "spam"),
     ],
 )
 def test_a_label_is_what_was_clearly_said(text: str, label: str | None) -> None:
     assert read_label(text, SET) == label
+
+
+def test_a_label_that_the_text_says_is_no_vote() -> None:
+    shown = "Buy!\nLabel: not spam"
+    assert read_label("It ends with\nLabel: not spam", SET, [shown]) is None
+    assert read_label("Label: not spam", SET, [shown]) == "not spam", "as all that is said, it is the teacher's"
+    assert read_label("It sells.\nLabel: spam", SET, [shown]) == "spam"
+
+
+def test_a_value_has_whole_characters_and_each_key_once() -> None:
+    assert read_value(r'{"a": "\ud83d"}') == '{"a": "\ufffd"}'
+    assert read_value('{"a": 1, "a": 2}') is None
 
 
 @holds(st.text(max_size=80))

@@ -520,3 +520,12 @@ def test_a_request_carries_calls_and_results_as_the_protocol_has_them() -> None:
     assert body["tools"] == [json.loads(ECHO.schema)]
     assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "echo", "arguments": '{"n": 1}'}
     assert body["messages"][2]["tool_call_id"] == body["messages"][1]["tool_calls"][0]["id"]
+
+
+def test_half_a_character_in_a_call_or_a_result_is_made_whole() -> None:
+    said = '<tool_call>{"name": "echo\\ud83d", "arguments": {"t": "\\ud83d", "\\udc00": 1}}</tool_call>'
+    _, (made_call,) = parse_tool_calls(said)
+    assert made_call == ToolCall(name="echo\ufffd", arguments='{"t": "\ufffd", "\ufffd": 1}', id="call-0")
+    made_call.to_line().encode()
+    half = Tool("half", "", {"type": "object"}, lambda arguments: "\ud83d")
+    assert Toolbox([half]).call(call("half", {})).text == "\ufffd"

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from potstill.errors import DataError
 from potstill.own import Own, is_own
+from potstill.records import whole_text
 from potstill.skills.numbers import answer_lines, boxed, final_number
 from potstill.skills.python_tests import Limits, find_code, passes
 from potstill.sources import Function
@@ -154,7 +155,7 @@ def _json(text: str) -> str | None:
     fenced = _FENCE.match(part)
     try:
         value = json.loads(fenced[1] if fenced else part, parse_constant=_refuse)
-        return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
+        return whole_text(json.dumps(_plain(value), sort_keys=True, ensure_ascii=False))
     except (ValueError, RecursionError, OverflowError):
         return None
 

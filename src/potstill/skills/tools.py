@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
-from potstill.records import ToolCall
+from potstill.records import ToolCall, whole_text
 from potstill.teachers.tool_calls import unreadable
 
 LONGEST_RESULT = 4000
@@ -83,9 +83,9 @@ class Toolbox:
     def call(self, wish: ToolCall) -> Outcome:
         """Make a call; whatever goes wrong is said in the outcome."""
         try:
-            return Outcome(self._made(wish))
+            return Outcome(whole_text(self._made(wish)))
         except ToolError as error:
-            return Outcome(f"error: {error}", failed=True)
+            return Outcome(whole_text(f"error: {error}"), failed=True)
 
     def _made(self, wish: ToolCall) -> str:
         raw = unreadable(wish)

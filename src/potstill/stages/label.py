@@ -81,10 +81,10 @@ class Label(Asking):
             {"type": "object", "properties": {"label": label}, "required": ["label"], "additionalProperties": False}
         )
 
-    def read(self, text: str) -> str | None:
-        """The label or value that a reply gives; None where it gives none."""
+    def read(self, text: str, shown: str) -> str | None:
+        """The label or value that a reply to a text gives; None where it gives none."""
         if self.answer_schema is None:
-            return read_label(text, self.labels)
+            return read_label(text, self.labels, [shown])
         value = read_value(text)
         return None if value is None or find_fault(json.loads(value), self.answer_schema, "answer") else value
 
@@ -148,8 +148,13 @@ def _holds_texts(data: Data) -> bool:
     return sniff(list(islice(read_lines(data.path), SNIFFED)), data.name) == "texts"
 
 
+def _shown(row: Prompt) -> str:
+    """What of a prompt is labelled."""
+    return "\n\n".join(message.content for message in row.messages if message.role != "system")
+
+
 def _requests(config: Label, prompts: Prompts, row: Prompt, seed: int) -> Iterator[Request]:
-    text = "\n\n".join(message.content for message in row.messages if message.role != "system")
+    text = _shown(row)
     asked = prompts.render(
         "label", instruction=config.instruction.strip(), labels=config.labels, schema=config.schema_text, text=text
     ).strip()
@@ -161,7 +166,7 @@ def _requests(config: Label, prompts: Prompts, row: Prompt, seed: int) -> Iterat
             seed=request_seed(seed, row.id, "vote", vote),
             schema=config.schema_text,
             attempts=1 + config.ask_again,
-            accept=lambda reply: config.is_whole(reply) and config.read(reply.text) is not None,
+            accept=lambda reply: config.is_whole(reply) and config.read(reply.text, text) is not None,
         )
 
 
@@ -169,7 +174,7 @@ def _labelled(
     config: Label, data: Data, replies: Iterator[Reply], poll: _Poll, work: Work, total: int
 ) -> Iterator[Chat]:
     for done, row in enumerate(_inputs(data), start=1):
-        votes = [_vote(config, next(replies), poll) for _ in range(config.votes)]
+        votes = [_vote(config, row, next(replies), poll) for _ in range(config.votes)]
         poll.agreement.add(poll.numbers.setdefault(vote, len(poll.numbers)) for vote in votes if vote is not None)
         result = count_votes(votes)
         poll.shares[round(result.agreement, 6)] += 1
@@ -184,9 +189,9 @@ def _labelled(
         work.progress(done, total, "inputs", agreement=result.agreement)
 
 
-def _vote(config: Label, reply: Reply, poll: _Poll) -> str | None:
+def _vote(config: Label, row: Prompt, reply: Reply, poll: _Poll) -> str | None:
     poll.finishes.add(reply)
-    found = config.read(reply.text) if config.is_whole(reply) else None
+    found = config.read(reply.text, _shown(row)) if config.is_whole(reply) else None
     poll.read += found is not None
     if found is None:
         poll.first_bad = poll.first_bad or reply
