@@ -1,6 +1,7 @@
 """Checkers: final numbers exactly, other kinds strictly, code in a process that it cannot end well by ending early."""
 
 import json
+import resource
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -301,3 +302,40 @@ def test_a_users_checker_that_is_wrong_is_blamed_by_name(tmp_path: Path, body: s
     checker = find_checker("mine.py:check", [own(tmp_path, f"def check(answer, reference):\n{body}\n")])
     with pytest.raises(DataError, match=says):
         checker.check("a", "b")
+
+
+def test_what_floods_the_runners_pipe_is_ended_and_not_held_in_memory() -> None:
+    code = (
+        f"{GOOD}\nimport os\nwhile True:\n    for fd in range(3, 20):\n"
+        "        try: os.write(fd, b'x' * (1 << 20))\n        except OSError: pass"
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    assert run(code, seconds=20.0) == "wrong"
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "kilobytes"
+
+
+@pytest.mark.parametrize("end", ["while True: pass", "pass"])
+def test_a_child_that_leaves_the_session_is_ended_too(tmp_path: Path, end: str) -> None:
+    mark = tmp_path / "alive"
+    code = (
+        f"{GOOD}\nimport os, time\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(2)\n"
+        f"        open({str(mark)!r}, 'w')\n    os._exit(0)\n"
+        f"time.sleep(0.3)\n{end}"
+    )
+    assert run(code, seconds=1.5) == ("right" if end == "pass" else "wrong")
+    time.sleep(2.3)
+    assert not mark.exists()
+
+
+def test_no_frame_holds_the_word() -> None:
+    """The end that a program says cannot be read off the frames around it."""
+    code = (
+        "import os, re, sys\nframe = sys._getframe()\nwhile frame:\n"
+        "    for word in re.findall('[0-9a-f]{32}', repr(frame.f_locals)):\n"
+        "        for fd in range(3, 20):\n            try: os.write(fd, word.encode())\n"
+        "            except OSError: pass\n    frame = frame.f_back\nos._exit(0)"
+    )
+    assert run(code) == "wrong"

@@ -97,7 +97,7 @@ class Toolbox:
         arguments = json.loads(wish.arguments)
         if fault := find_fault(arguments, tool.parameters, "arguments"):
             raise ToolError(fault)
-        return shown(tool.run(arguments))
+        return shown(tool.run(as_declared(arguments, tool.parameters)))
 
 
 def shown(result: Any) -> str:
@@ -176,6 +176,22 @@ def find_fault(value: Any, schema: Mapping[str, Any], where: str) -> str:
         faults = (find_fault(item, schema["items"], f"{where}[{place}]") for place, item in enumerate(value))
         return next(filter(None, faults), "")
     return ""
+
+
+def as_declared(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A value that fits its schema with 3.0 as 3 wherever the schema says integer, and no number is allowed beside."""
+    if "anyOf" in schema:
+        arms = [arm for arm in schema["anyOf"] if not find_fault(value, arm, "")]
+        return value if not arms or any(arm.get("type") == "number" for arm in arms) else as_declared(value, arms[0])
+    if schema.get("type") == "integer" and isinstance(value, float):
+        return int(value)
+    if isinstance(value, dict):
+        named, more = schema.get("properties", {}), schema.get("additionalProperties")
+        other = more if isinstance(more, Mapping) else {}
+        return {name: as_declared(item, named.get(name, other)) for name, item in value.items()}
+    if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
+        return [as_declared(item, schema["items"]) for item in value]
+    return value
 
 
 def _fault_of_object(value: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> str:
