@@ -30,6 +30,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_CHECKED = ("type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items")
+_REMARKS = ("title", "description", "default", "examples", "$schema", "$comment")
+
+
 class ToolError(Exception):
     """A call that came to nothing, in words for the model."""
 
@@ -154,6 +158,30 @@ def _schema(hint: Any, whose: str) -> dict[str, Any]:
     raise ValueError(
         f"the type of {whose} is none that JSON has; expected str, int, float, bool, list, dict or Literal"
     )
+
+
+def find_unchecked(schema: Any, where: str) -> str:
+    """What of a JSON Schema `find_fault` would not hold a value against, or nothing."""
+    if not isinstance(schema, Mapping):
+        return f"{where} is {json.dumps(schema)[:80]}; expected a schema"
+    for key in schema:
+        if key not in (*_CHECKED, *_REMARKS):
+            return f"{where} has '{key}', which is not checked; expected {', '.join(_CHECKED)}"
+    kinds = schema.get("type", ())
+    for kind in (kinds,) if isinstance(kinds, str) else kinds if isinstance(kinds, list) else (kinds,) if kinds else ():
+        if not isinstance(kind, str) or kind not in _TYPES:
+            return f"{where} has the type {json.dumps(kind)}; expected one of {', '.join(_TYPES)}"
+    for key, form in (("enum", list), ("anyOf", list), ("required", list), ("properties", Mapping)):
+        if key in schema and not isinstance(schema[key], form):
+            return (
+                f"{where}.{key} is {json.dumps(schema[key])[:80]}; expected {'a list' if form is list else 'an object'}"
+            )
+    below = {f"{where}.properties.{name}": part for name, part in schema.get("properties", {}).items()}
+    below |= {f"{where}.anyOf[{place}]": part for place, part in enumerate(schema.get("anyOf", ()))}
+    below |= {f"{where}.items": schema["items"]} if "items" in schema else {}
+    if not isinstance(schema.get("additionalProperties", True), bool):
+        below[f"{where}.additionalProperties"] = schema["additionalProperties"]
+    return next(filter(None, (find_unchecked(part, name) for name, part in below.items())), "")
 
 
 def find_fault(value: Any, schema: Mapping[str, Any], where: str) -> str:

@@ -19,7 +19,7 @@ from potstill.files import read_lines
 from potstill.formats import SNIFFED, sniff
 from potstill.records import Chat, Dropped, Message, Prompt, Text
 from potstill.skills.labels import count_votes, read_label, read_value
-from potstill.skills.tools import find_fault
+from potstill.skills.tools import find_fault, find_unchecked
 from potstill.sources import Data, Inputs
 from potstill.stages.asking import Asking, Prompts, Tally
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
@@ -44,7 +44,8 @@ class Label(Asking):
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """The labels to choose from: exactly one fits each input."""
     answer_schema: dict[str, Any] | None = None
-    """In place of labels: the JSON Schema of what to find in an input. What is learnt is the JSON value."""
+    """In place of labels: the JSON Schema of what to find in an input. What is learnt is the JSON value. It may use
+    type, enum, const, anyOf, properties, required, additionalProperties and items."""
     system: str | None = None
     """A system turn of the chats that are made: what the student will be told when it is to label."""
     votes: int = Field(default=3, ge=1, le=99)
@@ -60,6 +61,8 @@ class Label(Asking):
     def _fits_together(self) -> "Label":
         if bool(self.labels) == (self.answer_schema is not None):
             raise ValueError("give either labels to choose from or an answer_schema")
+        if self.answer_schema is not None and (fault := find_unchecked(self.answer_schema, "answer_schema")):
+            raise ValueError(fault)
         folded = [label.strip().casefold() for label in self.labels]
         if len(set(folded)) < len(folded) or (self.labels and len(folded) < 2):
             raise ValueError("labels must be two or more, different in more than case")
@@ -213,4 +216,4 @@ def _chat(config: Label, row: Prompt, label: str) -> Chat:
     return Chat(id=row.id, messages=(*asked, Message(role="assistant", content=label)), category=row.category)
 
 
-STAGE = Stage(config=Label, produces="chats", run=run)
+STAGE = Stage(config=Label, produces="chats", run=run, version=2)
