@@ -10,6 +10,15 @@ Finish = Literal["stop", "length", "refusal", "filter", "empty", "error"]
 """How an answer ended: as it should, cut at its limit, declined, stopped by a filter, saying nothing, or not at all."""
 
 
+def whole_text(text: str) -> str:
+    """The text with each half of a character, which JSON can spell and no file can hold, made into U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
 def _object_text(value: Any) -> Any:
     """An object as JSON text, its keys in their order; a text is checked to be one."""
     if isinstance(value, str):
@@ -19,7 +28,7 @@ def _object_text(value: Any) -> Any:
             raise ValueError("not JSON; expected an object") from error
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    return json.dumps(value, ensure_ascii=False)
+    return whole_text(json.dumps(value, ensure_ascii=False))
 
 
 JsonObject = Annotated[str, BeforeValidator(_object_text)]

@@ -2,7 +2,6 @@
 
 import math
 import random
-from statistics import NormalDist
 
 import pytest
 
@@ -16,7 +15,7 @@ from potstill.evaluation.agreement import (
     cohen_kappa,
     logistic,
 )
-from potstill.evaluation.statistics import Observation, mean_estimate
+from potstill.evaluation.statistics import Observation, mean_estimate, student_quantile
 
 # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units, gaps.
 OBSERVERS = (
@@ -79,7 +78,7 @@ def _kappa_variance(table):
 def test_a_share_of_values_that_stand_alone_has_wilsons_interval():
     rows = [Valued(str(i), float(i < 30)) for i in range(100)]
     found = clustered_share(rows, asked=200)
-    n, share, z = 100 * 99 / 100, 0.3, NormalDist().inv_cdf(0.975)  # G / (G - 1)
+    n, share, z = 100 * 99 / 100, 0.3, student_quantile(99)  # G / (G - 1)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     assert (found.mean, found.n, found.coverage) == (0.3, 100, 0.5)
@@ -91,7 +90,7 @@ def test_a_share_counts_what_hangs_together_once():
     copied = clustered_share([Valued(str(i), float(i < 30)) for i in range(100) for _ in range(5)])
     assert (copied.low, copied.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
     none = clustered_share([Valued(str(i // 2), 0.0) for i in range(40)])
-    z2 = NormalDist().inv_cdf(0.975) ** 2
+    z2 = student_quantile(19) ** 2
     assert (none.low, none.high) == (0, pytest.approx(z2 / (20 + z2))), "twenty clusters, not forty values"
     assert clustered_share([]).mean is None
     assert clustered_share([Valued("a", 1.0)] * 9).low is None
@@ -116,6 +115,29 @@ def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_says(share):
         return clustered_share(rows)
 
     assert 0.92 <= _covers([sample(seed) for seed in range(400)], share) <= 0.985
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 5, 20])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_few_clusters_do_not_make_the_interval_of_a_share_too_narrow(clusters, share):
+    """500 samples of so many clusters of 20 values, whose own shares spread: it holds the truth in 91% or more."""
+
+    def sample(seed):
+        draw, rows = random.Random(seed), []
+        for i in range(clusters):
+            own = draw.betavariate(6 * share, 6 * (1 - share))
+            rows += [Valued(str(i), float(draw.random() < own)) for _ in range(20)]
+        return clustered_share(rows)
+
+    assert _covers([sample(seed) for seed in range(500)], share) >= 0.91
+
+
+def test_kappa_of_few_clusters_or_of_perfect_agreement_has_no_interval():
+    four = [Matched(str(i), i % 2, i % 2) for i in range(4)]
+    assert (cohen_kappa(four).mean, cohen_kappa(four).low, cohen_kappa(four).high) == (1, None, None)
+    many = [Matched(str(i), i % 2, i % 2) for i in range(40)]
+    assert (cohen_kappa(many).mean, cohen_kappa(many).low) == (1, None)
+    assert cohen_kappa([*many, Matched("x", 0, 1)]).low is not None
 
 
 def test_the_interval_of_kappa_holds_the_truth_as_often_as_it_says():

@@ -501,3 +501,14 @@ def test_a_report_seals_the_audits_that_it_shows(tmp_path):
     data = {"scores": (Data("s", "scores", tmp_path / "s"),), "audits": (Data("a", "audit", tmp_path / "a"),)}
     report.run(config, Inputs(data, {}, {}), Work(tmp_path / "out", tmp_path, SEED))
     assert json.loads((tmp_path / "out" / "report.json").read_text())["audits"] == {"a": audit_json}
+
+
+def test_people_whose_means_are_equal_but_not_as_floats_take_no_side():
+    def rated(model: str, *scores: float) -> Candidate:
+        ratings = tuple(Rating(aspect=f"a{i}", score=score, judge="p") for i, score in enumerate(scores))
+        return Candidate(model=model, text=model, ratings=ratings)
+
+    config = stage.Audit(kind="audit", judge="j", data="d")
+    assert stage._votes(config, rated("a", 0.1, 0.2, 0.3), rated("b", 0.3, 0.2, 0.1)) == (0.5,)
+    assert stage._votes(config, rated("a", 3, 1), rated("b", 2, 1)) == (1.0,)
+    assert stage._votes(config, rated("a", 2, 1), rated("b", 2, 1.001)) == (0.0,)

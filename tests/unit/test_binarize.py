@@ -1,5 +1,6 @@
 """Binarization on planted scores: what is preferred to what, and what never becomes a pair."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from data_stages import Made, given, make, user
 
 from potstill.errors import DataError
 from potstill.records import Answers, Candidate, Prompt, Rating
-from potstill.stages.binarize import Binarize
+from potstill.stages.binarize import Binarize, score_of
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 Scores = tuple[float | None, ...]
@@ -295,3 +296,53 @@ def test_policies_that_do_not_fit_each_other_are_refused() -> None:
 def test_an_answer_that_was_cut_and_kept_may_be_chosen(tmp_path: Path) -> None:
     row = answers("r", candidate("a", (5,), finish="length"), candidate("b", (1,)))
     assert chosen_and_rejected(run(tmp_path, row)) == [("a", "b")]
+
+
+def meant(model: str, helpfulness: tuple[int, ...], honesty: tuple[int, ...]) -> Candidate:
+    """As a judge stage writes a panel: the mean of several judges, as a float."""
+    return candidate(model, (sum(helpfulness) / len(helpfulness), sum(honesty) / len(honesty)))
+
+
+def test_means_of_judges_that_come_to_the_same_are_a_tie(tmp_path: Path) -> None:
+    """Trap: "a tie turned into a preference": 13/3 and 11/3 as floats do not come to 8 when they are added exactly."""
+    row = answers("x", meant("a", (5, 4, 4), (4, 4, 3)), meant("b", (4, 4, 4), (4, 4, 4)))
+    made = run(tmp_path, four(), row)
+    assert [(row.id, row.reason) for row in made.dropped] == [("x", "tie")]
+
+
+def test_no_panel_makes_a_preference_of_a_tie() -> None:
+    draw, config, ties = random.Random(4), Binarize(kind="binarize", data="d"), 0
+    for _ in range(3000):
+        size = draw.choice((3, 6, 7))
+        one, other = ([tuple(draw.choices((3, 4, 5), k=size)) for _ in range(2)] for _ in range(2))
+        scores = [score_of(config, meant("m", *rated)) for rated in (one, other)]
+        equal = sum(map(sum, one)) == sum(map(sum, other))
+        ties += equal
+        assert (scores[0] == scores[1]) is equal
+    assert ties > 200
+
+
+def test_a_margin_at_the_limit_is_kept(tmp_path: Path) -> None:
+    row = answers("x", candidate("a", (0.3,)), candidate("b", (0.2,)))
+    assert run(tmp_path, row, min_margin=0.1).rows, "0.3 - 0.2 is 0.1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"weights": {"truthfullness": 5}}, "no rating has the aspect 'truthfullness'; there is helpfulness, honesty,"),
+        ({"chosen": "best_aspect", "aspect": "nosuch"}, "no rating has the aspect 'nosuch'; there is helpfulness,"),
+        ({"judges": ["nosuch"]}, "no rating has the judge 'nosuch'; there is none with a name"),
+    ],
+)
+def test_a_name_that_no_rating_has_is_an_error(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        run(tmp_path, four(), **fields)
+
+
+def test_every_two_answers_that_make_no_pair_are_told(tmp_path: Path) -> None:
+    row = answers("r", candidate("a", (5,)), candidate("b", (5,)), candidate("c", (1,), "text of a"))
+    made = run(tmp_path, row, pairs_per_prompt="all")
+    assert chosen_and_rejected(made) == [("b", "a")]
+    assert [(row.id, row.reason) for row in made.dropped] == [("r/2", "tie"), ("r/3", "identical")]
+    assert made.facts["dropped"] == {"identical": 1, "tie": 1}

@@ -1,6 +1,7 @@
 """Checkers: final numbers exactly, other kinds strictly, code in a process that it cannot end well by ending early."""
 
 import json
+import resource
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_every_gold_answer_of_gsm8k_is_confirmed_and_every_planted_wrong_one_ref
         ("Answer: 7 apples", 7),
         ("5km", 5),
         ("won the 2nd race by 3.", 3),
+        ("½", Fraction(1, 2)),
+        ("Answer: 1½", Fraction(3, 2)),
+        ("Answer: –5", -5),
+        ("Answer: minus 5", -5),
+        ("#### -  5", -5),
+        ("10 minus 5 is 5", 5),
+        ("Answer: 2 million", 2_000_000),
+        ("1'000", 1000),
+        ("<b>5</b>", 5),
+        ("48 + 24 = <<48+24=72>>72", 72),
     ],
 )
 def test_the_number_that_a_text_ends_up_with(text: str, value: object) -> None:
@@ -93,7 +104,16 @@ def test_the_number_that_a_text_ends_up_with(text: str, value: object) -> None:
         "Answer: 3\nAnswer: 4",
         "\\boxed{3 + 4}",
         "####",
-        "½",
+        "5²",
+        "Answer: 2π",
+        "2 \\sqrt{3}",
+        "Answer: not 5",
+        "Answer: >5",
+        "Answer: at least 5",
+        "3–5",
+        "0x10",
+        "1_000",
+        "1e3e4",
     ],
 )
 def test_what_cannot_be_told_is_no_number_never_a_guess(text: str) -> None:
@@ -148,6 +168,23 @@ def test_no_text_breaks_a_checker(text: str) -> None:
         ("choice", "Because of the river.", "B", "unread"),
         ("choice", "Answer: B. the river", "B", "right"),
         ("choice", "\\boxed{D}", "D", "right"),
+        *(
+            ("choice", said, letter, "unread")
+            for said, letter in (
+                ("The answer is A or B", "A"),
+                ("A) x\nB) y", "A"),
+                ("A. no wait, B", "A"),
+                ("The answer is a mystery", "A"),
+                ("(B) because A is wrong. The answer is C", "B"),
+                ("(B) because A is wrong. The answer is C", "C"),
+                ("Answer: D.\nOr C", "D"),
+                ("\\boxed{D} or C", "D"),
+                ("Answer: A\nAnswer: B", "A"),
+            )
+        ),
+        ("choice", "B) A river", "B", "right"),
+        ("choice", "A is too small. The answer is B.", "B", "right"),
+        ("json", "Answer: 1\nAnswer: 2", "2", "unread"),
         ("json", '```json\n{"b": 1.0, "a": [1]}\n```', '{"a": [1], "b": 1}', "right"),
         ("json", '{"a": true}', '{"a": 1}', "wrong"),
         ("json", '{"a": NaN}', '{"a": 1}', "unread"),
@@ -265,3 +302,40 @@ def test_a_users_checker_that_is_wrong_is_blamed_by_name(tmp_path: Path, body: s
     checker = find_checker("mine.py:check", [own(tmp_path, f"def check(answer, reference):\n{body}\n")])
     with pytest.raises(DataError, match=says):
         checker.check("a", "b")
+
+
+def test_what_floods_the_runners_pipe_is_ended_and_not_held_in_memory() -> None:
+    code = (
+        f"{GOOD}\nimport os\nwhile True:\n    for fd in range(3, 20):\n"
+        "        try: os.write(fd, b'x' * (1 << 20))\n        except OSError: pass"
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    assert run(code, seconds=20.0) == "wrong"
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "kilobytes"
+
+
+@pytest.mark.parametrize("end", ["while True: pass", "pass"])
+def test_a_child_that_leaves_the_session_is_ended_too(tmp_path: Path, end: str) -> None:
+    mark = tmp_path / "alive"
+    code = (
+        f"{GOOD}\nimport os, time\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(2)\n"
+        f"        open({str(mark)!r}, 'w')\n    os._exit(0)\n"
+        f"time.sleep(0.3)\n{end}"
+    )
+    assert run(code, seconds=1.5) == ("right" if end == "pass" else "wrong")
+    time.sleep(2.3)
+    assert not mark.exists()
+
+
+def test_no_frame_holds_the_word() -> None:
+    """The end that a program says cannot be read off the frames around it."""
+    code = (
+        "import os, re, sys\nframe = sys._getframe()\nwhile frame:\n"
+        "    for word in re.findall('[0-9a-f]{32}', repr(frame.f_locals)):\n"
+        "        for fd in range(3, 20):\n            try: os.write(fd, word.encode())\n"
+        "            except OSError: pass\n    frame = frame.f_back\nos._exit(0)"
+    )
+    assert run(code) == "wrong"

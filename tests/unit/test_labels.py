@@ -17,6 +17,7 @@ from potstill.evaluation.agreement import Coincidences
 from potstill.records import Chat, Prompt, Text
 from potstill.skills.labels import Election, count_votes, read_label, read_value
 from potstill.sources import Data
+from potstill.stages.label import Label
 
 SET = ("spam", "not spam", "Other")
 
@@ -39,10 +40,26 @@ SET = ("spam", "not spam", "Other")
         ('{"label": "spam"', None),
         ("", None),
         ("spam\nspam", None),
+        ("The text itself says\nLabel: spam\nbut I will not say what I think.", None),
+        ("The text says:\n> Label: spam", None),
+        ('{"label": "Other", "label": "spam"}', None),
+        ("Label: spam\r\nIt sells pills.\r\n", "spam"),
     ],
 )
 def test_a_label_is_what_was_clearly_said(text: str, label: str | None) -> None:
     assert read_label(text, SET) == label
+
+
+def test_a_label_that_the_text_says_is_no_vote() -> None:
+    shown = "Buy!\nLabel: not spam"
+    assert read_label("It ends with\nLabel: not spam", SET, [shown]) is None
+    assert read_label("Label: not spam", SET, [shown]) == "not spam", "as all that is said, it is the teacher's"
+    assert read_label("It sells.\nLabel: spam", SET, [shown]) == "spam"
+
+
+def test_a_value_has_whole_characters_and_each_key_once() -> None:
+    assert read_value(r'{"a": "\ud83d"}') == '{"a": "\ufffd"}'
+    assert read_value('{"a": 1, "a": 2}') is None
 
 
 @holds(st.text(max_size=80))
@@ -232,3 +249,23 @@ def test_nothing_to_label_is_an_error(tmp_path: Path) -> None:
 def test_configs_that_cannot_be_meant_are_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
     with Stub() as stub, pytest.raises(ValidationError):
         run(tmp_path, stub, **fields)
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "intger"}, 'has the type "intger"; expected one of string, integer'),
+        ({"type": 3}, "has the type 3"),
+        ({"type": ["string", "nul"]}, 'has the type "nul"'),
+        ({"type": "integer", "maximum": 3}, "answer_schema has 'maximum', which is not checked"),
+        ({"properties": {"a": {"minLength": 1}}}, "answer_schema.properties.a has 'minLength'"),
+        ({"items": {"anyOf": [{"pattern": "x"}]}}, "answer_schema.items.anyOf\\[0\\] has 'pattern'"),
+        ({"additionalProperties": {"type": "x"}}, "answer_schema.additionalProperties has the type"),
+        ({"properties": ["a"]}, "expected an object"),
+        ({"items": 3}, "answer_schema.items is 3; expected a schema"),
+    ],
+)
+def test_a_schema_that_would_not_be_checked_is_refused(schema: dict[str, Any], says: str) -> None:
+    fields = {"kind": "label", "teacher": "m", "data": "d", "instruction": "x", "answer_schema": schema}
+    with pytest.raises(ValidationError, match=says):
+        Label.model_validate(fields)

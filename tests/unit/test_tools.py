@@ -520,3 +520,42 @@ def test_a_request_carries_calls_and_results_as_the_protocol_has_them() -> None:
     assert body["tools"] == [json.loads(ECHO.schema)]
     assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "echo", "arguments": '{"n": 1}'}
     assert body["messages"][2]["tool_call_id"] == body["messages"][1]["tool_calls"][0]["id"]
+
+
+def test_half_a_character_in_a_call_or_a_result_is_made_whole() -> None:
+    said = '<tool_call>{"name": "echo\\ud83d", "arguments": {"t": "\\ud83d", "\\udc00": 1}}</tool_call>'
+    _, (made_call,) = parse_tool_calls(said)
+    assert made_call == ToolCall(name="echo\ufffd", arguments='{"t": "\ufffd", "\ufffd": 1}', id="call-0")
+    made_call.to_line().encode()
+    half = Tool("half", "", {"type": "object"}, lambda arguments: "\ud83d")
+    assert Toolbox([half]).call(call("half", {})).text == "\ufffd"
+
+
+def test_a_whole_number_reaches_an_integer_argument_as_one(tmp_path: Path) -> None:
+    def kinds(n: int, many: list[int], either: int | float, maybe: int | None) -> list[str]:
+        """Tell the types.
+
+        n: a number
+        """
+        return [type(value).__name__ for value in (n, many[0], either, maybe)]
+
+    tool = Tool(*describe(kinds), run=lambda arguments: kinds(**arguments))
+    wish = call("kinds", {"n": 3.0, "many": [4.0], "either": 5.0, "maybe": 6.0})
+    assert Toolbox([tool]).call(wish).text == '["int", "int", "float", "int"]'
+
+
+def test_a_tool_past_its_time_leaves_nothing_running(tmp_path: Path) -> None:
+    mark = tmp_path / "alive"
+    path = tmp_path / "mine.py"
+    path.write_text(
+        'import os, subprocess, sys, time\n\n\ndef slow(n: int) -> int:\n    """Start others and stay."""\n'
+        "    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n            time.sleep(2)\n"
+        f"            open({str(mark)!r}, 'w')\n        os._exit(0)\n"
+        "    late = 'import sys, time; time.sleep(2); open(sys.argv[1], chr(119))'\n"
+        f"    subprocess.Popen([sys.executable, '-c', late, {str(mark)!r}])\n"
+        "    time.sleep(60)\n    return n\n"
+    )
+    with open_toolbox(["mine.py:slow"], [Function(path, "slow")], None, seconds=1.0) as box:
+        assert box.call(call("slow", {"n": 1})).text == "error: the tool took longer than 1 s"
+    time.sleep(2.3)
+    assert not mark.exists()

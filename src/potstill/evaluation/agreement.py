@@ -9,13 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from statistics import NormalDist
 from typing import Literal
 
-from potstill.evaluation.statistics import LEVEL, Estimate, student_quantile
+from potstill.evaluation.statistics import Estimate, student_quantile
 
 Metric = Literal["nominal", "ordinal", "interval"]
 
+FEWEST = 10
+"""The clusters from which kappa has an interval."""
 STEEPEST = 25.0
 """A coefficient beyond this means that the data are separated: there is no finite one."""
 
@@ -81,6 +82,7 @@ class Valued:
 def clustered_share(rows: Sequence[Valued], asked: int | None = None) -> Estimate:
     """A share of 0-or-1 values with Wilson's interval on the effective number of them (Korn and Graubard 1998).
 
+    Its quantile is Student's with a degree of freedom less than clusters: few clusters hardly tell their own variance.
     The effective number is that of independent values with the same variance as the linearised one over clusters.
     Where that variance is nothing, each cluster counts as one value.
     """
@@ -100,13 +102,12 @@ def clustered_share(rows: Sequence[Valued], asked: int | None = None) -> Estimat
     effective = share * (1 - share) / variance if variance > 1e-15 else float(clusters)
     if effective <= 0:  # every value is the same
         effective = float(clusters)
-    low, high = _wilson(share, effective)
+    low, high = _wilson(share, effective, student_quantile(clusters - 1))
     return Estimate(share, low, high, n, coverage)
 
 
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson (1927) for a share of n values."""
-    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson (1927) for a share of n values, at a quantile."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
@@ -161,7 +162,8 @@ class Matched:
 def cohen_kappa(rows: Sequence[Matched]) -> Estimate:
     """Agreement beyond what the raters' habits give by chance (Cohen 1960), its interval by a jackknife of clusters.
 
-    None where both always say the same one thing.
+    None where both always say the same one thing. No interval below `FEWEST` clusters, nor where leaving one out never
+    changes anything, as where they always agree: such a jackknife knows no spread.
     """
     total, parts = Counter[tuple[Hashable, Hashable]](), dict[str, Counter[tuple[Hashable, Hashable]]]()
     for row in rows:
@@ -171,11 +173,13 @@ def cohen_kappa(rows: Sequence[Matched]) -> Estimate:
     coverage = float(bool(rows))
     left_out = [_kappa(total - part) for part in parts.values()] if len(parts) > 1 else []
     known = [value for value in left_out if value is not None]
-    if kappa is None or len(known) < 2 or len(known) < len(left_out):
+    if kappa is None or len(known) < FEWEST or len(known) < len(left_out):
         return Estimate(kappa, None, None, len(rows), coverage)
     groups, centre = len(known), math.fsum(known) / len(known)
     variance = (groups - 1) / groups * math.fsum((value - centre) ** 2 for value in known)
     half = student_quantile(groups - 1) * math.sqrt(variance)
+    if half < 1e-9:
+        return Estimate(kappa, None, None, len(rows), coverage)
     return Estimate(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), len(rows), coverage)
 
 

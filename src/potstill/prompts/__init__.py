@@ -15,7 +15,7 @@ from potstill.errors import DataError
 _MARK = re.compile(r"([<\[])(?=/?(?:user|assistant|reference|text \d+|conversation|end of conversation)[>\]])", re.I)
 # A line that looks like one of a judge's own: where the judge quotes it, it must not be read as the judge's word.
 _REPLY = re.compile(
-    r"^(?=[\s#*_<\[-]*(?:text\s+\d+[\s*_>\].:]*$|(?:rating|score|verdict|rationale|critique|better)[\s*_]*:))",
+    r"^(?=[\s#*_<\[-]*(?:text\s+\d+[\s*_>\].:]*$|(?:rating|score|verdict|rationale|critique|better|label)[\s*_]*:))",
     re.I | re.M,
 )
 _SPEAKER = re.compile(r"^(?=(?:system|user|assistant|tool):)", re.I | re.M)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from potstill.errors import DataError
 from potstill.own import Own, is_own
+from potstill.records import whole_text
 from potstill.skills.numbers import answer_lines, boxed, final_number
 from potstill.skills.python_tests import Limits, find_code, passes
 from potstill.sources import Function
@@ -21,8 +22,16 @@ Final = Callable[[str], Any]
 CheckerName = Literal["number", "exact", "choice", "json", "rating", "python_tests"]
 CHECKERS: tuple[CheckerName, ...] = get_args(CheckerName)
 
-_LETTER = re.compile(r"[\s*_(\[]*([A-Za-z])[\s*_]*(?:[).:\]].*)?", re.DOTALL)
-_SAID = re.compile(r"\banswer\s+is\s*:?\s*[*_(\[]*([A-Za-z])[*_)\]]*(?=[\s.,;:]|$)", re.IGNORECASE)
+_LETTER = re.compile(r"[\s*_(\[]*([A-Za-z])[\s*_]*(?:[).:\]](.*))?", re.DOTALL)
+_SAID = re.compile(
+    r"\banswer\s+is\s*:?\s*(?!(?:a|i)\s+(?!because|since|as\b)\w)[*_(\[]*([A-Za-z])[*_)\]]*(?=[\s.,;:]|$)",
+    re.IGNORECASE,
+)
+# Another option beside the one that was read. The article of "B) A river" is none, nor are initials.
+_OPTION = re.compile(
+    r"(?<![\w'’.])(?:([B-H])|(A)(?!\s+[a-z])|(A)(?=\s+(?:is|was|or|and)\b)|\(?([a-h])\))(?![\w'’]|\.\w)"
+)
+_LOWER = re.compile(r"\b(?:or|wait,?|actually,?|rather|perhaps|maybe)\s+[*_(\[]*([a-h])\b(?![\w'’])", re.IGNORECASE)
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
 
 
@@ -105,22 +114,48 @@ def _words(text: str) -> str | None:
 
 
 def _choice(text: str) -> str | None:
-    lines = answer_lines(text)
-    inner = boxed(text)
-    part = "\n".join(set(lines)) if lines else inner if inner is not None else text
-    if found := _LETTER.fullmatch(part.strip()):
-        return found[1].upper()
-    said = {letter.upper() for letter in _SAID.findall(text)}
-    return said.pop() if len(said) == 1 else None
+    """The one letter that a text chooses, if it names no other beside or after it."""
+    lines, inner = answer_lines(text), boxed(text)
+    parts = lines or ([text] if inner is None else [inner])
+    found = {_letter(part) for part in parts}
+    after = text[text.rindex(parts[-1]) + len(parts[-1]) :]
+    if None in found:
+        said = list(_SAID.finditer(text))
+        if not said:
+            return None
+        found = {match[1].upper() for match in said}
+        first = _LETTER.match(text.strip())
+        if first and first[2] is not None:
+            found.add(first[1].upper())
+        after = text[said[0].end() :]
+    if len(found) != 1 or _options(after) - found:
+        return None
+    return found.pop()
+
+
+def _letter(part: str) -> str | None:
+    """The letter that a part is, or begins with as the mark of an option, if no other option stands in it."""
+    found = _LETTER.fullmatch(part.strip())
+    if found is None or _options(found[2] or "") - {found[1].upper()}:
+        return None
+    return found[1].upper()
+
+
+def _options(text: str) -> set[str]:
+    """The letters in a text that may be options."""
+    named = {letter.upper() for found in _OPTION.findall(text) for letter in found if letter}
+    return named | {letter.upper() for letter in _LOWER.findall(text)}
 
 
 def _json(text: str) -> str | None:
     """In one spelling; numbers by their value, so that 1 and 1.0 are the same and true is neither."""
+    if len(set(answer_lines(text))) > 1:
+        return None
     part = final_text(text)
     fenced = _FENCE.match(part)
     try:
         value = json.loads(fenced[1] if fenced else part, parse_constant=_refuse)
-        return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
+        return whole_text(json.dumps(_plain(value), sort_keys=True, ensure_ascii=False))
     except (ValueError, RecursionError, OverflowError):
         return None
 

@@ -3,38 +3,43 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-_LINE = re.compile(r"^[\s*_#>-]*label[\s*_]*:[\s*_]*(.*?)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
+from potstill.teachers.ratings import parse_json, plain_lines, quoted_lines, read_object
+
+_LINE = re.compile(r"^[\s*_#-]*label[\s*_]*:[\s*_]*(.*?)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
 
 
-def read_label(text: str, labels: Sequence[str]) -> str | None:
+def read_label(text: str, labels: Sequence[str], quoted: Iterable[str] = ()) -> str | None:
     """The one label that a reply gives: on its line "Label: x", as {"label": "x"}, or as all that it says.
 
-    None where it gives none of the set, or more than one.
+    None where it gives none of the set, or more than one. The line opens or closes the reply; one that stands in what
+    was `quoted` to the teacher is its own word only where the reply says nothing else.
     """
-    said = _plain(text)
+    said = _plain(plain_lines(text))
     known = {_folded(label): label for label in labels}
     if said.startswith("{"):
-        try:
-            value = json.loads(said)
-        except (ValueError, RecursionError):
-            return None
-        given = value.get("label")
+        value = read_object(said)
+        given = value.get("label") if isinstance(value, dict) else None
         return known.get(_folded(given)) if isinstance(given, str) else None
-    found = _LINE.findall(said)
-    if len(found) > 1:
+    found = list(_LINE.finditer(said))
+    if not found:
+        return known.get(_folded(said))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    line = found[0][0].strip()
+    if len(found) > 1 or line not in (lines[0], lines[-1]):
         return None
-    return known.get(_folded(found[0] if found else said))
+    if len(lines) > 1 and quoted_lines([line]) <= quoted_lines(quoted):
+        return None
+    return known.get(_folded(found[0][1]))
 
 
 def read_value(text: str) -> str | None:
-    """The JSON value that a reply is, in one spelling; None where it is none."""
+    """The JSON value that a reply is, in one spelling; None where it is none, or tells a key twice."""
     try:
-        value = json.loads(_plain(text))
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        return json.dumps(parse_json(_plain(text)), ensure_ascii=False, sort_keys=True, allow_nan=False)
     except (ValueError, RecursionError):
         return None
 

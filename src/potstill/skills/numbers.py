@@ -2,20 +2,23 @@
 
 A text's number is what its "#### x" gives (the form of GSM8K, Cobbe et al. 2021), else its line "Answer: x", else its
 last \\boxed{x}, else the last number that stands in it. What cannot be told apart from something else (a date, a time,
-a power, two numbers behind "Answer:") is no number: the answer then counts as unread, never as a guess.
+a power, a bound, two numbers behind "Answer:") is no number: the answer then counts as unread, never as a guess.
 """
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from unicodedata import numeric
 
 LONGEST = 100
 """Characters of a number, and the largest exponent."""
 
 _TOKEN = re.compile(
-    r"""(?P<sign>(?<![\w)\]}])[-−+])?[$€£]?\s?(?<![\w^])
+    r"""(?P<sign>(?<![\w)\]}])[-−+][ \t]*)?[$€£]?\s?(?<![\w^])
         (?:(?P<mixed>\d+[ ]+\d+/\d+) | (?P<plain>\.?\d[\d.,:/]*(?:[eE][-+]?\d+)?))
         (?P<ordinal>(?:st|nd|rd|th)\b)?
+        (?P<more>[²³¹⁰-⁹]|\s?(?:π|\\pi\b|pi\b|√|\\sqrt)|['’_]\w|[kKMB]\b|[A-Za-z_]\w*\d)?
+        (?P<scale>\s*(?:thousand|million|billion|trillion)\b)?
         (?P<percent>\s?%|\s+per\s?cent\b)?""",
     re.VERBOSE,
 )
@@ -23,6 +26,20 @@ _POWER = re.compile(r"\^\s*[{(]?\s*[-−+]?\d")
 _WHOLE = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*(?:×|\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*([-−+]?\d+)\s*\}?")
+_FIGURE = r"[-−+]?[$€£]?\s?[-−+]?\.?\d[\d.,:/]*"
+# What a number that stands behind it is not: a bound, something denied, what is under a root.
+_OTHER = re.compile(
+    rf"(?:(?<![<>=-])(?:[<>]=?|[≥≤≠])|\b(?:not|never|\w+n['’]t|at (?:least|most)|(?:more|less|fewer|greater) than)\b"
+    rf"|\S*(?:√|\\sqrt)[{{(]?)\s*{_FIGURE}",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"</?[A-Za-z]\w*>")
+_DASH = re.compile(r"(?:(?<=[:=(\[{])|^)([ \t]*)[–—][ \t]*(?=[$€£]?\d)", re.MULTILINE)
+_RANGE = re.compile(r"\d+\s?[–—]\s?\d[\d.,:/]*")
+_MINUS = re.compile(r"(^|[:=(\[{]|\b(?:is|was|be|of|to|equals)\b)(\s*)(?:minus|negative)\s+(?=[$€£]?\d)", re.I | re.M)
+_VULGAR = re.compile(r"(\d?)([¼½¾⅐-⅞])")
+_THOUSANDS = re.compile(r"(?<![\d'’.,])(\d{1,3})((?:['’]\d{3})+)(?![\d'’])")
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ANSWER_LINE = re.compile(
     r"^[\W_]*(?:the\s+)?(?:final\s+)?answer[\s*_]*(?::|\bis\b:?)[\s*_]*(.*?)[\s*_]*$", re.I | re.M
 )
@@ -87,22 +104,36 @@ def _numbers(text: str) -> list[Number | None]:
     """Every number in a text; None for what looks like one and cannot be read as one."""
     text = _FRACTION.sub(r" \1/\2", text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%"))
     text = _TIMES_TEN.sub(r"e\1", text.replace("\\!", "").replace("\\,", ""))
+    text = _spelt(text)
     if _POWER.search(text):
         text = re.sub(r"\S*\^\s*[{(]?\s*[-−+]?\d+\s*[)}]?", " 0:0 ", text)  # a power of its own is no number here
     return [_read(found) for found in _TOKEN.finditer(text) if not found["ordinal"]]
 
 
+def _spelt(text: str) -> str:
+    """The text with other ways to write a number made into the plain one, and what only looks like one made into none.
+
+    A dash or the word minus is a sign where no number can stand before it; ½ is 1/2; 1'000 is 1000.
+    """
+    text = _THOUSANDS.sub(lambda found: found[1] + re.sub("['’]", "", found[2]), _TAG.sub(" ", text))
+    text = _MINUS.sub(r"\1\2-", _DASH.sub(r"\1-", _RANGE.sub(" 0:0 ", text)))
+    text = _VULGAR.sub(lambda found: f"{found[1]} {Fraction(numeric(found[2])).limit_denominator(10)}", text)
+    return _OTHER.sub(" 0:0 ", text)
+
+
 def _read(found: re.Match[str]) -> Number | None:
     whole, _, rest = (found["mixed"] or "").partition(" ")
     plain = found["plain"] or rest.strip()
-    if len(found[0]) > LONGEST:
+    if len(found[0]) > LONGEST or found["more"]:
         return None
     value = _value(plain.rstrip(".,:/"))
     if value is None:
         return None
     if whole:
         value += int(whole)
-    return Number(-value if found["sign"] in ("-", "−") else value, bool(found["percent"]))
+    value *= _SCALES[found["scale"].strip().lower()] if found["scale"] else 1
+    sign = (found["sign"] or "").strip()
+    return Number(-value if sign in ("-", "−") else value, bool(found["percent"]))
 
 
 def _value(text: str) -> Fraction | None:

@@ -1,6 +1,7 @@
 """A user's tools in a process of their own: what a call may take is bounded, and what it prints reaches nobody.
 
-Lines of JSON go both ways. A call that takes too long ends the process; the next one gets a new one.
+Lines of JSON go both ways. A call that takes too long ends the process with all that it started; the next one gets a
+new one.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from potstill.skills.processes import adopt_orphans, end_tree
 from potstill.skills.tools import ToolError
 
 START_SECONDS = 60.0
@@ -87,8 +89,7 @@ class ToolProcess:
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
+            end_tree(process)
             assert process.stdin is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()
@@ -107,6 +108,7 @@ def serve(functions: list[tuple[str, str]]) -> None:
     from potstill.own import load
     from potstill.sources import Function
 
+    adopt_orphans()
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a tool prints goes where errors go
     loaded = [load(Function(Path(path), name)) for path, name in functions]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
-from potstill.records import ToolCall
+from potstill.records import ToolCall, whole_text
 from potstill.teachers.tool_calls import unreadable
 
 LONGEST_RESULT = 4000
@@ -28,6 +28,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "null": (NoneType,),
 }
+
+
+_CHECKED = ("type", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items")
+_REMARKS = ("title", "description", "default", "examples", "$schema", "$comment")
 
 
 class ToolError(Exception):
@@ -83,9 +87,9 @@ class Toolbox:
     def call(self, wish: ToolCall) -> Outcome:
         """Make a call; whatever goes wrong is said in the outcome."""
         try:
-            return Outcome(self._made(wish))
+            return Outcome(whole_text(self._made(wish)))
         except ToolError as error:
-            return Outcome(f"error: {error}", failed=True)
+            return Outcome(whole_text(f"error: {error}"), failed=True)
 
     def _made(self, wish: ToolCall) -> str:
         raw = unreadable(wish)
@@ -97,7 +101,7 @@ class Toolbox:
         arguments = json.loads(wish.arguments)
         if fault := find_fault(arguments, tool.parameters, "arguments"):
             raise ToolError(fault)
-        return shown(tool.run(arguments))
+        return shown(tool.run(as_declared(arguments, tool.parameters)))
 
 
 def shown(result: Any) -> str:
@@ -156,6 +160,30 @@ def _schema(hint: Any, whose: str) -> dict[str, Any]:
     )
 
 
+def find_unchecked(schema: Any, where: str) -> str:
+    """What of a JSON Schema `find_fault` would not hold a value against, or nothing."""
+    if not isinstance(schema, Mapping):
+        return f"{where} is {json.dumps(schema)[:80]}; expected a schema"
+    for key in schema:
+        if key not in (*_CHECKED, *_REMARKS):
+            return f"{where} has '{key}', which is not checked; expected {', '.join(_CHECKED)}"
+    kinds = schema.get("type", ())
+    for kind in (kinds,) if isinstance(kinds, str) else kinds if isinstance(kinds, list) else (kinds,) if kinds else ():
+        if not isinstance(kind, str) or kind not in _TYPES:
+            return f"{where} has the type {json.dumps(kind)}; expected one of {', '.join(_TYPES)}"
+    for key, form in (("enum", list), ("anyOf", list), ("required", list), ("properties", Mapping)):
+        if key in schema and not isinstance(schema[key], form):
+            return (
+                f"{where}.{key} is {json.dumps(schema[key])[:80]}; expected {'a list' if form is list else 'an object'}"
+            )
+    below = {f"{where}.properties.{name}": part for name, part in schema.get("properties", {}).items()}
+    below |= {f"{where}.anyOf[{place}]": part for place, part in enumerate(schema.get("anyOf", ()))}
+    below |= {f"{where}.items": schema["items"]} if "items" in schema else {}
+    if not isinstance(schema.get("additionalProperties", True), bool):
+        below[f"{where}.additionalProperties"] = schema["additionalProperties"]
+    return next(filter(None, (find_unchecked(part, name) for name, part in below.items())), "")
+
+
 def find_fault(value: Any, schema: Mapping[str, Any], where: str) -> str:
     """What of a value does not fit its JSON Schema, or nothing.
 
@@ -176,6 +204,22 @@ def find_fault(value: Any, schema: Mapping[str, Any], where: str) -> str:
         faults = (find_fault(item, schema["items"], f"{where}[{place}]") for place, item in enumerate(value))
         return next(filter(None, faults), "")
     return ""
+
+
+def as_declared(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A value that fits its schema with 3.0 as 3 wherever the schema says integer, and no number is allowed beside."""
+    if "anyOf" in schema:
+        arms = [arm for arm in schema["anyOf"] if not find_fault(value, arm, "")]
+        return value if not arms or any(arm.get("type") == "number" for arm in arms) else as_declared(value, arms[0])
+    if schema.get("type") == "integer" and isinstance(value, float):
+        return int(value)
+    if isinstance(value, dict):
+        named, more = schema.get("properties", {}), schema.get("additionalProperties")
+        other = more if isinstance(more, Mapping) else {}
+        return {name: as_declared(item, named.get(name, other)) for name, item in value.items()}
+    if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
+        return [as_declared(item, schema["items"]) for item in value]
+    return value
 
 
 def _fault_of_object(value: Mapping[str, Any], schema: Mapping[str, Any], where: str) -> str:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from hashlib import sha256
 from itertools import combinations, islice
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from potstill.artifact import storage_errors, write_json
 from potstill.errors import DataError, TeacherError
-from potstill.evaluation.judge_audit import Comparison, doublings, judge_report, majority, people_report, side
+from potstill.evaluation.judge_audit import Comparison, doublings, judge_report, majority, people_report
 from potstill.formats import examine
 from potstill.records import Answers, Candidate, Dropped, Message, Pair, Prompt
 from potstill.sources import Data, Inputs, Model
@@ -24,6 +25,7 @@ from potstill.stages.asking import Asking, Prompts
 from potstill.stages.base import Expected, Facts, Reference, Stage, Work
 from potstill.teachers.base import Reply, Request, connect, remedy, request_seed
 from potstill.teachers.pairwise import PREFERENCE, SCHEMA, read_comparison, render_pair_prompt
+from potstill.teachers.ratings import exact_score
 from potstill.teachers.sittings import Sitting, is_structured, shown_order
 
 AUDIT_FILE = "audit.json"
@@ -226,13 +228,17 @@ def _votes(config: Audit, one: Candidate, other: Candidate) -> tuple[float, ...]
     """Of everyone who rated both answers: whether the first has the higher mean, 1, the lower, 0, or neither."""
     means = []
     for candidate in (one, other):
-        given: dict[str, list[float]] = {}
+        given: dict[str, list[Fraction]] = {}
         for rating in candidate.ratings:
             if rating.score is not None and rating.aspect == (config.aspect or rating.aspect):
-                given.setdefault(rating.judge, []).append(rating.score)
-        means.append({person: sum(scores) / len(scores) for person, scores in given.items()})
+                given.setdefault(rating.judge, []).append(exact_score(rating.score))
+        means.append({person: sum(scores, Fraction(0)) / len(scores) for person, scores in given.items()})
     first, second = means
-    return tuple(side(0.5 + first[person] - second[person]) for person in first if person in second)
+    return tuple(
+        (1 + (first[person] > second[person]) - (first[person] < second[person])) / 2
+        for person in first
+        if person in second
+    )
 
 
 def _comparison(question: Question, forward: float | None, backward: float | None) -> Comparison:
@@ -265,4 +271,4 @@ def _short(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage(config=Audit, produces="audit", run=run)
+STAGE = Stage(config=Audit, produces="audit", run=run, version=2)

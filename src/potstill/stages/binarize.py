@@ -24,7 +24,7 @@ from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, Reference, Stage, StageConfig, Work
 from potstill.teachers.aspects import OVERALL
 from potstill.teachers.base import request_seed
-from potstill.teachers.ratings import is_not_applicable
+from potstill.teachers.ratings import exact_score, is_not_applicable
 
 BIN = 0.5  # width of the margins' histogram
 PAIRWISE = ("win_share", "bradley_terry")
@@ -106,10 +106,11 @@ Scored = tuple[Candidate, Fraction]
 
 def run(config: Binarize, inputs: Inputs, work: Work) -> Facts:
     """Choose pairs from every row that has some."""
-    data = inputs.one("data")
+    data, names = inputs.one("data"), _Names()
 
     def outcomes() -> Iterator[Choice | Dropped]:
         for row in data.rows(Answers):
+            names.add(row)
             yield from choose(config, row, work.seed)
 
     largest = _largest(config.largest_margins, outcomes(), work.seed) if config.largest_margins else None
@@ -130,11 +131,37 @@ def run(config: Binarize, inputs: Inputs, work: Work) -> Facts:
             if isinstance(found, Choice):
                 yield _pair(found)
 
-    if not work.keep(pairs()):
+    count = work.keep(pairs())
+    names.check(config, data.name)
+    if not count:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "no rows"
         raise DataError(data.name, f"no pair can be made ({why})", "See to the judge and the answers")
     work.drop(found for found in final() if isinstance(found, Dropped))
     return counts.to_json()
+
+
+@dataclass
+class _Names:
+    """The aspects and judges that any rating has."""
+
+    aspects: set[str] = field(default_factory=set)
+    judges: set[str] = field(default_factory=set)
+
+    def add(self, row: Answers) -> None:
+        """Those of a row."""
+        for candidate in row.candidates:
+            for rating in candidate.ratings:
+                self.aspects.add(rating.aspect)
+                self.judges.add(rating.judge)
+
+    def check(self, config: Binarize, where: str) -> None:
+        """DataError where the config names one that no rating has: a slip of the pen would else weigh nothing."""
+        aspects = {*config.weights, *([config.aspect] if config.aspect else [])}
+        for what, named, known in (("aspect", aspects, self.aspects), ("judge", set(config.judges), self.judges)):
+            if missing := sorted(named - known):
+                there = ", ".join(sorted(name for name in known if name)) or "none with a name"
+                slip = f"no rating has the {what} {', '.join(map(repr, missing))}; there is {there}"
+                raise DataError(where, slip, f"Name {what}s that the ratings have")
 
 
 def choose(config: Binarize, row: Answers, seed: int) -> list[Choice | Dropped]:
@@ -148,8 +175,10 @@ def choose(config: Binarize, row: Answers, seed: int) -> list[Choice | Dropped]:
     if len({candidate.text for candidate, _ in scored}) == 1:
         return [Dropped(id=row.id, reason="identical", detail="all usable answers are the same text")]
     if config.pairs_per_prompt == "all":
-        pairs, ties = _every_pair(scored)
+        pairs, equal = _every_pair(scored)
+        ties = len(best) == len(scored)
     else:
+        equal = []
         chosen = chance.choice(best)
         lower = [(c, score) for c, score in scored if score < highest and c.text != chosen.text]
         pairs = [((chosen, highest), other) for other in _rejected(config, chosen, lower, chance)]
@@ -165,16 +194,21 @@ def choose(config: Binarize, row: Answers, seed: int) -> list[Choice | Dropped]:
         name = row.id if config.pairs_per_prompt == 1 else f"{row.id}/{number}"
         shared = high == highest and any(candidate.text != better.text for candidate in best)
         found.append(_checked(config, Choice(name, row, better, worse, (high, low), shared)))
+    found += (Dropped(id=f"{row.id}/{number}", reason=why) for number, why in enumerate(equal, start=len(pairs) + 1))
     return found
 
 
-def _every_pair(scored: Sequence[Scored]) -> tuple[list[tuple[Scored, Scored]], bool]:
-    """Every two answers with different texts, the better first; and whether there are none because all are equal."""
-    pairs = []
+def _every_pair(scored: Sequence[Scored]) -> tuple[list[tuple[Scored, Scored]], list[str]]:
+    """Every two answers that differ in score and text, the better first; and why each two others are no pair."""
+    pairs, equal = [], []
     for one, other in combinations(scored, 2):
-        if one[1] != other[1] and one[0].text != other[0].text:
+        if one[0].text == other[0].text:
+            equal.append("identical")
+        elif one[1] == other[1]:
+            equal.append("tie")
+        else:
             pairs.append((one, other) if one[1] > other[1] else (other, one))
-    return pairs, len({score for _, score in scored}) == 1
+    return pairs, equal
 
 
 def _rejected(config: Binarize, chosen: Candidate, lower: list[Scored], chance: random.Random) -> list[Scored]:
@@ -196,7 +230,7 @@ def _rejected(config: Binarize, chosen: Candidate, lower: list[Scored], chance: 
 
 def _checked(config: Binarize, choice: Choice) -> Choice | Dropped:
     """The pair, unless a limit leaves it out."""
-    if choice.margin < Fraction(config.min_margin):
+    if choice.margin < exact_score(config.min_margin):
         return Dropped(id=choice.id, reason="small_margin", detail=f"{float(choice.margin):.3f}")
     one, other = sorted((len(choice.chosen.text), len(choice.rejected.text)))
     if config.max_length_ratio is not None and other > config.max_length_ratio * one:
@@ -220,7 +254,9 @@ def score_of(config: Binarize, candidate: Candidate) -> Fraction | None:
         return None
     if not config.weights:
         return sum(scores.values(), Fraction(0)) / len(scores)
-    weights = {aspect: Fraction(config.weights.get(aspect, 1)) for aspect in scores}  # those of weight 0 are not here
+    weights = {
+        aspect: exact_score(config.weights.get(aspect, 1)) for aspect in scores
+    }  # those of weight 0 are not here
     return sum((weights[a] * score for a, score in scores.items()), Fraction(0)) / sum(weights.values(), Fraction(0))
 
 
@@ -238,7 +274,7 @@ def _left_out(config: Binarize, ratings: Sequence[Rating]) -> bool:
 
 
 def _mean(ratings: Sequence[Rating]) -> Fraction | None:
-    scores = [Fraction(rating.score) for rating in ratings if rating.score is not None]
+    scores = [exact_score(rating.score) for rating in ratings if rating.score is not None]
     if len(scores) < 2:
         return scores[0] if scores else None
     return sum(scores, Fraction(0)) / len(scores)
@@ -313,4 +349,4 @@ class _Counts:
         }
 
 
-STAGE = Stage(config=Binarize, produces="pairs", run=run, version=2)
+STAGE = Stage(config=Binarize, produces="pairs", run=run, version=3)

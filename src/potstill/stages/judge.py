@@ -388,4 +388,4 @@ def _with_ratings(candidate: Candidate, ratings: Sequence[Rating]) -> Candidate:
     return candidate.model_copy(update={"ratings": (*candidate.ratings, *ratings)})
 
 
-STAGE = Stage(config=Judge, produces="ratings", run=run, version=2)
+STAGE = Stage(config=Judge, produces="ratings", run=run, version=3)

@@ -19,7 +19,7 @@ from potstill.files import read_lines
 from potstill.formats import SNIFFED, sniff
 from potstill.records import Chat, Dropped, Message, Prompt, Text
 from potstill.skills.labels import count_votes, read_label, read_value
-from potstill.skills.tools import find_fault
+from potstill.skills.tools import find_fault, find_unchecked
 from potstill.sources import Data, Inputs
 from potstill.stages.asking import Asking, Prompts, Tally
 from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
@@ -44,7 +44,8 @@ class Label(Asking):
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """The labels to choose from: exactly one fits each input."""
     answer_schema: dict[str, Any] | None = None
-    """In place of labels: the JSON Schema of what to find in an input. What is learnt is the JSON value."""
+    """In place of labels: the JSON Schema of what to find in an input. What is learnt is the JSON value. It may use
+    type, enum, const, anyOf, properties, required, additionalProperties and items."""
     system: str | None = None
     """A system turn of the chats that are made: what the student will be told when it is to label."""
     votes: int = Field(default=3, ge=1, le=99)
@@ -60,6 +61,8 @@ class Label(Asking):
     def _fits_together(self) -> "Label":
         if bool(self.labels) == (self.answer_schema is not None):
             raise ValueError("give either labels to choose from or an answer_schema")
+        if self.answer_schema is not None and (fault := find_unchecked(self.answer_schema, "answer_schema")):
+            raise ValueError(fault)
         folded = [label.strip().casefold() for label in self.labels]
         if len(set(folded)) < len(folded) or (self.labels and len(folded) < 2):
             raise ValueError("labels must be two or more, different in more than case")
@@ -81,10 +84,10 @@ class Label(Asking):
             {"type": "object", "properties": {"label": label}, "required": ["label"], "additionalProperties": False}
         )
 
-    def read(self, text: str) -> str | None:
-        """The label or value that a reply gives; None where it gives none."""
+    def read(self, text: str, shown: str) -> str | None:
+        """The label or value that a reply to a text gives; None where it gives none."""
         if self.answer_schema is None:
-            return read_label(text, self.labels)
+            return read_label(text, self.labels, [shown])
         value = read_value(text)
         return None if value is None or find_fault(json.loads(value), self.answer_schema, "answer") else value
 
@@ -148,8 +151,13 @@ def _holds_texts(data: Data) -> bool:
     return sniff(list(islice(read_lines(data.path), SNIFFED)), data.name) == "texts"
 
 
+def _shown(row: Prompt) -> str:
+    """What of a prompt is labelled."""
+    return "\n\n".join(message.content for message in row.messages if message.role != "system")
+
+
 def _requests(config: Label, prompts: Prompts, row: Prompt, seed: int) -> Iterator[Request]:
-    text = "\n\n".join(message.content for message in row.messages if message.role != "system")
+    text = _shown(row)
     asked = prompts.render(
         "label", instruction=config.instruction.strip(), labels=config.labels, schema=config.schema_text, text=text
     ).strip()
@@ -161,7 +169,7 @@ def _requests(config: Label, prompts: Prompts, row: Prompt, seed: int) -> Iterat
             seed=request_seed(seed, row.id, "vote", vote),
             schema=config.schema_text,
             attempts=1 + config.ask_again,
-            accept=lambda reply: config.is_whole(reply) and config.read(reply.text) is not None,
+            accept=lambda reply: config.is_whole(reply) and config.read(reply.text, text) is not None,
         )
 
 
@@ -169,7 +177,7 @@ def _labelled(
     config: Label, data: Data, replies: Iterator[Reply], poll: _Poll, work: Work, total: int
 ) -> Iterator[Chat]:
     for done, row in enumerate(_inputs(data), start=1):
-        votes = [_vote(config, next(replies), poll) for _ in range(config.votes)]
+        votes = [_vote(config, row, next(replies), poll) for _ in range(config.votes)]
         poll.agreement.add(poll.numbers.setdefault(vote, len(poll.numbers)) for vote in votes if vote is not None)
         result = count_votes(votes)
         poll.shares[round(result.agreement, 6)] += 1
@@ -184,9 +192,9 @@ def _labelled(
         work.progress(done, total, "inputs", agreement=result.agreement)
 
 
-def _vote(config: Label, reply: Reply, poll: _Poll) -> str | None:
+def _vote(config: Label, row: Prompt, reply: Reply, poll: _Poll) -> str | None:
     poll.finishes.add(reply)
-    found = config.read(reply.text) if config.is_whole(reply) else None
+    found = config.read(reply.text, _shown(row)) if config.is_whole(reply) else None
     poll.read += found is not None
     if found is None:
         poll.first_bad = poll.first_bad or reply
@@ -208,4 +216,4 @@ def _chat(config: Label, row: Prompt, label: str) -> Chat:
     return Chat(id=row.id, messages=(*asked, Message(role="assistant", content=label)), category=row.category)
 
 
-STAGE = Stage(config=Label, produces="chats", run=run)
+STAGE = Stage(config=Label, produces="chats", run=run, version=2)

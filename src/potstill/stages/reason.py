@@ -204,4 +204,4 @@ def _chat(bench: _Bench, row: Prompt, thought: Thought, name: str) -> Chat:
     return Chat(id=name, messages=(*row.messages, Message(role="assistant", content=text)), category=row.category)
 
 
-STAGE = Stage(config=Reason, produces="chats", run=run)
+STAGE = Stage(config=Reason, produces="chats", run=run, version=2)

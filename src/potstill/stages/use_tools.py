@@ -182,4 +182,4 @@ def _fault(config: UseTools, row: Prompt, dialogue: Dialogue, checker: Checker |
     return "" if verdict == "right" else verdict
 
 
-STAGE = Stage(config=UseTools, produces="chats", run=run)
+STAGE = Stage(config=UseTools, produces="chats", run=run, version=2)

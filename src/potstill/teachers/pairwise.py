@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 from potstill.prompts import render_prompt
 from potstill.records import Message, Rating
 from potstill.teachers.aspects import Render
-from potstill.teachers.ratings import closed_object, is_quotation, labelled, quoted_lines, read_object, unread
+from potstill.teachers.ratings import (
+    closed_object,
+    is_quotation,
+    labelled,
+    plain_lines,
+    quoted_lines,
+    read_object,
+    unread,
+)
 
 PREFERENCE = "preference"
 """The aspect of a comparison: 1 for the better text, 0 for the other, a half each for a tie."""
@@ -51,6 +59,7 @@ def _structured(reply: str) -> tuple[str, str]:
 
 
 def _lines(reply: str, quoted: Iterable[str]) -> tuple[str, str]:
+    reply = plain_lines(reply)
     said = labelled(reply, _LABEL)
     choices = said.get("better", [])
     if len(choices) != 1:

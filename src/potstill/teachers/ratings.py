@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from potstill.records import Rating
+from potstill.records import Rating, whole_text
 
 NOT_APPLICABLE = "N/A"
 """How the rationale of a rating without a score begins where the judge said that the aspect does not apply."""
@@ -20,6 +21,19 @@ INCONSISTENT = "inconsistent"
 """How it begins where the judge's score and its own words contradict each other."""
 SLACK = 1
 """So many points a score may lie outside the range of its verdict until the two are called a contradiction."""
+
+
+MOST_PARTS = 10**6
+"""The largest denominator of a score, so that means of judges and decimals of six places are exact."""
+
+
+def exact_score(score: float) -> Fraction:
+    """The simple fraction that a float stands for: 13/3 of 4.333333333333333, 1/10 of 0.1.
+
+    Rows hold floats, and the means of equal ratings differ in their last bits. Everything that compares scores, or adds
+    them, goes by this.
+    """
+    return Fraction(score).limit_denominator(MOST_PARTS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def read_ratings(form: Form, reply: str, quoted: Iterable[str] = ()) -> list[Rat
     """One rating a text, in order. `quoted`: what the judge was shown, whose lines are not its own words."""
     if form.structured:
         return _read_json(form, reply)
-    blocks, lines = _blocks(reply, form.count), quoted_lines(quoted)
+    blocks, lines = _blocks(plain_lines(reply), form.count), quoted_lines(quoted)
     return [_read_block(form, number, blocks.get(number, []), lines) for number in range(1, form.count + 1)]
 
 
@@ -98,6 +112,11 @@ _NOTHING = re.compile(r"n\s*/?\s*a|not applicable", re.IGNORECASE)
 _LABELS = {"score": "rating", "critique": "rationale"}
 
 
+def plain_lines(text: str) -> str:
+    """The text with every end of a line as the one character."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _blocks(reply: str, count: int) -> dict[int, list[str]]:
     """The reply cut at its "Text k" lines. A judge of one text may leave that line out."""
     headers = list(_HEADER.finditer(reply))
@@ -117,7 +136,7 @@ def _read_block(form: Form, number: int, blocks: list[str], lines: frozenset[str
     ratings = said.get("rating", [])
     if len(ratings) != 1:
         return unread(form.aspect, f"the reply has {len(ratings)} ratings for text {number}, expected one")
-    if is_quotation(blocks[0], ratings[0].line, lines):
+    if is_quotation(blocks[0], ratings[0].line, lines) or _ends_rationale(blocks[0], ratings[0].line, lines):
         return unread(form.aspect, f"the rating of text {number} may be a quotation of what was rated")
     rationale = "\n".join(part.text for part in said.get("rationale", []))
     words = [part.first.lower() for part in said.get("verdict", [])]
@@ -176,6 +195,14 @@ def is_quotation(block: str, line: str, quoted: frozenset[str]) -> bool:
     return _plain(line) not in (own[0], own[-1])
 
 
+def _ends_rationale(block: str, line: str, quoted: frozenset[str]) -> bool:
+    """Whether a line that stands in what was shown may close a rationale that quotes it: it neither opens the block
+    nor follows a verdict, as the forms have it."""
+    own = [_plain(other) for other in block.splitlines() if other.strip()]
+    place = own.index(_plain(line))
+    return _plain(line) in quoted and place > 0 and not own[place - 1].startswith("verdict")
+
+
 def _plain(line: str) -> str:
     return line.strip(" \t>*_-#").casefold()
 
@@ -183,8 +210,8 @@ def _plain(line: str) -> str:
 # JSON.
 
 
-def read_object(reply: str) -> dict[str, Any] | str:
-    """The JSON object that a reply is, or why it is none. A key that is told twice makes it none."""
+def parse_json(text: str) -> Any:
+    """The JSON value that a model wrote, its characters whole. ValueError where a key stands twice, or for no JSON."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
@@ -192,9 +219,20 @@ def read_object(reply: str) -> dict[str, Any] | str:
         return dict(pairs)
 
     try:
-        value = json.loads(reply, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        return f"the reply is not the JSON that was asked for ({str(error)[:80]})"
+        value = json.loads(text, object_pairs_hook=once)
+        spelt = json.dumps(value, ensure_ascii=False)
+        whole = whole_text(spelt)
+        return value if whole == spelt else json.loads(whole, object_pairs_hook=once)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def read_object(reply: str) -> dict[str, Any] | str:
+    """The JSON object that a reply is, or why it is none. A key that is told twice makes it none."""
+    try:
+        value = parse_json(reply)
+    except ValueError as error:
+        return f"the reply is not the JSON that was asked for ({whole_text(str(error))[:80]})"
     return value if isinstance(value, dict) else "the reply is JSON, but no object"
 
 
@@ -210,7 +248,7 @@ def _read_entry(form: Form, number: int, entry: Any) -> Rating:
         return unread(form.aspect, f"the reply has no object for text {number}")
     rating, rationale, verdict = entry.get("rating"), entry.get("rationale", ""), entry.get("verdict", "")
     if isinstance(rating, int | float) and not isinstance(rating, bool):
-        rating = f"{rating:g}"
+        rating = f"{rating:g}" if abs(rating) < 1e6 else "no rating"  # some integers are no floats
     if not isinstance(rating, str) or not isinstance(rationale, str) or not isinstance(verdict, str):
         return unread(form.aspect, f"the rating of text {number} is {json.dumps(rating)[:40]}")
     return _rating(form, rating.strip(), verdict.lower(), rationale.strip())

@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from potstill.records import ToolCall
+from potstill.records import ToolCall, whole_text
 from potstill.teachers.base import Reply, Request
 
 UNREADABLE = "unreadable_call"
@@ -37,10 +37,10 @@ def make_call(name: Any, arguments: Any, raw: str, id_: str = "") -> ToolCall:
     try:
         if not isinstance(name, str) or not name:
             raise ValueError("no name")
-        return ToolCall(name=name, arguments=arguments, id=id_)
+        return ToolCall(name=whole_text(name), arguments=arguments, id=whole_text(id_))
     except (ValueError, RecursionError):
-        named = name if isinstance(name, str) else ""
-        return ToolCall(name=named, arguments=json.dumps({UNREADABLE: raw}, ensure_ascii=False), id=id_)
+        named = whole_text(name) if isinstance(name, str) else ""
+        return ToolCall(name=named, arguments=json.dumps({UNREADABLE: raw}, ensure_ascii=False), id=whole_text(id_))
 
 
 def unreadable(call: ToolCall) -> str | None:

@@ -3,13 +3,12 @@
 import email.utils
 import errno
 import json
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from potstill.records import Finish, Message, ToolCall
+from potstill.records import Finish, Message, ToolCall, whole_text
 from potstill.sources import EndpointModel
 from potstill.teachers.base import Reply, Request
 from potstill.teachers.tool_calls import make_call
@@ -19,7 +18,6 @@ MOST_TOKENS = 10**9
 """A server that counts more than this in one reply counts nothing that can be believed."""
 
 # Half of a character, as a server escapes it that cuts a reply between the two: no UTF-8 file can hold it.
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Names that servers use for "the model ended its answer"; some leave the field out altogether. No set: what a server
 # writes there need not be hashable.
@@ -104,7 +102,7 @@ def read_reply(raw: str) -> Reply:
         raise ValueError(f"the reply is not a chat completion: {_short(raw)!r}") from error
     if not isinstance(text, str | None):
         raise ValueError(f"the reply's content is not text: {_short(raw)!r}")
-    text = _whole(text or "")
+    text = whole_text(text or "")
     finish, reason = _finish(text, refusal, stopped, called=bool(calls))
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
@@ -114,7 +112,7 @@ def read_reply(raw: str) -> Reply:
         reason,
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
-        reasoning=_whole(reasoning) if isinstance(reasoning, str) else "",
+        reasoning=whole_text(reasoning) if isinstance(reasoning, str) else "",
         tool_calls=calls,
         origin="journal",
     )
@@ -145,12 +143,8 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 < value <= MOST_TOKENS else 0
 
 
-def _whole(text: str) -> str:
-    return _SURROGATE.sub("\ufffd", text)
-
-
 def _short(text: str) -> str:
-    text = " ".join(_whole(text).split())
+    text = " ".join(whole_text(text).split())
     return text if len(text) <= LONGEST_WORDS else text[:LONGEST_WORDS] + "..."
 
 
