@@ -208,7 +208,7 @@ def test_principles_of_ones_own_are_a_file_with_a_wording_a_paragraph(tmp_path: 
         made = run(stub)
         assert {c.text for row in made.rows for c in row.candidates} == {"Say it in rhyme.", "Say it in verse."}
         file.write_text("\n \n")
-        with pytest.raises(DataError, match="the prompt file has no words"):
+        with pytest.raises(DataError, match="this prompt is empty"):
             run(stub)
 
 

@@ -440,7 +440,7 @@ FILES: list[tuple[str, str, dict[str, tuple[int, dict[str, int]]]]] = [
     (  # chosen = rejected
         "instruction_preference/instruction_data_with_preference.json",
         "pairs",
-        {"pairs": (1094, {BAD_ROW: 6}), "chats": (1100, {})},
+        {"pairs": (1094, {"identical": 6}), "chats": (1100, {})},
     ),
     ("mt_bench/question.jsonl", "mt_bench", {"prompts": (80, {})}),
     ("mt_bench/model_answer/mistral-orpo.jsonl", "mt_bench_answers", {"chats": (80, {}), "texts": (80, {})}),
