@@ -6,7 +6,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,32 @@ def test_two_journals_of_one_workspace_live_together(tmp_path: Path) -> None:
     assert len(one) == len(other) == 100
     one.close()
     other.close()
+
+
+def test_many_who_open_a_new_one_at_once_find_it_whole(tmp_path: Path) -> None:
+    for folder in range(20):
+        together = threading.Barrier(6)
+
+        def opened(path: Path = tmp_path / str(folder) / JOURNAL, together: threading.Barrier = together) -> str | None:
+            together.wait()
+            journal = Journal(path)
+            journal.keep([ENTRY])
+            reply = journal.get("k")
+            journal.close()
+            return reply
+
+        with ThreadPoolExecutor(6) as pool:
+            assert [each.result() for each in [pool.submit(opened) for _ in range(6)]] == [ENTRY.reply] * 6
+
+
+def test_a_journal_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / JOURNAL) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    with pytest.raises(StorageError) as caught:
+        Journal(tmp_path / JOURNAL)
+    assert str(caught.value) == (
+        f"{tmp_path / JOURNAL}: this journal was written by another version of potstill. Move it away and run again."
+    )
 
 
 def test_a_folder_that_cannot_hold_it_is_one_clear_line(tmp_path: Path) -> None:

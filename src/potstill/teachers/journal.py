@@ -8,6 +8,7 @@ parser can read it again.
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 _SCHEMA = f"""
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY,
     model TEXT NOT NULL,
@@ -54,7 +56,9 @@ CREATE TABLE IF NOT EXISTS batches (
     id TEXT PRIMARY KEY, model TEXT NOT NULL, revision TEXT NOT NULL, jobs TEXT NOT NULL
 );
 PRAGMA user_version = {FORM};
+COMMIT;
 """
+"""Made whole or not at all, and twice is once: neither a kill nor another who opens it at that moment leaves half."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,8 @@ class Journal:
             self._writer = self._reader if read_only else self._open(read_only)
             self._prepare(read_only)
             self._inode = path.stat().st_ino
+        except StorageError:
+            raise
         except (OSError, sqlite3.Error) as error:
             raise self.unusable(error) from error
 
@@ -155,13 +161,21 @@ class Journal:
                 f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
             )
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
+        until = time.monotonic() + BUSY_SECONDS
+        while True:  # SQLite's own patience does not cover two who make one file a WAL at once
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in _BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
         connection.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut, not only a kill
         return connection
 
     def _prepare(self, read_only: bool) -> None:
-        (form,) = self._reader.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        state = "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"  # of one moment
+        form, tables = self._reader.execute(state).fetchone()
         if form == FORM:
             return
         if tables or read_only:
