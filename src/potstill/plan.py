@@ -121,6 +121,7 @@ class _Planner:
         why = "" if artifact else self._why(entry, head)
         if artifact is None:
             _glance(entry)
+            _check_models(entry)
         self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact, key))
 
     def _why(self, entry: Entry, head: Mapping[str, Any]) -> str:
@@ -220,6 +221,23 @@ def _glance(entry: Entry) -> None:
                 label = f"{entry.name}.{dotted(link.steps)}"
                 what = f"'{label}' cannot be used: {error.where}: {error.what}"
                 raise RecipeError(link.place, what, error.remedy) from error
+
+
+def _check_models(entry: Entry) -> None:
+    """RecipeError, at the place where the recipe names them, where models cannot do what their stage asks of them."""
+    accepts = {slot.field: slot.accepts for slot in entry.slots}
+    models: dict[str, list[Model]] = {}
+    places: dict[str, str] = {}
+    for link in entry.links:
+        if "model" in accepts[link.field]:
+            made = (Model(link.stage, LocalModel(path=link.stage)),) if link.stage else link.models
+            models.setdefault(link.field, []).extend(made)
+            places.setdefault(link.field, link.place)
+    try:
+        entry.config.check_models(models)
+    except RecipeError as error:
+        place = places.get(error.where, entry.place)
+        raise RecipeError(place, f"'{entry.name}.{error.where}': {error.what}", error.remedy) from error
 
 
 def _above(path: Path) -> Path:

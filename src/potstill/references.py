@@ -13,7 +13,7 @@ from potstill.document import Document, Steps, dotted
 from potstill.errors import DataError, RecipeError, reason
 from potstill.files import shards
 from potstill.records import ROWS
-from potstill.sources import Function, MiniatureServer, Model, Share
+from potstill.sources import EndpointModel, Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
 from potstill.validation import check_utf8, nearest
 
@@ -37,10 +37,13 @@ class Slot:
 
     field: str
     """As `Inputs` names it; a field of a nested part is written with dots, such as "suites.chat.questions"."""
-    accepts: tuple[str, ...]
+    reference: Reference
     names: tuple[Named, ...]
-    evaluations: bool = False
-    """The word `EVALUATIONS` may stand in it."""
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """What may be named here; see `Reference`."""
+        return self.reference.accepts
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _in_value(annotation: Any, metadata: tuple[Any, ...], value: Any, steps: Ste
         metadata = (*metadata, *more)
     found = [item for item in metadata if isinstance(item, Reference)]
     if found:
-        yield Slot(dotted(field), found[0].accepts, tuple(_names(value, steps)), found[0].evaluations)
+        yield Slot(dotted(field), found[0], tuple(_names(value, steps)))
     elif isinstance(value, BaseModel):
         yield from _in_model(value, steps)
     elif get_origin(annotation) in (Union, UnionType):
@@ -163,7 +166,7 @@ def with_evaluations(document: Document, configs: Configs) -> dict[str, tuple[St
     resolved = {}
     for name, (stage, config) in configs.items():
         for slot in slots(config):
-            meant = [named for named in slot.names if slot.evaluations and named.name == EVALUATIONS]
+            meant = [named for named in slot.names if slot.reference.evaluations and named.name == EVALUATIONS]
             if meant and not names:
                 place = document.place(("stages", name, *meant[0].steps))
                 what = f"'{name}.{slot.field}' names all evaluations, but no stage of this recipe evaluates on rows"
@@ -278,7 +281,7 @@ class Resolver:
         if made in slot.accepts:
             return Link(slot.field, steps, text, place, stage=text, weight=weight)
         if "model" in slot.accepts and text in self._models:
-            return Link(slot.field, steps, text, place, models=self._models[text])
+            return Link(slot.field, steps, text, place, models=self._suitable(text, slot.reference, label, place))
         if "server" in slot.accepts and text in self._servers:
             return Link(slot.field, steps, text, place, server=text)
         is_a = made or ("model" if text in self._models else "server" if text in self._servers else "")
@@ -309,6 +312,17 @@ class Resolver:
             what = "a folder" if file.is_dir() else "a pipe or a device"
             raise RecipeError(place, f"'{label}' names '{text}', which is {what}, not a file", "Name the file itself")
         return Link(slot.field, steps, text, place, file=file, weight=weight)
+
+    def _suitable(self, name: str, reference: Reference, label: str, place: str) -> tuple[Model, ...]:
+        """The models of that name, where the field can do with them."""
+        models = self._models[name]
+        if len(models) > 1 and not reference.pool:
+            what = f"'{label}' takes one model, but '{name}' is a pool of {len(models)}"
+            raise RecipeError(place, what, "Give the one you mean a name of its own under 'models', and write that")
+        if reference.weights and any(isinstance(model.spec, EndpointModel) for model in models):
+            what = f"'{label}' needs a model's weights, but '{name}' is behind an endpoint"
+            raise RecipeError(place, what, "Name a model that has a path, or a stage that makes one")
+        return models
 
     def _fitting(self, accepts: Sequence[str]) -> list[str]:
         """Every name that a slot would take."""

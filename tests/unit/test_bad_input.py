@@ -429,6 +429,49 @@ def test_a_disk_that_is_full_while_a_model_is_saved(disk: Callable[[str], Path])
     assert in_process_of_its_own("run", "t.yaml", "--out", str(out)) == (0, "")
 
 
+# ---- models that cannot do what is asked of them: before anything is paid for
+
+NEEDS_WEIGHTS = "needs a model's weights, but '{}' is behind an endpoint. Name a model that has a path, or a stage that"
+MISFITS = {
+    "{kind: sft, model: one, data: chats.jsonl}": "'s.model' " + NEEDS_WEIGHTS.format("one"),
+    "{kind: dpo, model: one, data: pairs.jsonl}": "'s.model' " + NEEDS_WEIGHTS.format("one"),
+    "{kind: curate, data: chats.jsonl, meaning: {model: one}}": "'s.meaning.model' " + NEEDS_WEIGHTS.format("one"),
+    "{kind: evaluate, models: [base], suites: {p: {protocol: preference, pairs: pairs.jsonl, reference: one}}}": (
+        "'s.suites.p.reference' " + NEEDS_WEIGHTS.format("one")
+    ),
+    "{kind: evaluate, models: [base, one], suites: {p: {protocol: answer_loss, chats: chats.jsonl}}}": (
+        "'s.models': suite 'p' is of protocol answer_loss, which needs log-probabilities, and 'one' is behind an"
+    ),
+    "{kind: converse, teacher: pool, prompts: chats.jsonl}": (
+        "'s.teacher' takes one model, but 'pool' is a pool of 2. Give the one you mean a name of its own under"
+    ),
+    "{kind: sample, models: pool, prompts: chats.jsonl, per_prompt: 3}": (
+        "'s.models': per_prompt is 3, but there are 2 models to draw from. Add models, or lower per_prompt."
+    ),
+    "{kind: sample, models: pool, prompts: chats.jsonl, per_prompt: 2, temperatures: {x: 1.0}}": (
+        "'s.temperatures': no model is named 'x'; there are a, b. Mend the name."
+    ),
+    "{kind: magpie, teacher: one, count: 1}": (
+        "'s.teacher': 'one' is an endpoint, whose chat template is not at hand: 'opening' is missing. Give what its"
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize("stage", MISFITS)
+def test_models_that_do_not_fit_their_stage(stage: str, verb: str, potstill: Potstill) -> None:
+    Path("chats.jsonl").write_bytes(chat(("user", "a"), ("assistant", "b")))
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    url = "endpoint: 'http://localhost:1/v1'"
+    models = (
+        f"  base: {{path: some/model}}\n  one: {{{url}, name: m}}\n  pool: [{{{url}, name: a}}, {{{url}, name: b}}]\n"
+    )
+    Path("t.yaml").write_text(f"name: t\nmodels:\n{models}stages:\n  s: {stage}\n")
+    code, err = potstill(verb, "t.yaml")
+    assert code == 2
+    assert one_line(err, Path("runs/t")).startswith(f"t.yaml:7: {MISFITS[stage]}")
+
+
 # ---- teachers and judges
 
 CONVERSE = "{kind: converse, teacher: m, prompts: prompts.jsonl, turns: [1, 1]}"

@@ -8,7 +8,7 @@ from evaluation_fakes import FakeTeacher, House, data, endpoint, inputs, judge_b
 from pydantic import ValidationError
 
 from potstill.artifact import read_json
-from potstill.errors import DataError, RecipeError, TeacherError
+from potstill.errors import DataError, TeacherError
 from potstill.evaluation.likelihood import answer_loss
 from potstill.records import Chat, Message, Pair
 from potstill.stages import evaluate
@@ -248,14 +248,6 @@ def test_a_limit_takes_the_first(house, tmp_path):
     assert len(house.teachers["base"].asked) == 6
     suites = read_json(tmp_path / "draft" / "scores.json")["suites"]
     assert (suites["chat"]["models"]["base"]["n"], suites["preference"]["models"]["dpo"]["n"]) == (6, 3)
-
-
-def test_endpoints_have_no_likelihood(house, tmp_path):
-    given = everything(tmp_path)
-    behind = inputs(dict(given.data), {**given.models, "models": (endpoint("base"), local("sft"))})
-    with pytest.raises(RecipeError, match="'base' is behind an endpoint"):
-        evaluate.run(config(), behind, work(tmp_path))
-    assert house.teachers["base"].asked == []
 
 
 def test_no_question_and_the_same_twice(house, tmp_path):

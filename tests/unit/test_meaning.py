@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_stages import endpoint, given, make
+from data_stages import given, make
 from engine import tiny_tokenizer
 from test_curation import chat
 from transformers import BertConfig, BertModel, MistralConfig, MistralForCausalLM
@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, MistralConfig, MistralForCausalL
 from potstill.curation import meaning
 from potstill.curation.deduplicate import Duplicate, save, saved
 from potstill.curation.meaning import Embedder, same_meaning
-from potstill.errors import ModelError, RecipeError
+from potstill.errors import ModelError
 from potstill.sources import LocalModel, Model
 
 
@@ -108,8 +108,6 @@ def test_curation_drops_what_means_the_same_after_what_says_the_same(tmp_path: P
 def test_what_is_no_model_at_hand_is_one_line(tmp_path: Path) -> None:
     config = {"kind": "curate", "data": "chats", "meaning": {"model": "m"}}
     data = {"data": given(tmp_path, "chats", [chat("a", "what", "that")])}
-    with pytest.raises(RecipeError, match="behind an endpoint, which gives no hidden states"):
-        make(tmp_path, config, data, {"meaning.model": endpoint("http://localhost:1")})
     with pytest.raises(ModelError):
         make(tmp_path, config, data, {"meaning.model": Model("m", LocalModel(path=str(tmp_path)))})
 

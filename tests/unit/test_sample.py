@@ -11,7 +11,7 @@ import pytest
 from data_stages import Made, assistant, endpoint, given, make, user
 from stub_server import Stub, completion, refusal, reply
 
-from potstill.errors import DataError, RecipeError, TeacherError
+from potstill.errors import DataError, TeacherError
 from potstill.prompts import render_prompt
 from potstill.records import Answers, Candidate, Chat, Message, Prompt
 from potstill.sources import Data, Inputs, LocalModel, Model
@@ -83,11 +83,6 @@ def test_failed_answers_stay_with_their_reason_and_a_prompt_needs_two(tmp_path: 
     )
 
 
-def test_more_models_than_there_are_is_an_error(tmp_path: Path) -> None:
-    with Stub() as stub, pytest.raises(RecipeError, match="per_prompt is 6, but there are 5 models to draw from"):
-        sample(tmp_path, stub, PROMPTS, per_prompt=6)
-
-
 def test_a_cut_answer_is_used_where_that_is_wished(tmp_path: Path) -> None:
     async def cut(stub: Stub, body: dict[str, Any], before: int) -> Any:
         return reply(completion("cut", "length")) if body["model"] == "a" else None
@@ -143,8 +138,6 @@ def test_temperatures_by_model(tmp_path: Path) -> None:
         sample(tmp_path, stub, PROMPTS, per_prompt=5, temperatures={"a": 0.0, "b": 1.2})
         asked = Counter((body["model"], body["temperature"]) for body in map(json.loads, stub.seen))
         assert asked == {("a", 0): 12, ("b", 1.2): 12, ("c", 0.7): 12, ("d", 0.7): 12, ("e", 0.7): 12}
-        with pytest.raises(RecipeError, match="no model is named 'z'; there are a, b"):
-            sample(tmp_path, stub, PROMPTS, temperatures={"z": 1.0})
 
 
 # Principles.

@@ -41,7 +41,7 @@ class Audit(Asking):
     PROMPTS = ("pairwise_system", "pairwise_user")
 
     kind: Literal["audit"]
-    judge: Annotated[str | tuple[str, ...], Reference(("model",))]
+    judge: Annotated[str | tuple[str, ...], Reference(("model",), pool=True)]
     """Who is audited: a model, a list of models, or a pool."""
     data: Annotated[str, Reference(("answers", "ratings", "pairs"))]
     """What people preferred: pairs, or answers that they rated, each under their name. Every two answers of a row that

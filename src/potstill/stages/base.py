@@ -14,7 +14,7 @@ from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_rows
 from potstill.formats import glance
 from potstill.money import Ledger, Meter
 from potstill.records import ROWS, Dropped, Record
-from potstill.sources import Account, Inputs, Spec
+from potstill.sources import Account, Inputs, Model, Spec
 
 UNFINISHED = "unfinished"
 """The folder of a run for what stages keep until they are sealed."""
@@ -31,10 +31,18 @@ class Reference:
     accepts: tuple[str, ...]
     evaluations: bool = False
     """The word "evaluations" stands for all rows that the recipe's stages of scores read."""
+    pool: bool = False
+    """Of models: the name may stand for several of them."""
+    weights: bool = False
+    """Of models: their weights are needed, so that none behind an endpoint will do."""
 
 
 ModelName = Annotated[str, Reference(("model",))]
 """A model of the recipe, or a stage that makes one."""
+LocalModelName = Annotated[str, Reference(("model",), weights=True)]
+"""A model whose weights are at hand."""
+PoolName = Annotated[str, Reference(("model",), pool=True)]
+"""A model, or a pool of them."""
 ServerName = Annotated[str, Reference(("server",))]
 
 
@@ -60,6 +68,12 @@ class StageConfig(Spec):
     def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
         """DataError where the first rows of a file that a field names cannot be what the field takes."""
         glance(path, [ROWS[kind] for kind in accepts if kind in ROWS])
+
+    def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
+        """RecipeError, its place one of the fields, where the models there cannot do what the stage asks of them.
+
+        For a plan, before anything is paid for. `models`: by field. One that a stage will make has that stage's name.
+        """
 
     def for_trial(self, rows: int) -> Self:
         """The same on a small scale, where the config itself says how much is made."""

@@ -42,7 +42,7 @@ class Converse(Asking):
     """Who answers."""
     prompts: Annotated[str, Reference(("prompts",))]
     """How each dialogue begins. A prompt's own follow-ups are what the user says next."""
-    user: Annotated[str | None, Reference(("model",))] = None
+    user: ModelName | None = None
     """Who plays the user. Default: the teacher."""
     turns: tuple[int, int] = (1, 3)
     """The fewest and the most assistant turns; each dialogue's own number is drawn between them."""

@@ -36,17 +36,17 @@ from potstill.curation.language import LANGUAGES, find_language
 from potstill.curation.meaning import Embedder, same_meaning
 from potstill.curation.staged import Staged
 from potstill.curation.truecase import FormCounts, Truecaser
-from potstill.errors import DataError, RecipeError
+from potstill.errors import DataError
 from potstill.own import OwnFunction
 from potstill.records import Chat, Dropped
-from potstill.sources import Data, Inputs, LocalModel, Spec
-from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
+from potstill.sources import Data, Inputs, Spec
+from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, StageConfig, Work
 
 
 class Meaning(Spec):
     """Duplicates by meaning."""
 
-    model: ModelName
+    model: LocalModelName
     """A local encoder or causal language model; a text's embedding is the mean of its last hidden states."""
     threshold: float = Field(default=0.95, gt=0, le=1)
     """The cosine of two embeddings from which the later dialogue is dropped."""
@@ -170,7 +170,6 @@ class _Tally:
 def run(config: Curate, inputs: Inputs, work: Work) -> Facts:
     """Learn capitals and evaluation prompts, examine each dialogue, then compare them with each other."""
     data = inputs.one("data")
-    _refuse_endpoints(inputs)
     with _desk(work) as desk, Staged(desk) as staged:
         path, rows = _lines(data, desk)
         forms = _forms(data) if config.truecase else FormCounts()
@@ -222,13 +221,6 @@ def _forms(data: Data) -> FormCounts:
         for message in chat.messages:
             forms.add(message.content)
     return forms
-
-
-def _refuse_endpoints(inputs: Inputs) -> None:
-    for model in inputs.models.get("meaning.model", ()):
-        if not isinstance(model.spec, LocalModel):
-            what = f"'{model.name}' is behind an endpoint, which gives no hidden states; expected weights at hand"
-            raise RecipeError("meaning.model", what, "Name a model that has a path")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from potstill.errors import DataError
 from potstill.evaluation.statistics import Observation, share_estimate
 from potstill.records import Feedback, Pair
 from potstill.sources import Data, Inputs, Mixture
-from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
+from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, Work
 from potstill.stages.training import TrainingConfig, named_rows, sources
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class DpoConfig(TrainingConfig):
     """Direct preference optimisation and its kin. The reference is the model that training starts from."""
 
     kind: Literal["dpo"]
-    model: ModelName
+    model: LocalModelName
     """The model to start from, as a rule the one that SFT made."""
     data: Annotated[Mixture, Reference(("pairs", "feedback"))]
     """The pairs, or several sources of them; for kto single labelled answers too."""

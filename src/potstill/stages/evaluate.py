@@ -20,8 +20,19 @@ from potstill.records import Chat, Pair, Prompt
 from potstill.skills.boxes import check_tools, open_toolbox
 from potstill.skills.checkers import can_read, check_name, find_checker
 from potstill.skills.dialogue import hold
-from potstill.sources import Inputs, LocalModel, Model, Spec
-from potstill.stages.base import Expected, Facts, ModelName, Reference, ServerName, Stage, StageConfig, Work
+from potstill.sources import EndpointModel, Inputs, Model, Spec
+from potstill.stages.base import (
+    Expected,
+    Facts,
+    LocalModelName,
+    ModelName,
+    PoolName,
+    Reference,
+    ServerName,
+    Stage,
+    StageConfig,
+    Work,
+)
 from potstill.teachers.aspects import ASPECTS, HIGHEST, LOWEST, Aspect
 from potstill.teachers.base import Exchange, connect
 
@@ -77,7 +88,7 @@ class PreferenceSuite(Spec):
     protocol: Literal["preference"]
     pairs: Annotated[str, Reference(("pairs",))]
     """Pairs held out from training."""
-    reference: ModelName
+    reference: LocalModelName
     """The model that preference training started from. It has no accuracy of its own: its likelihood is a baseline."""
 
 
@@ -123,7 +134,7 @@ class Evaluate(StageConfig):
     """Scores of several models on several suites."""
 
     kind: Literal["evaluate"]
-    models: tuple[ModelName, ...] = Field(min_length=1)
+    models: tuple[PoolName, ...] = Field(min_length=1)
     """The models, in the order of the tables: from the base to the last. Differences are later minus earlier."""
     suites: dict[str, Suite] = Field(min_length=1)
     """What to measure, by name."""
@@ -146,6 +157,17 @@ class Evaluate(StageConfig):
             if isinstance(suite, JUDGED) and (suite.judge or self.judge) is None:
                 raise ValueError(f"suite '{name}' needs a judge: name one for the suite or for the stage")
         return self
+
+    def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
+        for name, suite in self.suites.items():
+            behind = [model.name for model in models["models"] if isinstance(model.spec, EndpointModel)]
+            if behind and not isinstance(suite, (*JUDGED, ExactSuite)):
+                what = (
+                    f"suite '{name}' is of protocol {suite.protocol}, which needs log-probabilities, and '{behind[0]}' "
+                    "is behind an endpoint, which gives none of a text that it did not write"
+                )
+                remedy = "Evaluate endpoints in a stage of their own, by mt_bench, aspects or exact"
+                raise RecipeError("models", what, remedy)
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Answers are asked for once per set of questions, judgments once per turn, suite and aspect."""
@@ -217,7 +239,6 @@ class _Bench:
 def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
     """Ask, judge, score; writes scores.json and answers.jsonl."""
     bench = _Bench(config, inputs, work, inputs.models["models"])
-    _refuse_endpoints(bench)
     judged = {name: suite for name, suite in config.suites.items() if isinstance(suite, JUDGED)}
     answers = _ask_models(bench, {name: bench.read(name, Prompt) for name in judged})
     for name, suite in config.suites.items():
@@ -236,20 +257,6 @@ def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
         else:
             _preference(bench, name)
     return _write(bench)
-
-
-def _refuse_endpoints(bench: _Bench) -> None:
-    """Before anything is paid for: chat endpoints cannot say how likely a given answer is."""
-    for name, suite in bench.config.suites.items():
-        if isinstance(suite, (*JUDGED, ExactSuite)):
-            continue
-        for model in (*bench.models, *bench.inputs.models.get(f"suites.{name}.reference", ())):
-            if not isinstance(model.spec, LocalModel):
-                raise RecipeError(
-                    f"suite '{name}'",
-                    f"{suite.protocol} needs a model's log-probabilities, and '{model.name}' is behind an endpoint",
-                    "Evaluate endpoints in a stage of their own, with suites of protocol mt_bench, aspects or exact",
-                )
 
 
 def _ask_models(bench: _Bench, asked: Mapping[str, Sequence[Prompt]]) -> dict[str, list[Sheet]]:

@@ -18,7 +18,7 @@ from potstill.errors import DataError
 from potstill.records import Dropped, Message, Prompt
 from potstill.sources import Inputs
 from potstill.stages.asking import Tally
-from potstill.stages.base import Expected, Facts, Reference, Stage, Work
+from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
 from potstill.stages.conveyor import Ask, Talk, convey
 from potstill.stages.prompting import Prompting, Writer, sieve
 from potstill.teachers.base import Reply, Request, connect, request_seed
@@ -46,7 +46,7 @@ class Evolve(Prompting):
     as often."""
     originals: bool = True
     """The prompts themselves are among the rows too."""
-    judge: Annotated[str | None, Reference(("model",))] = None
+    judge: ModelName | None = None
     """Who says whether a rewritten prompt asks for anything new. Default: the teacher."""
     answer_check: bool = True
     """Have the teacher answer each rewritten prompt, and drop it where the answer declines or says nothing."""

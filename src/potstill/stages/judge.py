@@ -61,7 +61,7 @@ class Judge(Asking):
     )
 
     kind: Literal["judge"]
-    judge: Annotated[str | tuple[str, ...], Reference(("model",))]
+    judge: Annotated[str | tuple[str, ...], Reference(("model",), pool=True)]
     """Who rates: a model, a list of models, or a pool, all of whom are asked. Those whose weights are at hand are in
     memory at the same time."""
     data: Annotated[str, Reference(("answers", "ratings"))]

@@ -4,7 +4,7 @@ It is given only what its chat template writes before a user's words, and goes o
 what comes out is what such a model was trained to be asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Literal, Self
 
@@ -66,6 +66,13 @@ class Magpie(Asking):
         """What `max_requests` comes to."""
         return self.max_requests or 10 * self.count
 
+    def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
+        (model,) = models["teacher"]
+        if self.opening is None and isinstance(model.spec, EndpointModel):
+            what = f"'{model.name}' is an endpoint, whose chat template is not at hand: 'opening' is missing"
+            advice = 'Give what its template writes before a user\'s words, such as opening: "<|im_start|>user\\n"'
+            raise RecipeError("teacher", what, advice)
+
     def expect(self, rows: Mapping[str, int]) -> Expected:
         return Expected(self.count, self.count, 2 * self.count * TOKENS_PER_PROMPT)
 
@@ -77,7 +84,7 @@ class Magpie(Asking):
 def run(config: Magpie, inputs: Inputs, work: Work) -> Facts:
     """Ask round after round for as many as are missing, until there are enough or requests have been spent."""
     model = inputs.model("teacher")
-    opening, closing = _frame(config, model, work.account.stage)
+    opening, closing = _frame(config, model)
     known, tally = Sieve(config.novelty, config.min_words, config.max_words), Tally()
     asked, first = 0, None
     with connect(model, work.account) as teacher, work.harvest() as harvest:
@@ -103,14 +110,10 @@ def run(config: Magpie, inputs: Inputs, work: Work) -> Facts:
     }
 
 
-def _frame(config: Magpie, model: Model, stage: str) -> tuple[str, str]:
+def _frame(config: Magpie, model: Model) -> tuple[str, str]:
     """What to go on from, and what would end it."""
     if config.opening is not None:
         return config.opening, config.closing
-    if isinstance(model.spec, EndpointModel):
-        what = f"'{model.name}' is an endpoint, whose chat template is not at hand: 'opening' is missing"
-        advice = 'Give what its template writes before a user\'s words, such as opening: "<|im_start|>user\\n"'
-        raise RecipeError(stage, what, advice)
     from potstill.tokenization import user_frame  # these import torch or transformers
     from potstill.training.models import load_tokenizer
 

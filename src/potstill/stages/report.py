@@ -12,7 +12,7 @@ from pydantic import Field
 
 from potstill.artifact import Artifact, find, read_json, write_json
 from potstill.sources import Data, Inputs, LocalModel, Model
-from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, StageConfig, Work
+from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
 REPORT_FILE = "report.json"
 SCORES_FILE = "scores.json"
@@ -32,7 +32,7 @@ class Report(StageConfig):
     kind: Literal["report"]
     scores: tuple[Annotated[str, Reference(("scores",))], ...] = Field(min_length=1)
     """The evaluations to show."""
-    models: tuple[ModelName, ...] = ()
+    models: tuple[PoolName, ...] = ()
     """The models whose training curves to show, and which the page says how to use: the last one first of all."""
     audits: tuple[Annotated[str, Reference(("audit",))], ...] = ()
     """The audits of judges to show."""

@@ -39,7 +39,7 @@ class Sample(Asking):
     PROMPTS = tuple(f"principle_{name}" for name in PRINCIPLES)
 
     kind: Literal["sample"]
-    models: Annotated[str | tuple[str, ...], Reference(("model",))]
+    models: Annotated[str | tuple[str, ...], Reference(("model",), pool=True)]
     """The models to draw from: the name of a pool, or a list of models."""
     prompts: Annotated[str, Reference(("prompts", "chats"))]
     """What to answer."""
@@ -90,20 +90,18 @@ class Sample(Asking):
         calls = rows["prompts"] * self.per_prompt * self.samples_per_model
         return Expected(rows["prompts"], calls, calls * TOKENS_PER_ANSWER)
 
+    def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
+        names = [model.name for model in models["models"]]
+        if self.per_prompt > len(names):
+            what = f"per_prompt is {self.per_prompt}, but there are {len(names)} models to draw from"
+            raise RecipeError("models", what, "Add models, or lower per_prompt")
+        for name in self.temperatures.keys() - set(names):
+            what = f"no model is named '{name}'; there are {', '.join(names)}"
+            raise RecipeError("temperatures", what, "Mend the name")
+
 
 def run(config: Sample, inputs: Inputs, work: Work) -> Facts:
     """Ask the models that were drawn for each prompt, and put their answers together."""
-    models = inputs.models["models"]
-    if config.per_prompt > len(models):
-        raise RecipeError(
-            "models",
-            f"per_prompt is {config.per_prompt}, but there are {len(models)} models to draw from",
-            "Add models, or lower per_prompt",
-        )
-    for name in config.temperatures:
-        if name not in {model.name for model in models}:
-            known = ", ".join(model.name for model in models)
-            raise RecipeError("temperatures", f"no model is named '{name}'; there are {known}", "Mend the name")
     return _Pool(config, inputs, work).run()
 
 

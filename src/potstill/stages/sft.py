@@ -7,7 +7,7 @@ from pydantic import Field
 
 from potstill.records import Chat
 from potstill.sources import Inputs, Mixture
-from potstill.stages.base import Expected, Facts, ModelName, Reference, Stage, Work
+from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, Work
 from potstill.stages.training import TrainingConfig, named_rows, sources
 
 
@@ -15,7 +15,7 @@ class SftConfig(TrainingConfig):
     """Supervised fine-tuning on conversations: the assistant's turns are learnt, the rest is read."""
 
     kind: Literal["sft"]
-    model: ModelName
+    model: LocalModelName
     """The model to start from. Without a chat template of its own it gets Zephyr's."""
     template: str | None = Field(default=None, min_length=1)
     """A chat template, as Jinja, in place of the model's own; what is made keeps it. Tools need one that knows them."""

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from potstill.records import Chat, Message
 from potstill.sources import Spec
-from potstill.stages.base import ModelName, Reference, ServerName, Stage, StageConfig
+from potstill.stages.base import ModelName, PoolName, Reference, ServerName, Stage, StageConfig
 
 
 class Suite(Spec):
@@ -22,7 +22,7 @@ class Asks(StageConfig):
     """Ask every model."""
 
     kind: Literal["asks"]
-    models: tuple[ModelName, ...]
+    models: tuple[PoolName, ...]
     """Whom."""
     suites: dict[str, Suite] = Field(default_factory=dict)
     """What."""
