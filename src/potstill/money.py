@@ -29,9 +29,10 @@ class Ledger:
     def reserve(self, usd: float) -> bool:
         """Set money aside for one request; False where the budget does not allow it."""
         with self._lock:
-            if self.budget_usd is not None and usd > 0 and self._spent + self._reserved + usd > self.budget_usd:
-                return False
-            self._reserved += usd
+            if self.budget_usd is not None:
+                if usd > 0 and self._spent + self._reserved + usd > self.budget_usd:
+                    return False
+                self._reserved += usd
             self._open += 1
             return True
 
@@ -44,7 +45,8 @@ class Ledger:
         """A request ended: give back what was set aside, and note what it cost."""
         with self._lock:
             self._open -= 1
-            self._reserved = self._reserved - reserved_usd if self._open else 0.0
+            if self.budget_usd is not None:
+                self._reserved = self._reserved - reserved_usd if self._open else 0.0
             self._spent += spent_usd
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from math import isinf
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows
-from potstill.errors import RecipeError
+from potstill.errors import BudgetError, RecipeError
 from potstill.money import Ledger, Meter
 from potstill.records import ROWS, Record
 
@@ -27,6 +28,10 @@ class Spec(BaseModel):
     """A part of a recipe: typed, immutable, its fields documented by the string below each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+"""What servers call the field that bounds an answer."""
 
 
 class Price(Spec):
@@ -96,6 +101,12 @@ class EndpointModel(Spec):
         for name in options:
             if name in NO_OPTIONS:
                 raise ValueError(f"'{name}' is set by the stage that asks; it cannot be an option")
+            if (
+                name in TOKEN_LIMITS
+                and options[name] is not None
+                and not (type(options[name]) is int and options[name] > 0)
+            ):
+                raise ValueError(f"'{name}' has to be a whole number over 0, or null; a budget counts on it")
         try:
             json.dumps(options, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -153,6 +164,8 @@ def _url_fault(url: str) -> str:
         _ = parts.port
     except ValueError as error:
         return f"this is no URL ({error})"
+    if parts.query or parts.fragment:
+        return "the URL goes on behind '?' or '#'; a key is read from the variable that key_env names"
     if "@" in parts.netloc:
         return "the URL holds a name or password; a key is read from the variable that key_env names"
     return "" if parts.hostname else "the URL names no host"
@@ -271,6 +284,20 @@ class Account:
     """What was spent, and how much may be."""
     meter: Meter = field(default_factory=Meter)
     """What was handed out."""
+
+    def too_little(self, name: str, most_usd: float) -> BudgetError:
+        """What to say where the ledger has too little for the next request to a model, which may cost so much."""
+        budget, spent = self.ledger.budget_usd, self.ledger.spent_usd
+        where = f"{name}, for {self.stage}" if self.stage else name
+        if isinf(most_usd):
+            what = (
+                f"budget_usd is {budget:,.2f}, and the model's options leave out what bounds an answer, and so its cost"
+            )
+            return BudgetError(where, what, "Give a max_tokens, or take budget_usd away")
+        what = (
+            f"budget_usd is {budget:,.2f}: {spent:,.4f} are spent, and the next request may cost up to {most_usd:,.4f}"
+        )
+        return BudgetError(where, what, "Raise budget_usd and run again; replies that came are kept")
 
 
 @dataclass(frozen=True)

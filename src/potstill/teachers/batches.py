@@ -6,6 +6,7 @@ sent, so whoever comes after a kill finds it on the server and waits for it, ins
 
 import datetime
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,15 +16,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from potstill.artifact import digest
-from potstill.errors import BudgetError
 from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Reply, Request
 from potstill.teachers.dispatcher import Who
 from potstill.teachers.jobs import Job
 from potstill.teachers.journal import JOURNAL, Entry, Journal
-from potstill.teachers.wire import failure, failures, read_reply, used_tokens
+from potstill.teachers.wire import failure, failures, read_reply, short, used_tokens
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import OpenAI
     from openai.types import Batch
 
@@ -95,10 +96,19 @@ class BatchEndpoint:
         return self
 
     def _make_client(self) -> "OpenAI":
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
-        key = self._who.secret or "none"
-        return OpenAI(base_url=self._who.urls[0], api_key=key, max_retries=0, timeout=self._spec.timeout_seconds)
+        def plain(response: "httpx2.Response") -> None:
+            response.encoding = "utf-8"  # whatever its headers say
+
+        return OpenAI(
+            base_url=self._who.urls[0],
+            api_key=self._who.secret or "none",
+            max_retries=0,
+            http_client=DefaultHttpxClient(
+                timeout=self._spec.timeout_seconds, follow_redirects=False, event_hooks={"response": [plain]}
+            ),
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -144,19 +154,13 @@ class BatchEndpoint:
         jobs: list[Job] = []
         size = 0
         while waiting and len(jobs) < MOST_REQUESTS and (size < MOST_BYTES or not jobs):
-            if not self._account.ledger.reserve(waiting[0].most_usd * self._share):
+            if not self._account.ledger.reserve(waiting[0].most_usd):
                 break
             job = waiting.popleft()
             size += 2 * job.prompt_most
             jobs.append(job)
         if not jobs:
-            ledger = self._account.ledger
-            raise BudgetError(
-                f"{self.name}, for {self._account.stage}" if self._account.stage else self.name,
-                f"budget_usd is {ledger.budget_usd:,.2f}: {ledger.spent_usd:,.4f} are spent, and the next request may "
-                f"cost up to {waiting[0].most_usd * self._share:,.4f}",
-                "Raise budget_usd and run again; replies that came are kept",
-            )
+            raise self._account.too_little(self.name, waiting[0].most_usd)
         asked = [_Asked(job.key, job.request.sample, job.attempt, job.body) for job in jobs]
         mark = digest([line.key for line in asked] + [sum(self._failed.values())])
         self._journal.note_batch(INTENDED + mark, self._spec.name, self._spec.revision, [a.to_json() for a in asked])
@@ -164,12 +168,8 @@ class BatchEndpoint:
             self._fetch(self._create(asked, mark), asked)
         finally:
             for job in jobs:
-                self._account.ledger.settle(job.most_usd * self._share, 0.0)
+                self._account.ledger.settle(job.most_usd, 0.0)
         return jobs
-
-    @property
-    def _share(self) -> float:
-        return self._spec.price.batch if self._spec.price else 1.0
 
     def _create(self, asked: list[_Asked], mark: str) -> str:
         """Upload the lines and start the job; its name on the server, which the journal knows before we wait."""
@@ -179,7 +179,7 @@ class BatchEndpoint:
             for a in asked
         )
         content = "".join(line + "\n" for line in lines).encode()
-        file = self._call(lambda: self._client.files.create(file=(f"{mark}.jsonl", content), purpose="batch"))
+        file = self._call(lambda: _with_id(self._client.files.create(file=(f"{mark}.jsonl", content), purpose="batch")))
         endpoint: Any = path
         tries = 0
 
@@ -188,12 +188,12 @@ class BatchEndpoint:
             tries += 1
             # The server may have taken it before its answer was lost.
             there = self._named(mark) if tries > 1 else None
-            return (
-                there
-                or self._client.batches.create(
-                    input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={OURS: mark}
-                ).id
+            if there:
+                return there
+            made = self._client.batches.create(
+                input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={OURS: mark}
             )
+            return _with_id(made).id
 
         name = self._call(create)
         self._note(name, mark, asked)
@@ -201,9 +201,12 @@ class BatchEndpoint:
 
     def _named(self, mark: str) -> str | None:
         """The server's name for the job with our mark."""
-        for batch in self._client.batches.list(limit=100):  # page after page
-            if (batch.metadata or {}).get(OURS) == mark:
-                return batch.id
+        try:
+            for batch in self._client.batches.list(limit=100):  # page after page
+                if isinstance(batch.metadata, dict) and batch.metadata.get(OURS) == mark:
+                    return _with_id(batch).id
+        except (AttributeError, TypeError) as error:  # the client does not check what it is sent
+            raise ValueError("the list of batch jobs is none") from error
         return None
 
     def _note(self, name: str, mark: str, asked: list[_Asked]) -> None:
@@ -225,22 +228,27 @@ class BatchEndpoint:
     def _fetch(self, name: str, asked: list[_Asked]) -> None:
         """Wait for a job's end and keep what it brought."""
         while True:
-            batch = self._call(lambda: self._client.batches.retrieve(name), gone=None)
+            batch = self._call(lambda: _with_id(self._client.batches.retrieve(name)), gone=None)
             if batch is None or batch.status in ENDED:
                 break
             if batch.status not in UNDER_WAY:
                 raise self._who.error(f"the batch job {name} is {batch.status!r}, which is not known", "See to it")
             time.sleep(self._rhythm.poll)
         by_key = {line.key: line for line in asked}
-        entries = list({entry.key: entry for entry in self._read(batch, by_key)}.values()) if batch else []
+        first: dict[str, Entry] = {}
+        for entry in self._read(batch, by_key) if batch else ():
+            first.setdefault(entry.key, entry)
+        entries = list(first.values())
         self._journal.keep(entries)
         self._account.ledger.settle_late(sum(entry.usd for entry in entries))
         for key in by_key.keys() - {entry.key for entry in entries} - self._refused.keys():
             self._failed[key] = self._failed.get(key, 0) + 1
         self._journal.forget_batch(name)
         if batch and batch.status == "failed" and not entries:
-            words = "; ".join(str(e.message) for e in ((batch.errors and batch.errors.data) or []))[:300]
-            raise self._who.error(f"the batch job {name} failed: {words or 'no word from the server'}", "See to it")
+            told = getattr(batch.errors, "data", None)
+            words = "; ".join(str(getattr(e, "message", e)) for e in (told if isinstance(told, list) else ()))
+            words = short(self._who.redact(words)) or "no word from the server"
+            raise self._who.error(f"the batch job {name} failed: {words}", "See to it")
 
     def _read(self, batch: "Batch", by_key: Mapping[str, _Asked]) -> Iterator[Entry]:
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -252,13 +260,14 @@ class BatchEndpoint:
                     continue
                 answer = answer or {}
                 body = answer.get("body")
-                if answer.get("status_code") != 200:
-                    self._note_failure(asked.key, answer.get("status_code"), body or line.get("error"))
-                    continue
-                raw = self._who.redact_body(json.dumps(body))
+                status = str(answer.get("status_code"))  # some write it as text
                 try:
+                    if status != "200":
+                        self._note_failure(asked.key, status, body or line.get("error"))
+                        continue
+                    raw = self._who.redact(json.dumps(body))
                     reply = read_reply(raw)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue  # counted with those that brought nothing
                 used = used_tokens(asked.body, reply)
                 yield Entry(
@@ -279,19 +288,20 @@ class BatchEndpoint:
                     at=at,
                 )
 
-    def _note_failure(self, key: str, status: object, said: object) -> None:
+    def _note_failure(self, key: str, status: str, said: object) -> None:
         """The server's fault is tried again in another job, the request's own is not."""
-        if isinstance(status, int) and 400 <= status < 500 and status not in (408, 409, 425, 429):
+        if re.fullmatch("4[0-9][0-9]", status) and status not in ("408", "409", "425", "429"):
             error = said.get("error", said) if isinstance(said, dict) else said
             words = error.get("message") if isinstance(error, dict) else error
-            self._refused[key] = self._who.redact(f"HTTP {status}: {' '.join(str(words).split())[:300]}")
+            self._refused[key] = f"HTTP {status}: {short(self._who.redact(' '.join(str(words).split())))}"
 
     def _lines(self, file: str) -> Iterator[dict[str, Any]]:
         content = self._call(lambda: self._client.files.content(file), gone=None)
-        for line in content.text.split("\n") if content else ():  # not at U+2028, which a reply may hold
+        text = content.content.decode("utf-8", "replace") if content else ""  # whatever its headers say
+        for line in text.split("\n"):  # not at U+2028, which a reply may hold
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 yield value
@@ -306,15 +316,23 @@ class BatchEndpoint:
             try:
                 return call()
             except self._failures as error:
-                failed = failure(error, self._spec.timeout_seconds)
-                reason = self._who.redact(failed.reason)
+                failed = failure(error, self._spec.timeout_seconds, self._who.redact)
+                reason = failed.reason
                 if failed.status == 404 and gone:
                     return None
                 if failed.kind in ("stop", "row"):
-                    remedy = "Leave out batch: true" if failed.status in (404, 405, 501) else self._who.remedy({}, 401)
+                    unknown = failed.status in (404, 405, 501)
+                    remedy = "Leave out batch: true" if unknown else self._who.remedy({}, failed.status)
                     raise self._who.error(f"the server says {reason}", remedy) from error
                 if tries == self._rhythm.attempts:
                     what = f"no batch job can be had ({reason})"
                     raise self._who.error(what, "See to the server and run again; nothing is lost") from error
                 time.sleep(max(min(failed.after or 0.0, LONGEST_WAIT), self._rhythm.first_wait * 2 ** (tries - 1)))
         raise AssertionError("unreachable")
+
+
+def _with_id(made: T) -> T:
+    """What the server says it made. ValueError where that is nothing with a name: the client does not check it."""
+    if not isinstance(getattr(made, "id", None), str):
+        raise ValueError(f"the reply is neither a file nor a job: {short(str(made))!r}")
+    return made

@@ -7,8 +7,9 @@ neither a slow reply nor a long list of requests holds everything in memory, and
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,13 @@ from potstill.teachers.journal import JOURNAL, Journal
 from potstill.teachers.scheduler import Bucket, Lane
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import AsyncOpenAI
 
+MOST_BYTES = 64_000_000
+"""Of the body of one reply; longer ones are given up."""
+MOST_PACKED_BYTES = 1_000_000
+"""Of a body that comes compressed although that was not asked for: it may unpack to a thousand times as much."""
 NO_KEY = "none"  # servers on one's own machine want some key, whatever it is
 LEAST_WINDOW = 2048
 """Requests read ahead of the oldest reply that is still awaited, so that a slow one holds nobody up for long."""
@@ -71,7 +77,13 @@ class Endpoint:
                 base_url=url,
                 api_key=self._who.secret or NO_KEY,
                 max_retries=0,  # retried here, where 429, absence and a bad row are told apart
-                http_client=DefaultAioHttpClient(timeout=self._spec.timeout_seconds, limits=limits),
+                default_headers={"Accept-Encoding": "identity"},
+                http_client=DefaultAioHttpClient(
+                    timeout=self._spec.timeout_seconds,
+                    limits=limits,
+                    follow_redirects=False,  # a prompt goes to nobody whom the recipe does not name
+                    event_hooks={"response": [_bound]},
+                ),
             )
         except httpx2.InvalidURL as error:
             raise self._who.error(f"the endpoint is no URL: {error}", "Correct it and run again") from error
@@ -170,3 +182,33 @@ class Endpoint:
         if not future.cancelled() and future.exception() is None:
             reply = future.result()
             self._account.meter.add(reply.prompt_tokens, reply.completion_tokens)
+
+
+async def _bound(response: "httpx2.Response") -> None:
+    """Called before a body is read: let it be no longer than we can hold, and UTF-8, whatever the headers say."""
+    packed = response.headers.get("content-encoding", "identity") != "identity"
+    response.stream = _bounded()(response.stream, MOST_PACKED_BYTES if packed else MOST_BYTES)
+    response.encoding = "utf-8"
+
+
+@cache
+def _bounded() -> Any:
+    """The type of a body that ends with a ValueError where it is too long. Made late, for httpx2 is slow to import."""
+    import httpx2
+
+    class Bounded(httpx2.AsyncByteStream):
+        def __init__(self, stream: httpx2.AsyncByteStream, most: int) -> None:
+            self._stream, self._most = stream, most
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            read = 0
+            async for chunk in self._stream:
+                read += len(chunk)
+                if read > self._most:
+                    raise ValueError(f"the body is longer than {self._most:,} bytes")
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    return Bounded

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,13 +18,13 @@ from functools import cached_property
 from math import isinf
 from typing import Any
 
-from potstill.errors import BudgetError, TeacherError
+from potstill.errors import TeacherError
 from potstill.sources import Account, EndpointModel
 from potstill.teachers.base import Reply
 from potstill.teachers.jobs import Job
 from potstill.teachers.journal import Entry, Journal
 from potstill.teachers.scheduler import Lane, choose
-from potstill.teachers.wire import Failure, failure, failures, read_reply, used_tokens
+from potstill.teachers.wire import Failure, failure, failures, read_reply, usage, used_tokens
 
 PURSE_SECONDS = 0.2
 """How often to look whether another teacher's replies left money over."""
@@ -77,37 +78,21 @@ class Who:
             raise self.error(f"the environment variable {name} {fault}", f"Set it first: export {name}=YOUR-KEY")
 
     def redact(self, text: str) -> str:
-        """The text without the key."""
-        if not self._is_secret:
-            return text
-        assert self.secret
-        return text.replace(self.secret, BLOT).replace(self.secret.replace("/", "\\/"), BLOT)
+        """The text, which may be JSON, without the key. To be called before anything is cut off: half a key is one."""
+        return self._spellings.sub(BLOT, text) if self._spellings else text
 
-    @property
-    def _is_secret(self) -> bool:
-        """Whether the key is one: servers of one's own take any short word, which is nobody's secret."""
-        return self.secret is not None and len(self.secret) >= SHORTEST_SECRET
-
-    def redact_body(self, raw: str) -> str:
-        """A JSON body without the key in any of its texts, however it is spelt there."""
-        if not self._is_secret:
-            return raw
-        try:
-            value = json.loads(raw)
-        except (ValueError, RecursionError):
-            return self.redact(raw)
-        blotted = self._blot(value)
-        return raw if blotted == value else json.dumps(blotted)
-
-    def _blot(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.redact(value)
-        if isinstance(value, dict):
-            return {self.redact(name): self._blot(item) for name, item in value.items()}
-        return [self._blot(item) for item in value] if isinstance(value, list) else value
+    @cached_property
+    def _spellings(self) -> re.Pattern[str] | None:
+        """The key, each letter as it is or escaped: in JSON, in JSON inside JSON, in a URL. None where it is no secret:
+        servers of one's own take any short word."""
+        if self.secret is None or len(self.secret) < SHORTEST_SECRET:
+            return None
+        letters = (rf"(?:{re.escape(c)}|(?i:u00{ord(c):02x}|%{ord(c):02x}))" for c in self.secret)
+        # Taken whole or not at all, and only from its beginning: a long run of backslashes is read once.
+        return re.compile(r"(?<!\\)" + "".join(rf"\\*+{letter}" for letter in letters))
 
     def error(self, what: str, remedy: str) -> TeacherError:
-        return TeacherError(self.where, what, remedy)
+        return TeacherError(self.where, self.redact(what), remedy)
 
     def nobody(self, why: str, account: Account) -> TeacherError:
         """What to say where nobody listens, which of a server of the recipe's own means that it has ended."""
@@ -121,6 +106,8 @@ class Who:
         """What to do about a status that ends it all."""
         if status == 0:
             return "Lower the model's concurrency, or raise the limit of open files (ulimit -n), and run again"
+        if 300 <= status < 400:
+            return "Write the address that it sends to as the endpoint"
         if status == 404 and "prompt" in body:
             return "Text without a chat template needs a server with /completions (vLLM, SGLang, llama.cpp have it)"
         if status == 404:
@@ -160,7 +147,7 @@ class Dispatcher:
         self._open = True
         self._failed_in_a_row = self._refused_in_a_row = 0
         self._overrun = 1.0
-        """How many times the most that a request can cost the dearest one did."""
+        """How many times the most that it could cost the dearest request did cost."""
         self._jitter = random.Random()  # decides when, never what
         self.served = self.unserved = 0
         """Requests that were answered, and those that the servers failed at every try."""
@@ -195,6 +182,12 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Send what may be sent now, and see to it that the rest is looked at when it may."""
+        try:
+            self._send_ready()
+        except Exception as error:  # a bug, such as a request of no sense; to be seen where replies are awaited
+            self._stop(error)
+
+    def _send_ready(self) -> None:
         while self._ready and self._open and self._fatal is None:
             job = self._ready[0]
             if job.future.cancelled():
@@ -227,15 +220,7 @@ class Dispatcher:
         if ledger.waits:
             self._wake_in(PURSE_SECONDS)
             return False
-        stage = self._account.stage
-        self._stop(
-            BudgetError(
-                f"{self._who.name}, for {stage}" if stage else self._who.name,
-                f"budget_usd is {ledger.budget_usd:,.2f}: {ledger.spent_usd:,.4f} are spent, and the next request may "
-                f"cost up to {most:,.4f}",
-                "Raise budget_usd and run again; replies that came are kept",
-            )
-        )
+        self._stop(self._account.too_little(self._who.name, most))
         return False
 
     def _pay(self, job: Job, usd: float) -> None:
@@ -268,16 +253,18 @@ class Dispatcher:
     async def _try(self, job: Job, lane: Lane) -> None:
         """Ask once."""
         began = self._loop.time()
+        raw = ""
         try:
-            raw = self._who.redact_body(await self._send(lane, job.body))
+            raw = self._who.redact(await self._send(lane, job.body))
             reply = read_reply(raw)
         except self._failures as error:
+            usd = await asyncio.to_thread(self._note_useless, job, raw) if raw else 0.0
             lane.release()
-            self._pay(job, 0.0)
-            failed = failure(error, self._spec.timeout_seconds)
+            self._pay(job, usd)
+            failed = failure(error, self._spec.timeout_seconds, self._who.redact)
             if failed.slow and self._loop.time() - began < 0.9 * self._spec.timeout_seconds:
                 failed = replace(failed, reason="the connection was closed before a reply came", slow=False)
-            self._failed(job, lane, replace(failed, reason=self._who.redact(failed.reason)), began)
+            self._failed(job, lane, failed, began)
             return
         except BaseException:
             lane.release()
@@ -290,6 +277,16 @@ class Dispatcher:
         self._unkept.append(_Kept(job, lane, reply, entry))
         if self._keeping is None or self._keeping.done():
             self._keeping = self._loop.create_task(self._keep())
+
+    def _note_useless(self, job: Job, raw: str) -> float:
+        """What a body that is no reply cost nevertheless, by its own count; the books hold it, though nobody can use
+        it. USD."""
+        used = usage(raw)
+        if not any(used):
+            return 0.0
+        usd = self._spec.price.usd(*used) if self._spec.price else 0.0
+        self._journal.note_useless(self._account.stage, self._spec.name, self._spec.revision, used, usd)
+        return usd
 
     def _entry(self, job: Job, url: str, raw: str, reply: Reply, used: tuple[int, int], seconds: float) -> Entry:
         price = self._spec.price
@@ -335,7 +332,7 @@ class Dispatcher:
         job = kept.job
         self.served += 1
         if job.reserved_usd:  # a server that bills more than it was asked for will do so again
-            self._overrun = max(self._overrun, self._overrun * kept.entry.usd / job.reserved_usd)
+            self._overrun = max(self._overrun, kept.entry.usd / job.most_usd)
         self._pay(job, kept.entry.usd)
         if job.stands(kept.reply):
             self._settle(job, kept.reply)

@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from potstill.sources import EndpointModel
@@ -60,9 +61,13 @@ class Job:
 
     @property
     def most_usd(self) -> float:
-        """The most that it can cost."""
+        """The most that it can cost; infinite where the body names no longest answer."""
         price = self.spec.price
-        return price.usd(self.prompt_most, self.answer_most) if price else 0.0
+        if price is None:
+            return 0.0
+        batch, limit = self.spec.batch, answer_limit(self.body)
+        per_token = price.usd(0, 1, batch=batch)
+        return price.usd(self.prompt_most, limit, batch=batch) if limit or not per_token else inf
 
     def stands(self, reply: Reply) -> bool:
         """Whether this reply is the one to hand out: it is accepted, or there are no attempts left."""

@@ -222,6 +222,10 @@ class Journal:
             raise self.unusable(error) from error
         return there
 
+    def note_useless(self, stage: str, model: str, revision: str, used: tuple[int, int], usd: float) -> None:
+        """Count a reply that came and cost something, but cannot be read: with those that were pruned."""
+        self._write("INSERT INTO pruned VALUES (?, ?, ?, 1, ?, ?, ?)", [(stage, model, revision, *used, usd)])
+
     def _check_file(self) -> None:
         """StorageError where the file was taken away while it was written to: what is kept would be lost."""
         try:

@@ -4,12 +4,12 @@ import email.utils
 import errno
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from potstill.records import Finish, Message, ToolCall, whole_text
-from potstill.sources import EndpointModel
+from potstill.sources import TOKEN_LIMITS, EndpointModel
 from potstill.teachers.base import Reply, Request
 from potstill.teachers.tool_calls import make_call
 
@@ -56,7 +56,7 @@ def most_prompt_tokens(body: dict[str, Any]) -> int:
 
 def answer_limit(body: dict[str, Any]) -> int:
     """The longest answer that a body asks for, in tokens; 0 where it sets no bound."""
-    return max(_count(body.get(name)) for name in ("max_tokens", "max_completion_tokens"))
+    return max(_count(body.get(name)) for name in TOKEN_LIMITS)
 
 
 def used_tokens(body: dict[str, Any], reply: Reply) -> tuple[int, int]:
@@ -88,9 +88,16 @@ def _message(message: Message) -> dict[str, Any]:
 def read_reply(raw: str) -> Reply:
     """The reply that a body holds, and so the journal too; ValueError, in words, where it holds none."""
     try:
-        body = json.loads(raw.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the reply is not JSON: {_short(raw)!r}") from error
+        return _reply(raw)
+    except RecursionError as error:
+        raise ValueError(f"the reply is nested too deep: {short(raw)!r}") from error
+
+
+def _reply(raw: str) -> Reply:
+    try:
+        body = _load(raw)
+    except ValueError as error:
+        raise ValueError(f"the reply is not JSON: {short(raw)!r}") from error
     try:
         choice = body["choices"][0]
         message = choice.get("message") or {"content": choice["text"]}  # a chat, or a text that was gone on from
@@ -99,23 +106,42 @@ def read_reply(raw: str) -> Reply:
         calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
         stopped = choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"the reply is not a chat completion: {_short(raw)!r}") from error
+        raise ValueError(f"the reply is not a chat completion: {short(raw)!r}") from error
     if not isinstance(text, str | None):
-        raise ValueError(f"the reply's content is not text: {_short(raw)!r}")
+        raise ValueError(f"the reply's content is not text: {short(raw)!r}")
     text = whole_text(text or "")
     finish, reason = _finish(text, refusal, stopped, called=bool(calls))
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
+    prompt_tokens, completion_tokens = _used(body)
     return Reply(
         text,
         finish,
         reason,
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         reasoning=whole_text(reasoning) if isinstance(reasoning, str) else "",
         tool_calls=calls,
         origin="journal",
     )
+
+
+def usage(raw: str) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer by a body's own count, whatever else it holds; (0, 0) without one."""
+    try:
+        return _used(_load(raw))
+    except (ValueError, RecursionError):
+        return 0, 0
+
+
+def _load(raw: str) -> Any:
+    """The value of a body. ValueError, RecursionError."""
+    # Python refuses to read numbers of thousands of digits; one in a field that nobody reads must not cost the reply.
+    return json.loads(raw.removeprefix("\ufeff"), parse_int=lambda digits: int(digits) if len(digits) < 100 else digits)
+
+
+def _used(body: object) -> tuple[int, int]:
+    used = body.get("usage") if isinstance(body, dict) else None
+    used = used if isinstance(used, dict) else {}
+    return _count(used.get("prompt_tokens")), _count(used.get("completion_tokens"))
 
 
 def _tool_call(value: Any) -> ToolCall:
@@ -127,13 +153,13 @@ def _finish(text: str, refusal: object, stopped: object, *, called: bool) -> tup
     if stopped == "content_filter":
         return "filter", "the server's content filter stopped the answer"
     if refusal and not text:
-        return "refusal", f"the model refused: {_short(str(refusal))}"
+        return "refusal", f"the model refused: {short(str(refusal))}"
     if stopped == "length":
         return "length", "the answer was cut at max_tokens"
     if called and stopped in (*_STOPPED, "tool_calls", "function_call"):
         return "stop", ""
     if stopped not in _STOPPED:
-        return "error", f"the answer ended with finish_reason {_short(repr(stopped))}"
+        return "error", f"the answer ended with finish_reason {short(repr(stopped))}"
     if not text.strip():
         return "empty", "the answer is empty"
     return "stop", ""
@@ -143,7 +169,8 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 < value <= MOST_TOKENS else 0
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Somebody's words in one line of bounded length. What is secret has to be out of them."""
     text = " ".join(whole_text(text).split())
     return text if len(text) <= LONGEST_WORDS else text[:LONGEST_WORDS] + "..."
 
@@ -173,29 +200,31 @@ def failures() -> tuple[type[Exception], ...]:
     return (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError)
 
 
-def failure(error: Exception, timeout_seconds: float) -> Failure:
-    """What an exception of the openai client, or a reply that cannot be read, means."""
+def failure(error: Exception, timeout_seconds: float, redact: Callable[[str], str]) -> Failure:
+    """What an exception of the openai client, or a reply that cannot be read, means. `redact` takes secrets out."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
-        return _status_failure(error)
+        return _status_failure(error, redact)
     if isinstance(error, ValueError):
-        return Failure("retry", str(error))
+        return Failure("retry", redact(str(error)))
     causes = list(_causes(error))
     if any(getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE) for cause in causes):
         return Failure("stop", NO_FILES)
     if any(_is_absent(cause) for cause in causes):
-        return Failure("absent", _short(str(causes[-1])))
+        return Failure("absent", short(redact(str(causes[-1]))))
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return Failure("retry", f"no reply came in {timeout_seconds:g} s", slow=True)
-    return Failure("retry", f"the connection failed: {_short(str(causes[-1]) or type(causes[-1]).__name__)}")
+    return Failure("retry", f"the connection failed: {short(redact(str(causes[-1])) or type(causes[-1]).__name__)}")
 
 
-def _status_failure(error: Any) -> Failure:
-    status, words = error.status_code, _server_words(error.body, error.response.text)
+def _status_failure(error: Any, redact: Callable[[str], str]) -> Failure:
+    status, words = error.status_code, _server_words(error.body, error.response.text, redact)
+    if 300 <= status < 400:
+        words = f"it sends to {short(redact(error.response.headers.get('location', 'nowhere')))}"
     reason = f"HTTP {status}: {words}"
     after = _retry_after(error.response.headers.get("retry-after"))
-    if status in (401, 402, 403, 404) or (status == 429 and error.code == "insufficient_quota"):
+    if status in (401, 402, 403, 404) or 300 <= status < 400 or (status == 429 and error.code == "insufficient_quota"):
         return Failure("stop", reason, status)
     if status == 429 or (status == 503 and after is not None):
         return Failure("wait", reason, status, after)
@@ -204,13 +233,13 @@ def _status_failure(error: Any) -> Failure:
     return Failure("row", reason, status)
 
 
-def _server_words(body: object, text: str) -> str:
+def _server_words(body: object, text: str, redact: Callable[[str], str]) -> str:
     """What the server says about it: `message` as the protocol has it, `detail` as some frameworks do, or the body."""
     if isinstance(body, dict):
         for name in ("message", "detail", "error"):
             if isinstance(body.get(name), str):
-                return _short(body[name])
-    return _short(text) or "no word from the server"
+                return short(redact(body[name]))
+    return short(redact(text)) or "no word from the server"
 
 
 def _retry_after(value: str | None) -> float | None:
