@@ -266,7 +266,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.trial:
         from potstill.trial import run_trial
 
-        run_trial(recipe, folder, args.trial, args.until)
+        for name, why in run_trial(recipe, folder, args.trial, args.until).items():
+            sys.stderr.write(f"{name} could not be tried on {args.trial} rows: {why}\n")
     plan = make_plan(recipe, Workspace(folder), Hashes(folder / "hashes.json")).until(args.until)
     plan_view(_console(), plan, Workspace(folder))
     return 0

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from potstill.files import WRITTEN_NUMBER, quote
-from potstill.found import Found, ShapeError
+from potstill.found import SILENT, Found, ShapeError
 from potstill.records import Candidate, Finish, Message, Prompt, Rating, Role
 from potstill.turns import ROLES, Columns, assistant, kind_of, read_messages, read_tools, string, strings, user
 
@@ -68,7 +68,6 @@ def compared(
     return replace(found, chosen=one, rejected=other, no_pair=None if one and other else SILENT)
 
 
-SILENT = ("empty", "one of the answers says nothing; expected two that do")
 TIE = ("tie", "neither answer is preferred; expected one that is")
 
 

@@ -102,7 +102,7 @@ def facts_line(artifact: Artifact) -> str:
         words.append(f"{rows:,} {artifact.produces if artifact.produces in ROWS else 'rows'}")
     if isinstance(dropped, dict) and sum(dropped.values()):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=_by_count))
-        words.append(f"{sum(dropped.values()):,} left out ({reasons})" if len(dropped) < 5 else f"{reasons} left out")
+        words.append(f"{sum(dropped.values()):,} left out ({reasons})")
     if loss := facts.get("held_out_loss"):
         words.append(f"held-out loss {number(loss['first'])} to {number(loss['best'])}")
     scalars = {name: value for name, value in facts.items() if isinstance(value, int | float | str) and value}

@@ -25,6 +25,10 @@ class ShapeError(ValueError):
         super().__init__(words)
 
 
+SILENT = ("empty", "one of the answers says nothing; expected two that do")
+"""Why a row makes no pair, as a reason and in words."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What a row holds. `prompt` ends before the first thing that is `chosen`, `rejected` or an answer to compare."""
@@ -119,6 +123,9 @@ def _pair(found: Found, name: str, category: str) -> Pair:
         raise ShapeError(found.no_pair[1], found.no_pair[0])
     if found.chosen and found.chosen == found.rejected:
         raise ShapeError("'chosen' and 'rejected' are the same; expected two different answers", "identical")
+    ends = [side[-1] for side in (found.chosen, found.rejected) if side]
+    if any(not (end.content.strip() or end.tool_calls) for end in ends if end.role == "assistant"):
+        raise ShapeError(SILENT[1], SILENT[0])
     check_pair(found.prompt, found.chosen, found.rejected)
     return Pair(
         id=name,

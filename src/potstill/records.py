@@ -169,6 +169,8 @@ class Dropped(Record):
     reason: str
     """A short name that counts can be made of, such as "hedge" or "tie"."""
     detail: str = ""
+    chat: Chat | None = None
+    """The dialogue itself, as it was judged, where dialogues are filtered."""
 
 
 RowKind = Literal["texts", "prompts", "chats", "answers", "ratings", "pairs", "feedback"]

@@ -46,9 +46,11 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
             raise StorageError(str(artifact.path), f"'{stage}' keeps no rows that were left out", "Omit --dropped")
         console.print(dropped_view(artifact.facts, artifact.path / DROPPED_FILE))
         console.print()
-        _print_rows(console, artifact.path / DROPPED_FILE, Dropped, rows)
+        there = sum(artifact.facts.get("dropped", {}).values())
+        _print_rows(console, artifact.path / DROPPED_FILE, Dropped, rows, there)
     elif artifact.produces in ROWS:
-        _print_rows(console, artifact.path / ROWS_FILE, ROWS[artifact.produces], rows)
+        there = int(artifact.facts.get("rows", 0))
+        _print_rows(console, artifact.path / ROWS_FILE, ROWS[artifact.produces], rows, there)
     elif artifact.produces == "model":
         console.print(model_view(artifact.path))
     elif artifact.produces == "scores":
@@ -131,13 +133,16 @@ def _words(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
 
 
-def _print_rows(console: Console, path: Path, row_type: type[Record], count: int) -> None:
+def _print_rows(console: Console, path: Path, row_type: type[Record], count: int, there: int) -> None:
+    """Print the first rows of those that are there."""
     shown = 0
     for row in islice(read_rows(path, row_type), min(count, sys.maxsize)):
         console.print(row_view(row))
         shown += 1
     if not shown:
         console.print("There are no rows.")
+    elif shown < there:
+        console.print(Text(f"{shown:,} of {there:,} rows; --rows {there} shows them all", "dim"))
 
 
 def row_view(row: Record) -> RenderableType:
@@ -171,6 +176,7 @@ def _body(row: Record) -> Iterator[RenderableType]:
             yield from _turns(row.answer)
         case Dropped():
             yield Text.assemble((row.reason, "yellow"), f"  {clean(row.detail)}")
+            yield from _turns(row.chat.messages if row.chat else ())
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[RenderableType]:

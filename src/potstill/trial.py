@@ -23,10 +23,11 @@ from potstill.workspace import Hashes, Workspace
 SCRATCH = "trial"
 
 
-def run_trial(recipe: Recipe, folder: Path, rows: int, until: str | None = None) -> dict[str, Trial]:
-    """Run what asks a model on `rows` rows; returns how each stage came out, which later plans of the folder use.
+def run_trial(recipe: Recipe, folder: Path, rows: int, until: str | None = None) -> dict[str, str]:
+    """Run what makes rows on `rows` rows, and note how each stage came out, which later plans of the folder use.
 
-    Stages that train, and what reads them before they are sealed, are left out. Raises what a run would.
+    Stages that train, and what reads them before they are sealed, are left out. Returns why others were, by name: for
+    want of rows, as a rule, but a whole run may fail there too. Raises what a run would of servers and budgets.
     """
     workspace, hashes = Workspace(folder), Hashes(folder / "hashes.json")
     with workspace.hold(), storage_errors(folder), Servers(recipe, workspace) as servers:
@@ -35,7 +36,7 @@ def run_trial(recipe: Recipe, folder: Path, rows: int, until: str | None = None)
         check_keys(plan)
         check_prices(plan)
         workspace.note_run(describe(whole, until))
-        trials = {}
+        trials, untried = dict[str, Trial](), dict[str, str]()
         scratch, ledger = workspace.work / SCRATCH, open_ledger(recipe, workspace)
         there: dict[str, Artifact] = {}
         try:
@@ -50,15 +51,22 @@ def run_trial(recipe: Recipe, folder: Path, rows: int, until: str | None = None)
                     work = Work(draft, workspace.path, step.seed, name=step.folder, ledger=ledger, meter=meter)
                     try:
                         facts = step.entry.stage.run(config, inputs, work)
-                    except (DataError, RecipeError):  # too few rows for it; what reads it is left out too
+                    except (DataError, RecipeError) as error:  # what reads it is left out too
+                        untried[step.name] = str(error)
                         continue
                     there[step.name] = seal(draft, scratch / step.folder, {**step.head, "facts": facts})
-                    if meter.calls:
+                    if meter.calls or _passes_rows_on(step, there):
                         trials[step.name] = _trial(step, config, there, rows, meter)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         workspace.note_trials(trials)
-    return trials
+    return untried
+
+
+def _passes_rows_on(step: Step, there: Mapping[str, Artifact]) -> bool:
+    """Whether it makes rows of those of another stage, so that what it drops tells how many the next ones get."""
+    read = (there[name].produces in ROWS for name in step.entry.reads)
+    return step.entry.produces in ROWS and any(read)
 
 
 def _trial(step: Step, config: StageConfig, there: Mapping[str, Artifact], rows: int, meter: Meter) -> Trial:

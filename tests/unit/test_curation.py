@@ -267,6 +267,7 @@ def test_every_dropped_dialogue_is_kept_aside_with_its_reason(tmp_path: Path) ->
         row.id: [row.id] for row in bad
     }
     assert all(row.detail for row in made.dropped)
+    assert [row.chat for row in made.dropped] == bad, "whole"
 
 
 def test_capitals_are_mended_before_anything_is_judged(tmp_path: Path) -> None:

@@ -8,7 +8,11 @@ import pytest
 from stub_server import Stub
 
 from potstill.cli import main
+from potstill.plan import make_plan
+from potstill.recipe import load_recipe
 from potstill.teachers.journal import JOURNAL
+from potstill.trial import run_trial
+from potstill.workspace import Hashes, Workspace
 
 RECIPE = """
 name: paid
@@ -145,6 +149,38 @@ def test_plan_tells_what_is_kept_and_what_is_left_of_the_budget(run: Path, capsy
     told = said(capsys, "plan", "recipe.yaml", "chats.temperature=0.1", "budget_usd=0.06")
     assert "5 replies that these stages asked for are kept already" in told
     assert "Of the budget of $0.06, $0.01 are left: too little, so the run would stop on the way" in told
+
+
+CURATED = """
+name: paid
+models: {{t: {{endpoint: "{url}", name: m}}, u: {{endpoint: "{url}", name: n}}}}
+stages:
+  chats: {{kind: converse, teacher: t, prompts: prompts.jsonl, turns: [1, 1]}}
+  curated: {{kind: curate, data: chats, min_words: 4}}
+  answers: {{kind: sample, models: [t, u], prompts: curated, per_prompt: 2}}
+"""
+
+
+def test_a_trial_tells_what_curation_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": f"p{i}", "messages": [{"role": "user", "content": f"q{i}"}]} for i in range(90)]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def every_third_is_long(body: dict[str, object]) -> str:
+        number = int(body["messages"][-1]["content"][1:])  # type: ignore[index]
+        return f"a long answer number {number}" if number % 3 == 0 else f"short {number}"
+
+    with Stub(answer=every_third_is_long) as stub:
+        Path("recipe.yaml").write_text(CURATED.format(url=stub.base_url))
+        recipe = load_recipe("recipe.yaml", [])
+        assert run_trial(recipe, Path("runs/paid"), 30) == {}
+        planned = make_plan(recipe, Workspace(Path("runs/paid")), Hashes(Path("runs/paid/hashes.json"))).steps
+        assert [planned[name].expected.rows for name in ("chats", "curated", "answers")] == [90, 30, 30]
+        assert planned["answers"].expected.calls == 60, "as many as will be asked, not two for each dialogue"
+        assert main(["plan", "recipe.yaml", "--trial", "30", "curated.min_words=9"]) == 0
+        assert "curated could not be tried on 30 rows: chats: no dialogue is left" in capsys.readouterr().err
 
 
 def test_a_trial_can_be_seen(

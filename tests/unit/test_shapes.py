@@ -353,6 +353,17 @@ def test_a_tree_follows_the_reply_ranked_first() -> None:
     assert said(read(deep, "chats").messages) == [(U, "q"), (A, "a")], "a user's turn that nobody answered is left out"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [("", "b", "empty"), ("a", " ", "empty"), ("a", "a", "identical"), ("a", 5, BAD_ROW)],
+)
+def test_a_pair_that_is_none_has_its_reason(chosen: Any, rejected: Any, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": chosen, "rejected": rejected}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row.reason for row in examine(path, Pair)] == ["", reason]
+
+
 def test_a_system_column_comes_first() -> None:
     alpaca = {"instruction": "q", "output": "a", "system": "be kind"}
     assert said(read(alpaca, "chats").messages)[0] == ("system", "be kind")
@@ -435,7 +446,7 @@ FILES: list[tuple[str, str, dict[str, tuple[int, dict[str, int]]]]] = [
     (  # empty turns, and two answers in a row
         "hh_rlhf/harmless_base_test.jsonl.gz",
         "pairs",
-        {"pairs": (2299, {BAD_ROW: 13}), "chats": (2300, {BAD_ROW: 12}), "prompts": (2312, {})},
+        {"pairs": (2299, {BAD_ROW: 9, "empty": 4}), "chats": (2300, {BAD_ROW: 12}), "prompts": (2312, {})},
     ),
     (  # chosen = rejected
         "instruction_preference/instruction_data_with_preference.json",

@@ -118,7 +118,7 @@ class Examiner:
                 texts.append(text_of(chat))
                 found.lines.append(chat.to_line().encode())
                 continue
-            dropped = Dropped(id=chat.id, reason=fault[0], detail=fault[1])
+            dropped = Dropped(id=chat.id, reason=fault[0], detail=fault[1], chat=chat)
             found.lines.append(dropped.to_line().encode())
             found.reasons[dropped.reason] += 1
             shown = found.examples.setdefault(dropped.reason, [])

@@ -238,7 +238,7 @@ def _desk(work: Work) -> Iterator[Path]:
 
 def _lines(data: Data, desk: Path) -> tuple[Path, int]:
     """The dialogues as a file of lines that potstill wrote, and how many they are."""
-    if data.kind == "file":
+    if data.kind == "file" or data.part:
         return desk / "given.jsonl", write_rows(desk / "given.jsonl", data.rows(Chat))
     path = (data.path / ROWS_FILE).resolve()
     return path, sum(span.rows for span in spans(path))
@@ -288,7 +288,7 @@ def _write(staged: Staged, duplicates: Iterator[tuple[str, Duplicate]], tally: _
 def _dropped(staged: Staged, reason: str, duplicate: Duplicate, tally: _Tally) -> Dropped:
     chat, first = staged.chat(duplicate.row), staged.chat(duplicate.of).id
     detail = first if duplicate.similarity is None else f"{first}: {duplicate.similarity:.3f}"
-    dropped = Dropped(id=chat.id, reason=reason, detail=detail)
+    dropped = Dropped(id=chat.id, reason=reason, detail=detail, chat=chat)
     tally.add({reason: 1}, {reason: [example(dropped, chat)]})
     return dropped
 

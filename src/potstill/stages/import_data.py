@@ -20,7 +20,7 @@ from potstill.found import BAD_ROW
 from potstill.records import ROWS, Answers, Chat, Dropped, Feedback, Message, Pair, Prompt, Record, Text
 from potstill.shapes import COLUMNS, SHAPES
 from potstill.sources import Inputs
-from potstill.stages.base import Expected, Facts, Harvest, Reference, Stage, StageConfig, Work
+from potstill.stages.base import Expected, Facts, Harvest, Reference, Stage, StageConfig, Trial, Work
 
 Shape = Literal[
     "auto",
@@ -119,6 +119,10 @@ class Import(StageConfig):
             super().glance(field, accepts, path)
         elif self.questions is None:  # with them, what a row can be is known only once they are read
             glance(path, [ROWS[self.rows]], Reading(self.format, self.columns))
+
+    def extrapolate(self, rows: Mapping[str, int], trial: Trial) -> Expected:
+        """What a trial says of it is nothing: it reads the file whole, however few rows are asked for."""
+        return self.expect(rows)
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         left = max(0, (rows.get("path") or self.limit or 0) - self.skip)
