@@ -105,7 +105,12 @@ def facts_line(artifact: Artifact) -> str:
         words.append(f"{sum(dropped.values()):,} left out ({reasons})")
     if loss := facts.get("held_out_loss"):
         words.append(f"held-out loss {number(loss['first'])} to {number(loss['best'])}")
-    scalars = {name: value for name, value in facts.items() if isinstance(value, int | float | str) and value}
+    # Of counts, 0 says that nothing happened; of what was measured, a coverage or a rate, 0 is what has to be seen.
+    scalars = {
+        name: value
+        for name, value in facts.items()
+        if isinstance(value, float) or (isinstance(value, int | str) and value)
+    }
     for name, value in list(scalars.items())[:FACTS_SHOWN]:
         shown = value if isinstance(value, bool) else _in_one_line(value) if isinstance(value, str) else number(value)
         words.append(f"{name.replace('_', ' ')} {shown}")
