@@ -18,9 +18,10 @@ from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json
 from potstill.console import clean, number, score_table
 from potstill.errors import StorageError
 from potstill.files import quote
-from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Record
+from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
 from potstill.reporting.judges import judge_table
+from potstill.teachers.ratings import INCONSISTENT, NOT_APPLICABLE, UNREAD, is_inconsistent, is_unread
 from potstill.validation import nearest
 from potstill.workspace import Workspace
 
@@ -198,10 +199,16 @@ def _candidate(candidate: Candidate) -> Iterator[RenderableType]:
     yield Text.assemble((clean(candidate.model), "bold green"), (clean(ended), "red"))
     yield _text(candidate.text)
     for rating in candidate.ratings:
-        score = "N/A" if rating.score is None else number(rating.score)
+        score = _without_score(rating) if rating.score is None else number(rating.score)
         who = f" by {clean(rating.judge)}" if rating.judge else ""
-        line = Text.assemble((f"{rating.aspect} {score}{who}", "yellow"), (f"  {clean(rating.rationale)}", "dim"))
+        why = rating.rationale.removeprefix(f"{score}:").lstrip() if rating.score is None else rating.rationale
+        line = Text.assemble((f"{rating.aspect} {score}{who}", "yellow"), (f"  {clean(why)}", "dim"))
         yield Padding(line, (0, 0, 0, 4))
+
+
+def _without_score(rating: Rating) -> str:
+    """What stands in place of a score: the judge said that none applies, was not understood, or contradicted itself."""
+    return UNREAD if is_unread(rating) else INCONSISTENT if is_inconsistent(rating) else NOT_APPLICABLE
 
 
 def _side_by_side(pair: Pair) -> RenderableType:

@@ -248,6 +248,33 @@ def test_show_writes_every_kind_of_row_readably(tmp_path):
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
+def test_what_a_judge_did_not_give_is_shown_as_what_it_was():
+    """N/A is what a judge said; what could not be read, or contradicted itself, nobody said to be N/A."""
+    from potstill.records import Answers, Candidate, Message, Prompt, Rating
+    from potstill.show import row_view
+
+    told = {
+        "a": "N/A: a poem",
+        "b": "unread: no rating for text 1",
+        "c": "inconsistent: 5 of 5, but called poor. Good.",
+    }
+    ratings = tuple(
+        Rating(aspect=name, score=None, rationale=why, judge="j" * (name == "b")) for name, why in told.items()
+    )
+    row = Answers(
+        id="a1",
+        prompt=Prompt(id="p1", messages=(Message(role="user", content="Hello"),)),
+        candidates=(Candidate(model="scribe", text="Hi", ratings=ratings),),
+    )
+    out = io.StringIO()
+    Console(file=out, width=100).print(row_view(row))
+    assert [line.strip() for line in out.getvalue().splitlines()][-4:-1] == [
+        "a N/A  a poem",
+        "b unread by j  no rating for text 1",
+        "c inconsistent  5 of 5, but called poor. Good.",
+    ]
+
+
 # Bars.
 
 
@@ -337,6 +364,8 @@ def test_facts_in_few_words():
     assert console.facts_line(artifact) == "12 rows, held-out loss 2.5 to 0.632, steps 140, kept step 110"
     artifact = Artifact(Path("x"), {"produces": "prompts", "facts": {"rows": 1, "opening": "<|user|>\n"}})
     assert console.facts_line(artifact) == r"1 prompts, opening <|user|>\n", "in one line"
+    artifact = Artifact(Path("x"), {"produces": "ratings", "facts": {"rows": 4, "cut": 0, "coverage": 0.0}})
+    assert console.facts_line(artifact) == "4 ratings, coverage 0", "a measure of 0 is a result, a count of 0 is none"
 
 
 # Chat, with a teacher that repeats what it was asked.

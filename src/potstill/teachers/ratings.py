@@ -98,6 +98,11 @@ def is_unread(rating: Rating) -> bool:
     return rating.score is None and rating.rationale.startswith(UNREAD)
 
 
+def is_inconsistent(rating: Rating) -> bool:
+    """The judge was understood, and contradicted itself."""
+    return rating.score is None and rating.rationale.startswith(INCONSISTENT)
+
+
 def unread(aspect: str, why: str) -> Rating:
     """A rating without a score, which says why."""
     return Rating(aspect=aspect, score=None, rationale=f"{UNREAD}: {why}")
