@@ -145,6 +145,20 @@ def test_answers_that_failed_are_not_shown(tmp_path: Path) -> None:
     assert [(d.id, d.reason) for d in made.dropped] == [("none", "no_usable_answer")]
 
 
+def test_data_without_a_row_to_judge_is_named_and_no_judge_blamed(tmp_path: Path) -> None:
+    """A stage before that left everything out seals no rows; the judge was never asked."""
+    failed = answers().candidates[0].model_copy(update={"finish": "length", "reason": "cut"})
+    useless = [answers(name).model_copy(update={"candidates": (failed,)}) for name in "ab"]
+    with Stub(answer=fair_judge) as stub:
+        for share in (0.5, 0):
+            with pytest.raises(DataError, match=r"holds no row to judge \(there are no rows\)") as caught:
+                judge(tmp_path, stub, [], min_coverage=share)
+            assert str(caught.value).startswith("answers")
+        with pytest.raises(DataError, match=r"holds no row to judge \(2 no_usable_answer\)"):
+            judge(tmp_path, stub, useless, mode="overall")
+        assert not stub.seen
+
+
 def test_no_aspects_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Judge.model_validate({"kind": "judge", "judge": "j", "data": "d", "aspects": []})

@@ -241,6 +241,8 @@ class _Bench:
 
     def run(self) -> Facts:
         total = self._count() * len(self._judges)
+        if not total:
+            raise self._nothing_to_judge()
         with ExitStack() as stack:
             replies = [
                 stack.enter_context(connect(judge, self._work.account)).complete(self._requests(judge))
@@ -249,8 +251,7 @@ class _Bench:
             count = self._work.keep(self._rated(replies, total))
         self._work.drop(self._dropped)
         self._check_coverage()
-        reasons = dict(sorted(Counter(row.reason for row in self._dropped).items()))
-        return {"rows": count, "dropped": reasons, **self._facts.to_json()}
+        return {"rows": count, "dropped": self._reasons(), **self._facts.to_json()}
 
     def _rows(self) -> Iterator[Answers]:
         for row in self._inputs.one("data").rows(Answers):
@@ -278,6 +279,14 @@ class _Bench:
                 raise DataError(name, what, "Rate another aspect, or the answers as they were")
             total += sum(1 for _ in groups(self._config, row)) * self._config.times
         return total
+
+    def _nothing_to_judge(self) -> DataError:
+        why = ", ".join(f"{count} {reason}" for reason, count in self._reasons().items()) or "there are no rows"
+        advice = "Name data with at least one row whose answers can be used, or see why the stage before left them out"
+        return DataError(self._inputs.one("data").name, f"holds no row to judge ({why})", advice)
+
+    def _reasons(self) -> dict[str, int]:
+        return dict(sorted(Counter(row.reason for row in self._dropped).items()))
 
     def _names_made(self) -> set[str]:
         """What the ratings are called that this run makes."""
