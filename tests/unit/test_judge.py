@@ -268,15 +268,57 @@ def test_a_judge_that_always_prefers_the_first_prefers_nobody(tmp_path):
     with Stub(answer=lambda body: "Rationale: so\nBetter: 1") as stub:
         tied = judge(tmp_path, stub, [answers("r")], mode="pairwise")
         assert stub.seen.total() == 6
-        dropped = judge(tmp_path, stub, [answers("r")], mode="pairwise", contradiction="drop")
+        dropped = judge(tmp_path, stub, [answers("r")], mode="pairwise", contradiction="drop", min_coverage=0)
         once = judge(tmp_path, stub, [two("r")], mode="pairwise", orders=1)
     assert scores(tied.rows[0]) == {"good": [0.5], "fair": [0.5], "poor": [0.5]}
     assert scores(dropped.rows[0]) == {"good": [None], "fair": [None], "poor": [None]}
-    assert dropped.rows[0].candidates[0].ratings[0].rationale == "unread: 0 of 2 comparisons could be read"
+    told = "inconsistent: 0 of 2 comparisons could be used, 2 contradictory"
+    assert dropped.rows[0].candidates[0].ratings[0].rationale == told
+    assert dropped.facts["ratings"] == {"asked": 12, "read": 0, "not_applicable": 0, "unread": 12, "inconsistent": 3}
+    assert (dropped.facts["coverage"], tied.facts["coverage"]) == (0, 1)
+    assert dropped.facts["position"] == tied.facts["position"], "what was dropped was read, and shows what place did"
     assert tied.facts["ratings"]["inconsistent"] == dropped.facts["ratings"]["inconsistent"] == 3
     assert sorted(share for given in scores(once.rows[0]).values() for share in given) == [0, 1]
     assert tied.facts["position"]["preference"]["gain_of_standing_earlier"]["mean"] == 1
     assert tied.facts["position"]["preference"]["mean_by_place"] == {"1": 1.0, "2": 0.0}
+
+
+def test_min_coverage_sees_what_contradictions_took_away(tmp_path):
+    """A judge for whom the second is always better leaves nobody a score, and the error says why."""
+    with Stub(answer=lambda body: "Rationale: so\nBetter: 2") as stub, pytest.raises(TeacherError) as caught:
+        judge(tmp_path, stub, [two(f"r{i}") for i in range(4)], mode="pairwise", contradiction="drop", min_coverage=0.9)
+    assert str(caught.value) == (
+        "m: only 0% of 16 ratings could be used; expected 90%. 4 of 4 comparisons were contradictory: which text is "
+        "better changed with their order, and contradiction: drop leaves such out. Use a judge that goes by the texts, "
+        "count such as ties (contradiction: tie), or lower min_coverage."
+    )
+
+
+def test_contradictory_and_unread_comparisons_are_told_apart(tmp_path):
+    """Of three comparisons one is sound, one goes by the place, one is not read."""
+
+    def mixed(body: dict[str, Any]) -> str:
+        if "a good text" not in shown(body):
+            return "I would rather not say."
+        return "Better: 1" if "a fair text" in shown(body) else by_first(body)
+
+    with Stub(answer=mixed) as stub:
+        made = judge(tmp_path, stub, [answers()], "mn", mode="pairwise", contradiction="drop", min_coverage=0.3)
+        with pytest.raises(
+            TeacherError, match=r"33% of 12 ratings could be used.* 1 of 3 comparisons were contradict"
+        ) as e:
+            judge(tmp_path, stub, [answers()], mode="pairwise", contradiction="drop")
+    assert "The first that could not be read: 'I would rather not say.'. Use a judge that keeps to the form" in str(
+        e.value
+    )
+    assert made.facts["ratings"] == {"asked": 24, "read": 8, "not_applicable": 0, "unread": 16, "inconsistent": 2}
+    assert made.facts["judges"] == {"m": pytest.approx(1 / 3, abs=1e-6), "n": pytest.approx(1 / 3, abs=1e-6)}
+    told = {c.model: {(r.score, r.rationale) for r in c.ratings} for c in made.rows[0].candidates}
+    assert told == {
+        "good": {(1.0, "1 of 2 comparisons could be used, 1 contradictory")},
+        "fair": {(None, "unread: 0 of 2 comparisons could be used, 1 contradictory")},
+        "poor": {(0.0, "1 of 2 comparisons could be read")},
+    }
 
 
 def test_only_so_many_pairs_as_are_wished(tmp_path):

@@ -8,7 +8,7 @@ default has none either. Rows are read as they are needed; each judge is asked f
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -38,8 +38,23 @@ from potstill.teachers.aspects import (
     render_overall_prompt,
 )
 from potstill.teachers.base import Reply, Request, connect, remedy, request_seed
-from potstill.teachers.pairwise import PREFERENCE, SCHEMA, read_comparison, render_pair_prompt
-from potstill.teachers.ratings import INCONSISTENT, Form, contradiction, is_unread, read_ratings, unread
+from potstill.teachers.pairwise import (
+    CONTRADICTORY,
+    PREFERENCE,
+    SCHEMA,
+    over_comparisons,
+    read_comparison,
+    render_pair_prompt,
+)
+from potstill.teachers.ratings import (
+    INCONSISTENT,
+    Form,
+    contradiction,
+    is_inconsistent,
+    is_unread,
+    read_ratings,
+    unread,
+)
 from potstill.teachers.sittings import Sitting, is_structured, shown_order
 
 TOKENS_PER_CALL = 2500  # for forecasts
@@ -128,6 +143,8 @@ Group = tuple[str, tuple[int, ...]]
 """What was rated together: the subject, and the places of the answers."""
 Opinions = dict[Group, dict[int, Rating]]
 """What a judge thinks of a row: a rating for each answer, by what it was rated with."""
+_Heard = tuple[list[Rating], Reply, int]
+"""The ratings in a reply, the reply, and how many of them its own words contradict."""
 
 
 class Protocol:
@@ -237,6 +254,7 @@ class _Bench:
         self._protocol = Protocol(config, Prompts(inputs), work.seed)
         self._judges = inputs.models["judge"]
         self._facts = PanelFacts([judge.name for judge in self._judges], config.times)
+        self._contradictory = [0] * len(self._judges)  # comparisons that were dropped for it
         self._dropped: list[Dropped] = []
 
     def run(self) -> Facts:
@@ -315,25 +333,44 @@ class _Bench:
 
     def _opinions(self, row: Answers, number: int, replies: Iterator[Reply]) -> Opinions:
         """What one judge thinks of a row, over all orders."""
-        heard: dict[Group, dict[int, list[Rating]]] = {}
-        for sitting in self._protocol.sittings(row):
-            reply = next(replies)
-            ratings, contradicted = self._protocol.consistent(
-                sitting, self._protocol.read(sitting, reply, self._judges[number])
-            )
-            self._facts.heard(number, ratings, reply, contradicted)
-            group = heard.setdefault((sitting.subject, tuple(sorted(sitting.order))), {})
-            for place, rating in zip(sitting.order, ratings, strict=True):
-                group.setdefault(place, []).append(rating)
-            self._facts.placed(sitting.subject, sitting.turn, [rating.score for rating in ratings])
-        if self._config.mode != "pairwise" or self._config.times == 1:
-            return {group: {p: over_orders(given) for p, given in places.items()} for group, places in heard.items()}
-        for places in heard.values():
-            self._facts.turned(number, [rating.score for rating in places[min(places)]])
-        how = self._config.contradiction
-        return {
-            group: {p: over_both_orders(given, how) for p, given in places.items()} for group, places in heard.items()
-        }
+        found: Opinions = {}
+        for group, sittings in groupby(self._protocol.sittings(row), key=_group):
+            heard: list[_Heard] = []
+            said: dict[int, list[Rating]] = {}
+            for sitting in sittings:
+                reply = next(replies)
+                ratings = self._protocol.read(sitting, reply, self._judges[number])
+                ratings, contradicted = self._protocol.consistent(sitting, ratings)
+                heard.append((ratings, reply, contradicted))
+                for place, rating in zip(sitting.order, ratings, strict=True):
+                    said.setdefault(place, []).append(rating)
+                self._facts.placed(sitting.subject, sitting.turn, [rating.score for rating in ratings])
+            if self._config.mode == "pairwise" and self._config.times == 2:
+                found[group] = self._of_both_orders(number, heard, said)
+                continue
+            for each in heard:
+                self._facts.heard(number, *each)
+            found[group] = {place: over_orders(given) for place, given in said.items()}
+        return found
+
+    def _of_both_orders(
+        self, number: int, heard: Sequence[_Heard], said: Mapping[int, Sequence[Rating]]
+    ) -> dict[int, Rating]:
+        """What a judge's two verdicts on a pair come to. Those that contradict each other and are dropped are asked
+        for, and not covered; they were read, so they are no example of a reply that could not be."""
+        how, scores = self._config.contradiction, [rating.score for rating in said[min(said)]]
+        settled = {place: over_both_orders(given, how) for place, given in said.items()}
+        self._facts.turned(number, scores)
+        if how == "tie" or not {0.0, 1.0} <= set(scores):
+            for each in heard:
+                self._facts.heard(number, *each)
+            return settled
+        bad = self._facts.first_bad[number]
+        for _, reply, _ in heard:
+            self._facts.heard(number, list(settled.values()), reply, 0)
+        self._facts.first_bad[number] = bad
+        self._contradictory[number] += 1
+        return dict.fromkeys(settled, CONTRADICTORY)
 
     def _together(self, row: Answers, panel: Sequence[Opinions]) -> Answers | Dropped:
         """The row with what all judges think of it, and each of them where there are several."""
@@ -348,7 +385,7 @@ class _Bench:
                     if config.max_spread is not None and spread(ratings) > config.max_spread:
                         detail = f"{group[0]}: {', '.join(_score(rating) for rating in ratings)}"
                         return Dropped(id=row.id, reason="disagreement", detail=detail)
-                pooled.setdefault(group, {})[place] = over_judges(ratings, config.aggregate) if several else ratings[0]
+                pooled.setdefault(group, {})[place] = self._pooled(ratings)
         given = self._by_place(pooled)
         for judge, opinions in zip(self._judges, panel, strict=True) if several else ():
             for place, ratings in self._by_place(opinions).items():
@@ -356,6 +393,12 @@ class _Bench:
         self._facts.rated(row, given)
         candidates = tuple(_with_ratings(c, given.get(place, [])) for place, c in enumerate(row.candidates))
         return row.model_copy(update={"candidates": candidates})
+
+    def _pooled(self, ratings: Sequence[Rating]) -> Rating:
+        """One of all judges'. Where each of them contradicted itself, that is why there is no score."""
+        if len(ratings) == 1 or all(is_inconsistent(rating) for rating in ratings):
+            return ratings[0]
+        return over_judges(ratings, self._config.aggregate)
 
     def _by_place(self, opinions: Opinions) -> dict[int, list[Rating]]:
         """Each answer's ratings, in the order of the config; comparisons become one score."""
@@ -368,25 +411,33 @@ class _Bench:
         wins = {(i, j): s for (_, (i, j)), places in opinions.items() if (s := places[i].score) is not None}
         scores = win_shares(wins) if self._config.pair_score == "win_share" else bradley_terry(wins)
         for place in dict.fromkeys(place for places in opinions.values() for place in places):
-            met, name = sum(place in pair for pair in wins), self._config.pair_score
-            asked = sum(place in places for places in opinions.values())
-            told = f"{met} of {asked} comparisons could be read"
-            rating = Rating(aspect=name, score=scores[place], rationale=told) if met else unread(name, told)
-            found[place] = [rating]
+            own = [places[place] for places in opinions.values() if place in places]
+            found[place] = [over_comparisons(self._config.pair_score, scores.get(place), own)]
         return found
 
     def _check_coverage(self) -> None:
         for number, coverage in enumerate(self._facts.coverages()):
             if coverage >= self._config.min_coverage:
                 continue
-            bad = self._facts.first_bad[number] or Reply("")
-            said = bad.reason or " ".join(bad.text.split())[:REPLY_SHOWN]
-            raise TeacherError(
-                self._judges[number].name,
-                f"only {coverage:.0%} of {self._facts.asked(number)} ratings could be read; expected "
-                f"{self._config.min_coverage:.0%}. The first that could not: {said!r}",
-                remedy(bad, "Use a judge that keeps to the form, or lower min_coverage", "max_tokens"),
-            )
+            asked, bad, turned = self._facts.asked(number), self._facts.first_bad[number], self._contradictory[number]
+            what = f"only {coverage:.0%} of {asked} ratings could be {'used' if turned else 'read'}"
+            what += f"; expected {self._config.min_coverage:.0%}"
+            if turned:  # a comparison is asked for four ratings: of two texts, in two orders
+                what += f". {turned} of {asked // 4} comparisons were contradictory: which text is better changed with"
+                what += " their order, and contradiction: drop leaves such out"
+            if bad:
+                said = bad.reason or " ".join(bad.text.split())[:REPLY_SHOWN]
+                what += f". The first that could not{' be read' * bool(turned)}: {said!r}"
+                advice = remedy(bad, "Use a judge that keeps to the form, or lower min_coverage", "max_tokens")
+            else:
+                advice = (
+                    "Use a judge that goes by the texts, count such as ties (contradiction: tie), or lower min_coverage"
+                )
+            raise TeacherError(self._judges[number].name, what, advice)
+
+
+def _group(sitting: Sitting) -> Group:
+    return sitting.subject, tuple(sorted(sitting.order))
 
 
 def _score(rating: Rating) -> str:

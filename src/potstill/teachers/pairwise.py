@@ -1,4 +1,4 @@
-"""Comparing two answers: the prompt, and the strict reading of which of them a judge called better."""
+"""Comparing two answers: the prompt, the strict reading of what a judge called better, and what that comes to."""
 
 import json
 import re
@@ -8,7 +8,9 @@ from potstill.prompts import render_prompt
 from potstill.records import Message, Rating
 from potstill.teachers.aspects import Render
 from potstill.teachers.ratings import (
+    INCONSISTENT,
     closed_object,
+    is_inconsistent,
     is_quotation,
     labelled,
     plain_lines,
@@ -19,6 +21,10 @@ from potstill.teachers.ratings import (
 
 PREFERENCE = "preference"
 """The aspect of a comparison: 1 for the better text, 0 for the other, a half each for a tie."""
+
+_WHY = f"{INCONSISTENT}: contradictory, the other text was called better when the order was reversed"
+CONTRADICTORY = Rating(aspect=PREFERENCE, score=None, rationale=_WHY)
+"""What is left of a comparison in which the place decided, where such are dropped."""
 
 _LABEL = re.compile(r"^[ \t*_-]*(better|rationale)[ \t*_]*:", re.IGNORECASE | re.MULTILINE)
 _CHOICE = re.compile(r"\[{0,2}(?:text )?(1|2|tie)\]{0,2}", re.IGNORECASE)
@@ -70,3 +76,17 @@ def _lines(reply: str, quoted: Iterable[str]) -> tuple[str, str]:
     if found is None:
         return "", f"{choices[0].first[:40]!r} is none of {', '.join(_SHARES)}"
     return found[1].lower(), "\n".join(part.text for part in said.get("rationale", []))
+
+
+def over_comparisons(name: str, score: float | None, ratings: Sequence[Rating]) -> Rating:
+    """A text's score, with how many of its comparisons it rests on; without any, why there is none."""
+    met = sum(rating.score is not None for rating in ratings)
+    turned = sum(is_inconsistent(rating) for rating in ratings)
+    told = f"{met} of {len(ratings)} comparisons could be read"
+    if turned:
+        told = f"{met} of {len(ratings)} comparisons could be used, {turned} contradictory"
+    if met:
+        return Rating(aspect=name, score=score, rationale=told)
+    if turned == len(ratings):
+        return Rating(aspect=name, score=None, rationale=f"{INCONSISTENT}: {told}")
+    return unread(name, told)
