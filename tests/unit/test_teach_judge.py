@@ -40,7 +40,7 @@ def scores(made: Made) -> Counter[str]:
 
 
 def test_the_prompt_is_the_judges_and_its_reply_reads_back_as_the_ratings(tmp_path: Path) -> None:
-    rows = [rated(0, 5, 1), rated(1, 4.5, "N/A: nothing is said")]
+    rows = [rated(0, 5, 1), rated(1, 4, "N/A: nothing is said")]
     made = run(tmp_path, rows, balance=False)
     assert [row.id for row in made.rows] == ["r0-truthfulness", "r1-truthfulness"]
     for row, given_ in zip(made.rows, rows, strict=True):
@@ -50,7 +50,7 @@ def test_the_prompt_is_the_judges_and_its_reply_reads_back_as_the_ratings(tmp_pa
         assert row.messages[-1].role == "assistant"
         read = parse_aspect_reply("truthfulness", row.messages[-1].content, 2)
         assert [rating.score for rating in read] == [texts[text] for text in order]
-    assert scores(made) == {"5": 1, "1": 1, "4.5": 1, "N/A": 1}
+    assert scores(made) == {"5": 1, "1": 1, "4": 1, "N/A": 1}
     assert any(
         row.messages[1].content.index(".1\n") < row.messages[1].content.index(".0\n")
         for row in run(tmp_path / "b", [rated(i, 5, 1) for i in range(9)], balance=False).rows
@@ -85,9 +85,38 @@ def test_ratings_that_cannot_be_taught_are_left_out_with_their_reason(tmp_path: 
     rows = [rated(0, 5, "unread: two ratings"), rated(1, 8), rated(2, 4, aspect="overall"), rated(3, 1)]
     made = run(tmp_path, rows)
     assert made.facts["dropped"] == {"other_aspect": 1, "other_scale": 1, "unread": 1}
+    assert [row.detail for row in made.dropped] == ["", "8", "4"], "what was unread is not called N/A"
     assert scores(made) == {"5": 1, "1": 1}
-    with pytest.raises(DataError, match="no rating of it could be read"):
-        run(tmp_path / "none", [rated(0, "unread: x")])
+    with pytest.raises(DataError, match=r"holds no rating that can be taught \(1 not_whole, 1 unread\)"):
+        run(tmp_path / "none", [rated(0, "unread: x", 3.5)])
+    with pytest.raises(DataError, match=r"holds no rating that can be taught \(there are none\)"):
+        run(tmp_path / "empty", [])
+
+
+def test_a_lesson_never_breaks_the_prompt_that_it_answers(tmp_path: Path) -> None:
+    """The means of several judges or orders lie between the numbers that the prompt allows; balance counts them not."""
+    rows = [rated(i, score) for i, score in enumerate([5, 5, 3, 3, 2.25, 2.5, 3.5, 4.5])]
+    made = run(tmp_path, rows)
+    assert scores(made) == {"5": 2, "3": 2}
+    assert made.facts["dropped"] == {"not_whole": 4}
+    assert made.facts["scores_given"] == made.facts["scores_kept"] == {"truthfulness": {"3": 2, "5": 2}}
+    assert [(row.id[:2], row.detail) for row in made.dropped] == [
+        ("r4", "2.25"),
+        ("r5", "2.5"),
+        ("r6", "3.5"),
+        ("r7", "4.5"),
+    ]
+
+
+def test_a_rating_without_its_rationale_is_no_lesson(tmp_path: Path) -> None:
+    """That of several judges together has none, and the prompt asks for one."""
+    mute = [Rating(aspect="truthfulness", score=4), Rating(aspect="truthfulness", score=None, rationale="N/A:  ")]
+    (row,) = [rated(0, 5, 4, 3)]
+    first, *others = row.candidates
+    others = [other.model_copy(update={"ratings": (rating,)}) for other, rating in zip(others, mute, strict=True)]
+    made = run(tmp_path, [row.model_copy(update={"candidates": (first, *others)})])
+    assert made.facts["dropped"] == {"no_rationale": 2}
+    assert made.rows[0].messages[-1].content == "Text 1\nRating: 5\nRationale: because of Rating: 0"
 
 
 def test_what_is_taught_can_be_said_by_the_judge_of_the_judge_stage(tmp_path: Path) -> None:

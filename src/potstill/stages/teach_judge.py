@@ -2,7 +2,8 @@
 
 The user's turn is the very prompt that the stage `judge` asks, the assistant's turn a reply in the form that it reads;
 so the model that `sft` makes of them can be named as the `judge` of that stage, or of an evaluation by aspects. Scores
-that judges like to give would drown the others, so the rows are balanced over scores.
+that judges like to give would drown the others, so the rows are balanced over scores. A lesson is what one judge may
+say to that prompt: a mean between two numbers, or a rating without its rationale, is none.
 """
 
 import random
@@ -60,25 +61,29 @@ def run(config: TeachJudge, inputs: Inputs, work: Work) -> Facts:
         s for place, row in enumerate(data.rows(Answers)) for s in _sheets(config, place, row, work.seed, dropped)
     ]
     if not sheets:
-        raise DataError(data.name, "no rating of it could be read", "Give it answers that a judge has rated")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in _counts(dropped).items()) or "there are none"
+        advice = "Give it answers that one judge has rated by aspects, each with its rationale, in one order"
+        raise DataError(data.name, f"holds no rating that can be taught ({reasons})", advice)
     chosen = set(_balanced(config, sheets, work.seed))
     dropped += [Dropped(id=s.id, reason="balance", detail=", ".join(s.scores)) for s in sheets if s not in chosen]
     count = work.keep(_chats(inputs, chosen, work))
     work.drop(dropped)
     return {
         "rows": count,
-        "dropped": dict(sorted(Counter(row.reason for row in dropped).items())),
+        "dropped": _counts(dropped),
         "scores_given": _by_score(sheets),
         "scores_kept": _by_score(chosen),
     }
 
 
 def _sheets(config: TeachJudge, place: int, row: Answers, seed: int, dropped: list[Dropped]) -> Iterator[_Sheet]:
-    """The requests that a row makes. A rating that could not be read has nothing to teach."""
+    """The requests that a row makes. A rating that could not be read, or that no judge would write so, teaches none."""
     for i, candidate in enumerate(row.candidates):
         heard = [rating for rating in candidate.ratings if not rating.judge]
-        faults = [(rating.aspect, fault) for rating in heard if (fault := _fault(rating))]
-        dropped += [Dropped(id=f"{row.id}-{aspect}-{i}", reason=fault) for aspect, fault in faults]
+        faults = [(rating, fault) for rating in heard if (fault := _fault(rating))]
+        for rating, fault in faults:
+            said = "" if rating.score is None else _number(rating)
+            dropped.append(Dropped(id=f"{row.id}-{rating.aspect}-{i}", reason=fault, detail=said))
     for aspect in ASPECTS:
         ratings = [_of(candidate, aspect) for candidate in row.candidates]
         rated = [i for i, rating in enumerate(ratings) if rating and not _fault(rating)]
@@ -99,16 +104,29 @@ def _fault(rating: Rating) -> str:
     """Why a rating cannot be taught, or nothing."""
     if rating.aspect not in ASPECTS:
         return "other_aspect"
-    if rating.score is None:
-        return "" if is_not_applicable(rating) else "unread"
-    return "" if LOWEST <= rating.score <= HIGHEST else "other_scale"
+    if rating.score is None and not is_not_applicable(rating):
+        return "unread"
+    if rating.score is not None and not LOWEST <= rating.score <= HIGHEST:
+        return "other_scale"
+    if rating.score is not None and not rating.score.is_integer():
+        return "not_whole"  # a mean of judges or of orders, which the prompt does not allow
+    return "" if _rationale(rating) else "no_rationale"
 
 
 def _score(candidate: Candidate, aspect: str) -> str:
     """As a judge writes it."""
     rating = _of(candidate, aspect)
     assert rating is not None
+    return _number(rating)
+
+
+def _number(rating: Rating) -> str:
     return NOT_APPLICABLE if rating.score is None else f"{rating.score:g}"
+
+
+def _rationale(rating: Rating) -> str:
+    """In one line, so that nothing in it looks like another rating."""
+    return " ".join(rating.rationale.removeprefix(f"{NOT_APPLICABLE}:").split())
 
 
 def _balanced(config: TeachJudge, sheets: list[_Sheet], seed: int) -> Iterator[_Sheet]:
@@ -151,8 +169,11 @@ def _chat(row: Answers, sheet: _Sheet) -> Chat:
 def _block(number: int, candidate: Candidate, aspect: str) -> str:
     rating = _of(candidate, aspect)
     assert rating is not None
-    rationale = " ".join(rating.rationale.removeprefix(f"{NOT_APPLICABLE}:").split())
-    return f"Text {number}\nRating: {_score(candidate, aspect)}\nRationale: {rationale}"
+    return f"Text {number}\nRating: {_number(rating)}\nRationale: {_rationale(rating)}"
+
+
+def _counts(dropped: list[Dropped]) -> dict[str, int]:
+    return dict(sorted(Counter(row.reason for row in dropped).items()))
 
 
 def _by_score(sheets: "list[_Sheet] | set[_Sheet]") -> dict[str, dict[str, int]]:
