@@ -74,7 +74,7 @@ def _own(function: Function) -> Checker:
 
     def check(answer: str, reference: str) -> Verdict:
         said = call("checking an answer", answer, reference)
-        if not isinstance(said, bool):
+        if type(said) is not bool:
             what = f"'{function.name}' returned {type(said).__name__}; expected True or False"
             raise DataError(function.path.name, what, "Mend what it returns")
         return "right" if said else "wrong"
