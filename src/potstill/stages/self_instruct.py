@@ -193,7 +193,7 @@ def _request(writer: Writer, config: SelfInstruct, seeds: list[str], kept: list[
     return writer.request("self_instruct", "tasks", number, reads=reads, wanted=wanted, examples=examples)
 
 
-_HEAD = re.compile(r"^[\s*#-]*Task\s+(\d+)[\s*]*[:.)][\s*]*", re.IGNORECASE | re.MULTILINE)
+_HEAD = re.compile(r"^(?:[^\S\n]|[*#-])*+Task\s++(\d{1,9}+)[\s*]*+[:.)][\s*]*+", re.IGNORECASE | re.MULTILINE)
 
 
 def parse_tasks(text: str, first: int) -> list[str]:
