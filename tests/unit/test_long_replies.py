@@ -65,4 +65,5 @@ def test_what_the_readers_say_stays_the_same() -> None:
     assert [(one.input, one.output) for one in found] == [("", "b"), ("c", "d")]
     assert user_turns.read_user_turn("User: a\n\n **Assistant** : b") == "a"
     assert parse_tasks("Do it.\n\n**Task 2:** Do that.\n Task 3 . And that.", 1) == ["Do it.", "Do that.", "And that."]
+    assert parse_tasks("Do it.\n---\n***\n\n## Task 2: That.\n---\nTask 3: So.", 1) == ["Do it.", "That.", "So."]
     assert parse_tasks(f"Do it.\nTask {'9' * 5000}: no", 1) == []
