@@ -32,13 +32,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
+from pydantic import ValidationError
+from pydantic_core import to_json
+
 from potstill.artifact import digest, hash_file
 from potstill.errors import DataError, PotstillError, RecipeError, reason
 from potstill.records import Dropped, Record
 from potstill.sources import Function
 from potstill.stages.base import Reference
 
-T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 
 OwnFunction = Annotated[str, Reference(("function",))]
 """The type of a field that names a function of the user's own: `mine.py:name`, the file beside the recipe."""
@@ -118,7 +121,7 @@ def load(function: Function) -> Callable[..., Any]:
             raise
         except BaseException as error:
             remedy = f"Mend the file; its function '{function.name}' is named in the recipe"
-            raise RecipeError(_where(error, function), f"{_said(error)} (while importing it)", remedy) from error
+            raise RecipeError(_where(error, function), f"{in_words(error)} (while importing it)", remedy) from error
     found = getattr(module, function.name, None)
     if found is None:
         raise _absent(function, [word for word in vars(module) if not word.startswith("_")])
@@ -137,7 +140,7 @@ def blame(function: Function, doing: Callable[[], str]) -> Iterator[None]:
     except (PotstillError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit and GeneratorExit too: user code ends no run in silence
-        what = f"{_said(error)} (while {doing()})"
+        what = f"{in_words(error)} (while {doing()})"
         raise DataError(_where(error, function), what, f"Mend '{function.name}', or the row") from error
 
 
@@ -154,6 +157,36 @@ def _staying(function: Function) -> Iterator[None]:
     if moved:
         what = f"'{function.name}' changes the working directory; expected it to stay where the run was started"
         raise DataError(function.path.name, what, "Use whole paths in it, without os.chdir")
+
+
+def whole_row(row: Record, row_type: type[R], function: Function) -> R:
+    """A row that the user's code made, as it will be read again. DataError where it cannot be written, or not be read.
+
+    Nothing else holds what was made without validation, as by `model_copy` and `model_construct`.
+    """
+    try:
+        if stray := next(_strays(row), ""):
+            raise TypeError(f"there is no field {stray}")
+        text = to_json(row.model_dump(warnings=False), inf_nan_mode="strings")  # which are no numbers
+        return row_type.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except Exception as error:  # whatever was put into it
+        why = in_words(error)
+    what = f"'{function.name}' made a row that cannot be used: {_shown(getattr(row, 'id', ''))}: {_shown(why)}"
+    raise DataError(function.path.name, what, "Mend what it returns")
+
+
+def _strays(value: Any) -> Iterator[str]:
+    """What `model_copy` put into a row, or into a part of it, under a name that no field has: it would be lost."""
+    if isinstance(value, Record):
+        fields = type(value).model_fields
+        yield from (f"'{name}' in a {type(value).__name__}" for name in vars(value) if name not in fields)
+        value = tuple(vars(value).values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _strays(item)
 
 
 class Own:
@@ -177,17 +210,32 @@ class OwnFilter(Own):
     """
 
     def fault(self, row: Record) -> tuple[str, str] | None:
-        """(reason, detail) of a row to drop. DataError where the function raises or returns something else."""
-        name = str(getattr(row, "id", ""))
-        said = self(f"filtering row {name}", row)
+        """(reason, detail) of a row to drop.
+
+        DataError where the function raises, returns something else, or changes the row.
+        """
+        name, before = str(getattr(row, "id", "")), row.to_line()
+        with blame(self.function, lambda: f"filtering row {name}"):
+            dropped = self._verdict(self._call(row), name)
+            changed = row.model_dump_json(exclude_defaults=True, warnings=False) + "\n" != before
+        if changed:
+            what = f"'{self.function.name}' changes row {name}; expected it to say no more than whether the row stays"
+            raise DataError(self.function.path.name, what, "Change rows in a stage of your own")
+        if dropped is None:
+            return None
+        dropped = whole_row(dropped, Dropped, self.function)
+        return dropped.reason, dropped.detail
+
+    def _verdict(self, said: Any, name: str) -> Dropped | None:
+        """What the function returned, as the record of a row to drop; None for one to keep."""
         if said is None or (is_bool := _bool(said)) is True:
             return None
         if is_bool is False:
-            return self.function.name, ""
+            return Dropped(id=name, reason=self.function.name)
         if isinstance(said, str):
-            return self.function.name, said
+            return Dropped.model_construct(id=name, reason=self.function.name, detail=said)
         if isinstance(said, Dropped):
-            return said.reason, said.detail
+            return Dropped.model_construct(id=name, reason=said.reason, detail=said.detail)
         what = f"'{self.function.name}' returned {type(said).__name__} for row {name}"
         expected = "expected True or None to keep it; False, words or a Dropped to drop it"
         raise DataError(self.function.path.name, f"{what}; {expected}", "Mend what it returns")
@@ -259,16 +307,24 @@ def _beside(path: Path) -> Iterator[None]:
 def _where(error: BaseException, function: Function) -> str:
     """The last line of the user's own files that the error went through."""
     own = {str(path): name for name, path in files(function.path).items()}
-    if isinstance(error, SyntaxError) and error.filename in own:
-        return f"{own[error.filename]}:{error.lineno}"
+    if isinstance(error, SyntaxError) and str(error.filename) in own:
+        return f"{own[str(error.filename)]}:{error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     return f"{own[frames[-1].filename]}:{frames[-1].lineno}" if frames else function.path.name
 
 
-def _said(error: BaseException) -> str:
-    """As Python ends a traceback, on one line."""
-    words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+def in_words(error: BaseException) -> str:
+    """An error as Python ends a traceback, on one line."""
+    words = " ".join(f"{type(error).__name__}: {_shown(error)}".split()).rstrip(": ")
     return words if len(words) <= 300 else words[:297] + "..."
+
+
+def _shown(value: object) -> str:
+    """Whatever the user's code made, for a message: halves of characters spelt out."""
+    try:
+        return str(value).encode(errors="backslashreplace").decode()
+    except Exception:  # of a class of the user's own
+        return ""
 
 
 def _absent(function: Function, names: Iterable[str]) -> RecipeError:

@@ -119,6 +119,9 @@ def export(workspace: Workspace, selection: Selection, target: Path | None) -> i
     """Write the replies that are meant as JSON lines, to a file or to standard output; returns how many."""
     if target is not None and target.exists():
         raise DataError(str(target), "this file is there already", "Name a new one with --to")
+    if target is not None and not target.parent.is_dir():
+        what = f"the folder {target.parent} is {'no folder' if target.parent.exists() else 'not there'}"
+        raise DataError(str(target), what, "Make it first, or name another with --to")
     with _opened(workspace) as journal:
         lines = (json.dumps(_opened_up(entry)) + "\n" for entry in journal.entries(selection))
         if target is None:

@@ -460,3 +460,125 @@ def test_dropped_rows_are_shown_by_their_own_details_where_a_stage_notes_no_exam
     assert main(["show", "out", "loud", "--dropped"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("short "))
     assert line.split() == ["short", "1", "chats-1:", "1"]
+
+
+HALF = r"'a \ud83d'"
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (
+            f"chat.model_copy(update={{'messages': (*before, answer.model_copy(update={{'content': {HALF}}}))}})",
+            r"made a row that cannot be used: chats-0: PydanticSerializationError: .*surrogates not allowed",
+        ),
+        (f"chat.model_copy(update={{'id': {HALF}}})", r"cannot be used: a \\ud83d: PydanticSerializationError"),
+        (f"Dropped(id='x', reason={HALF})", r"cannot be used: x: PydanticSerializationError"),
+        ("Dropped.model_construct(id=1, reason=5)", r"cannot be used: 1: id: Input should be a valid string"),
+        ("type('Mine', (Dropped,), {})(id='x', reason='y')", "returned Mine among its rows; expected Chat or Dropped"),
+        ("Chat.model_construct(id=5, messages='x')", r"cannot be used: 5: id: Input should be a valid string"),
+        ("chat.model_copy(update={'messages': 5})", r"chats-0: messages: Input should be a valid (array|tuple)"),
+        ("chat.model_copy(update={'message': 5})", r"chats-0: TypeError: there is no field 'message' in a Chat"),
+        ("Chat(id='x', messages=(*before, answer.model_copy(update={'text': 'x'})))", r"no field 'text' in a Message"),
+        ("Chat.model_construct(id='x')", r"cannot be used: x: "),
+        ("Chat.model_construct()", r"made a row that cannot be used: "),
+        ("chat.model_copy(update={'id': object()})", r"made a row that cannot be used: <object"),
+    ],
+)
+def test_a_row_made_without_validation_is_one_clear_line(here: Path, made: str, says: str) -> None:
+    """`model_copy` and `model_construct` check nothing, so that a row may hold what no file can or no stage reads."""
+    (here / "mine.py").write_text(STAGE.replace("yield chat.model_copy", f"yield {made}\n            chat.model_copy"))
+    assert re.search(rf"^mine\.py: 'shout' .*{says}", refused())
+    assert not list((here / "out" / "artifacts").glob("loud-*/manifest.json"))
+
+
+def test_a_number_that_no_file_can_hold_is_refused_in_a_row(here: Path) -> None:
+    (here / "mine.py").write_text(
+        "from collections.abc import Iterator\nfrom potstill.records import Chat, Pair\n"
+        "def pairs(data: Iterator[Chat]) -> Iterator[Pair]:\n"
+        "    for chat in data:\n"
+        "        *before, said = chat.messages\n"
+        "        worse = said.model_copy(update={'content': 'no.'})\n"
+        "        yield Pair(id='p', prompt=before, chosen=[said], rejected=[worse], chosen_score=float('nan'))\n"
+    )
+    (here / "r.yaml").write_text("name: own\nstages: {pairs: {kind: 'mine.py:pairs', data: chats.jsonl}}")
+    assert "'pairs' made a row that cannot be used: p: chosen_score: Input should be a valid number" in refused()
+
+
+def test_lists_in_the_place_of_tuples_are_written_as_ever(here: Path) -> None:
+    (here / "mine.py").write_text(STAGE.replace("(*before, louder)", "[*before, louder]"))
+    run(load_recipe("r.yaml"), here / "out")
+
+
+def test_an_error_that_cannot_be_told_is_told_by_its_name(here: Path) -> None:
+    code = "    class Odd(Exception):\n        def __str__(self): 1 / 0\n    raise Odd\n    yield next(data)\n"
+    (here / "mine.py").write_text(STAGE.partition("    for chat in data")[0] + code)
+    assert re.search(r"^mine\.py:11: Odd \(while making rows, 0 read\)", refused())
+
+
+@pytest.mark.parametrize("code", ["shutil.rmtree(work.path)", "(work.path / 'rows.jsonl').unlink()"])
+def test_a_stage_that_takes_its_rows_file_away_is_one_clear_line(here: Path, code: str) -> None:
+    text = STAGE.replace("*, mark", "work: Work, *, mark").replace("    for chat", f"    {code}\n    for chat")
+    (here / "mine.py").write_text("import shutil\nfrom potstill.stages.base import Work\n" + text)
+    assert re.search(r"^mine\.py: 'shout' takes away rows\.jsonl, which its rows are written to\.", refused())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "says"),
+    [
+        ("x: int = 'a'", "'x' cannot be used: input should be a valid integer"),
+        ("x: int = None", "'x' cannot be used: input should be a valid integer"),
+        ("x: int = True", "'x' cannot be used: .*should be a number"),
+        ("x: float = float('nan')", "'x' cannot be used: input should be a finite number"),
+        ("x: dict[str, Any] = {'a': [float('inf')]}", "'x' cannot be used: 'x' holds a number that is not finite"),
+        ("x: object = object()", "'x' cannot be used: unable to serialize unknown type"),
+        ("x: int = Field(default=0, ge=1)", "'x' cannot be used: input should be greater than or equal to 1"),
+        ("teacher: Teacher = None", "'teacher' cannot be used: input should be a valid string"),
+    ],
+)
+def test_a_default_that_is_none_is_one_clear_line(here: Path, parameter: str, says: str) -> None:
+    head = "from typing import Any\nfrom pydantic import Field\nfrom potstill.teachers.base import Teacher\n"
+    (here / "mine.py").write_text(head + STAGE.replace("*, mark", f"*, {parameter}, mark"))
+    assert re.search(rf"^mine\.py:10: 'shout' cannot be a stage: the default of its parameter {says}", refused())
+
+
+def test_a_default_is_taken_as_its_annotation_says(here: Path) -> None:
+    given = "x: float = 1, y: tuple[str, ...] = ['a'], z: int = Field(ge=1), d: Iterator[Chat] = None"
+    (here / "mine.py").write_text("from pydantic import Field\n" + STAGE.replace("*, mark", f"*, {given}, mark"))
+    config = load_recipe("r.yaml", ["loud.z=2", "again.z=1"]).stages["loud"].config
+    assert (config.x, config.y, config.z, config.d) == (1.0, ("a",), 2, ())  # type: ignore[attr-defined]
+    assert isinstance(config.x, float)  # type: ignore[attr-defined]
+
+
+def test_a_number_that_is_not_finite_is_refused_wherever_a_recipe_gives_it(here: Path) -> None:
+    text = "from typing import Any\n" + STAGE.replace("*, mark", "*, x: Any = 0, mark")
+    (here / "mine.py").write_text(text)
+    said = refused("loud.x=[.nan]")
+    assert "'loud': 'x' holds a number that is not finite; expected one that is" in said
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (
+            "return 'bad \\ud83d word'",
+            r"mine\.py: 'keep' made a row that cannot be used: abc: PydanticSerializationErr",
+        ),
+        ("return Dropped.model_construct(id=1, reason=5)", r"cannot be used: abc: reason: Input should be a valid str"),
+        ("return Dropped.model_construct(id=1)", r"mine\.py: AttributeError: .* \(while filtering row abc\)"),
+        ("return Odd()", r"mine\.py:4: ValueError: odd \(while filtering row abc\)"),
+        ("object.__setattr__(row, 'messages', ())", r"mine\.py: 'keep' changes row abc; expected it to say no more"),
+        ("object.__setattr__(row, 'messages', 5)", r"mine\.py: 'keep' changes row abc"),
+        ("object.__setattr__(row.messages[1], 'content', 'x')", r"mine\.py: 'keep' changes row abc"),
+        ("row.__dict__.clear()", r"mine\.py: "),
+    ],
+)
+def test_a_filter_that_returns_or_does_what_it_may_not_is_one_clear_line(tmp_path: Path, body: str, says: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"from potstill.records import Dropped\ndef keep(row): {body}\n"
+        "class Odd:\n    def __getattr__(self, name): raise ValueError('odd')\n"
+    )
+    with pytest.raises(DataError, match=says) as caught:
+        OwnFilter(Function(tmp_path / "mine.py", "keep")).fault(chat("a"))
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()

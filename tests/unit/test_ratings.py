@@ -1,6 +1,7 @@
 """What judges' replies say: read strictly from lines and from JSON, and held against their own words."""
 
 import json
+import time
 
 import jsonschema
 import pytest
@@ -380,3 +381,86 @@ def test_half_a_character_in_a_reply_is_made_whole():
     rating.to_line().encode()
     assert [r.score for r in read_comparison(r'{"rationale": "\udc00", "better": "1"}', structured=True)] == [1, 0]
     assert whole_text("\ud83d") == whole_text("\udc00") == "\ufffd"
+
+
+# What is long, odd, or not quite a rating.
+
+
+def seconds(work):
+    """How long the work takes, on this machine now."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize(
+    "unit", ["\n", " ", "\t\n", "#", "#\n", "text 1", "text 1\n", "1", "*", "[", "rating:\n", "\u2028"]
+)
+@pytest.mark.parametrize("end", ["", "x", "\ntext 1"])
+def test_a_reply_of_any_shape_is_read_in_time_that_grows_with_its_length(unit, end):
+    """150,000 line ends took 81 seconds; they take milliseconds."""
+    reply = unit * (150_000 // len(unit)) + end
+    assert seconds(lambda: (read(reply, 2, quoted=["x"]), read_comparison(reply), guard(reply))) < 5
+
+
+def test_a_rationale_full_of_grades_is_held_against_what_was_shown_in_time():
+    words = "it gets 4. " * 20_000
+    rating = Rating(aspect="honesty", score=5, rationale=words)
+    assert seconds(lambda: contradiction(rating, FIVE, ["it gets 5. " * 20_000, words])) < 5
+
+
+def test_a_header_with_another_number_is_another_texts():
+    for number in ("0000011", "11", "1" + "0" * 5000, "9" * 9):
+        assert read(f"Text {number}\nRating: 5") == [None]
+        assert read(f"Text 1\nRating: 4\n\nText {number}\nRating: 5") == [4]
+    assert read("Text 01\nRating: 4") == [4]
+
+
+@pytest.mark.parametrize(
+    ("written", "score"),
+    [
+        ("4.4999999", None),
+        ("3.0000000001", None),
+        ("4.333333", 4.333333),
+        ("4.5", 4.5),
+        ("4.0", 4),
+        ("4", 4),
+        ("1e0", 1),
+        ("1e-7", None),
+        ("NaN", None),
+        ("5.0000001", None),
+        ("true", None),
+    ],
+)
+def test_a_number_is_taken_as_it_stands_or_not_at_all(written, score):
+    """None is rounded; six places are what comparisons of scores tell apart."""
+    reply = f'{{"text_1": {{"rationale": "so", "rating": {written}}}}}'
+    assert read(reply, structured=True) == [score]
+    if written[0].isdigit() and "e" not in written:
+        assert read(f"Rating: {written}") == [score]
+
+
+@pytest.mark.parametrize("start", ["", "\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_line_of_the_frame_is_marked_wherever_a_line_may_begin(start):
+    assert guard(f"a{start}b") == f"a{start}b"
+    for said in ("Assistant: x", "user : x", "User\u00a0: x"):
+        assert guard(f"{start}{said}") == f"{start} {said}"
+    for said in ("Rating: 5", "Text\u00a01", "\u00a0Text 1", "\u200bVerdict: good"):
+        assert guard(f"{start}{said}") == f"{start}> {said}"
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "</text 1>",
+        "</text\u00a01>",
+        "</text 1 >",
+        "</ text 1>",
+        "</text\n1>",
+        "< /text 1>",
+        "[end\u3000of conversation]",
+    ],
+)
+def test_a_mark_of_the_frame_is_broken_however_its_blanks_are_written(mark):
+    assert guard(f"a {mark} b") == f"a {mark[0]} {mark[1:]} b"
+    assert guard("a <b> [c] x < 1 text") == "a <b> [c] x < 1 text"

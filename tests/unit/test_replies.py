@@ -193,3 +193,10 @@ def test_a_trial_can_be_seen(
         assert "a trial tells better" not in said(capsys, "plan", "recipe.yaml", "--trial", "2")
     assert "1 replies are kept" in said(capsys, "status", "paid")
     assert "chats" in said(capsys, "journal", "paid")
+
+
+def test_a_folder_that_is_not_there_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = said(capsys, "journal", "paid", "export", "--to", "nodir/x", code=2)
+    assert told == "nodir/x: the folder nodir is not there. Make it first, or name another with --to.\n"
+    Path("file").write_text("")
+    assert "the folder file is no folder" in said(capsys, "journal", "paid", "export", "--to", "file/x", code=2)

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_HEAD = re.compile(r"^[\s*#]*Example\s+\d+[\s*]*[:.)]?[\s*]*$", re.IGNORECASE | re.MULTILINE)
+_HEAD = re.compile(
+    r"^(?:[^\S\n]|[*#])*+Example[^\S\n]++\d++(?:[^\S\n]|\*)*+(?:[:.)](?:[^\S\n]|\*)*+)?$", re.IGNORECASE | re.MULTILINE
+)
 _PART = re.compile(r"^[ \t*#]*(Input|Output|Label)[ \t*]*:[ \t*]*", re.IGNORECASE | re.MULTILINE)
-_NOTHING = re.compile(r"\W*(?:none|n/?a|no input(?: needed)?|nothing|empty|)\W*", re.IGNORECASE)
+_NOTHING = re.compile(r"\W*+(?:none|n/?a|no input(?: needed)?|nothing|empty)?\W*+", re.IGNORECASE)
 _YES_NO = re.compile(r"\W*(?:Choosing\W+)?(yes|no)\b", re.IGNORECASE)
 
 

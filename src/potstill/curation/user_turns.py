@@ -35,7 +35,7 @@ _ASSISTANT = re.compile(
 def read_user_turn(text: str) -> str:
     """What the simulated user says, without a label before it or the answer that some models go on to write."""
     text = re.sub(r"\A\s*\**user\**\s*:\**\s*", "", text, flags=re.IGNORECASE)
-    return re.split(r"^\s*\**(?:assistant|user)\**\s*:", text, maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)[
+    return re.split(r"^[^\S\n]*+\**+(?:assistant|user)\**+\s*+:", text, maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)[
         0
     ].strip()
 

@@ -18,8 +18,8 @@ LOWEST, HIGHEST = 1.0, 10.0
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """By category; greedy in every other. The judge is always greedy."""
 
-_DOUBLE = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-_SINGLE = re.compile(r"\[(\d+\.?\d*)\]")
+_DOUBLE = re.compile(r"\[\[(\d++(?:\.\d*+)?)\]\]")
+_SINGLE = re.compile(r"\[(\d++(?:\.\d*+)?)\]")
 
 
 def temperature(category: str) -> float:
@@ -79,9 +79,10 @@ def parse_grade(judgment: str, quoted: Iterable[str] = ()) -> float | None:
         matches = list(form.finditer(judgment))
         if not matches:
             continue
-        own = [match for match in matches if not any(match[0] in text for text in texts)]
-        if own:
-            return _in_range(own[0][1])
+        said = dict.fromkeys((match[0], match[1]) for match in matches)
+        own = next((number for words, number in said if not any(words in text for text in texts)), None)
+        if own is not None:
+            return _in_range(own)
         return _in_range(matches[-1][1]) if _closes(judgment, matches[-1], texts) else None
     return None
 

@@ -10,15 +10,26 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from potstill.errors import DataError
 
+# Whatever looks like a blank: Unicode's, and signs without width. Those that end a line, for some readers at least.
+_ENDS = "\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"
+_BLANK = " \t\x1f\xa0\xad\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff"
+_ANY = f"[{_BLANK}{_ENDS}]"
+_START = f"(?:^|(?<=[{_ENDS}]))"
+_END = f"(?=[{_ENDS}]|\\Z)"
 # What marks the parts of a judge's prompt. A text under judgment must not be able to close its own frame, nor an answer
-# to look like the next speaker's turn.
-_MARK = re.compile(r"([<\[])(?=/?(?:user|assistant|reference|text \d+|conversation|end of conversation)[>\]])", re.I)
+# to look like the next speaker's turn. Runs are possessive, so that none is read more than once from one place.
+_MARK = re.compile(
+    rf"([<\[])(?={_ANY}*+(?:/{_ANY}*+)?(?:user|assistant|reference|text{_ANY}*+\d++|conversation"
+    rf"|end{_ANY}++of{_ANY}++conversation){_ANY}*+[>\]])",
+    re.I,
+)
 # A line that looks like one of a judge's own: where the judge quotes it, it must not be read as the judge's word.
 _REPLY = re.compile(
-    r"^(?=[\s#*_<\[-]*(?:text\s+\d+[\s*_>\].:]*$|(?:rating|score|verdict|rationale|critique|better|label)[\s*_]*:))",
-    re.I | re.M,
+    rf"{_START}(?=[{_BLANK}#*_<\[-]*+(?:text[{_BLANK}]++\d++[{_BLANK}*_>\].:]*+{_END}"
+    rf"|(?:rating|score|verdict|rationale|critique|better|label)[{_BLANK}*_]*+:))",
+    re.I,
 )
-_SPEAKER = re.compile(r"^(?=(?:system|user|assistant|tool):)", re.I | re.M)
+_SPEAKER = re.compile(rf"{_START}(?=(?:system|user|assistant|tool)[{_BLANK}]*+:)", re.I)
 
 
 def render_prompt(name: str, **values: Any) -> str:

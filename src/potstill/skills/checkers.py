@@ -24,7 +24,7 @@ CHECKERS: tuple[CheckerName, ...] = get_args(CheckerName)
 
 _LETTER = re.compile(r"[\s*_(\[]*([A-Za-z])[\s*_]*(?:[).:\]](.*))?", re.DOTALL)
 _SAID = re.compile(
-    r"\banswer\s+is\s*:?\s*(?!(?:a|i)\s+(?!because|since|as\b)\w)[*_(\[]*([A-Za-z])[*_)\]]*(?=[\s.,;:]|$)",
+    r"\banswer\s++is\s*+(?::\s*+)?(?!(?:a|i)\s++(?!because|since|as\b)\w)[*_(\[]*+([A-Za-z])[*_)\]]*+(?=[\s.,;:]|$)",
     re.IGNORECASE,
 )
 # Another option beside the one that was read. The article of "B) A river" is none, nor are initials.
@@ -32,7 +32,8 @@ _OPTION = re.compile(
     r"(?<![\w'’.])(?:([B-H])|(A)(?!\s+[a-z])|(A)(?=\s+(?:is|was|or|and)\b)|\(?([a-h])\))(?![\w'’]|\.\w)"
 )
 _LOWER = re.compile(r"\b(?:or|wait,?|actually,?|rather|perhaps|maybe)\s+[*_(\[]*([a-h])\b(?![\w'’])", re.IGNORECASE)
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"\A\s*+```(?:json)?[^\S\n]*+\n(.*?)```\s*\Z", re.DOTALL | re.IGNORECASE)
+_TEXTS = re.compile(r"^[^\w\n]*+text[^\S\n]++(\d{1,2})[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _own(function: Function) -> Checker:
 
     def check(answer: str, reference: str) -> Verdict:
         said = call("checking an answer", answer, reference)
-        if not isinstance(said, bool):
+        if type(said) is not bool:
             what = f"'{function.name}' returned {type(said).__name__}; expected True or False"
             raise DataError(function.path.name, what, "Mend what it returns")
         return "right" if said else "wrong"
@@ -174,7 +175,7 @@ def _plain(value: Any) -> Any:
 
 def _ratings(text: str) -> tuple[float | str, ...] | None:
     """The ratings of all texts, in order; None unless every one is clear."""
-    texts = max((int(n) for n in re.findall(r"^\W*text\s+(\d{1,2})\W*$", text, re.I | re.M)), default=1)
+    texts = max((int(n) for n in _TEXTS.findall(text)), default=1)
     ratings = parse_aspect_reply("", text, texts)
     if any(rating.score is None and not is_not_applicable(rating) for rating in ratings):
         return None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from potstill.teachers.ratings import parse_json, plain_lines, quoted_lines, read_object
 
-_LINE = re.compile(r"^[\s*_#-]*label[\s*_]*:[\s*_]*(.*?)[\s*_]*$", re.IGNORECASE | re.MULTILINE)
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
+_LINE = re.compile(r"^(?:[^\S\n]|[*_#-])*+label(?:[^\S\n]|[*_])*+:(.*)$", re.IGNORECASE | re.MULTILINE)
+_FENCE = re.compile(r"\A```(?:json)?[^\S\n]*+\n(.*?)```\Z", re.DOTALL | re.IGNORECASE)
 
 
 def read_label(text: str, labels: Sequence[str], quoted: Iterable[str] = ()) -> str | None:

@@ -22,27 +22,31 @@ _TOKEN = re.compile(
         (?P<percent>\s?%|\s+per\s?cent\b)?""",
     re.VERBOSE,
 )
-_POWER = re.compile(r"\^\s*[{(]?\s*[-−+]?\d")
+_POWER = re.compile(r"\^\s*+(?:[{(]\s*+)?[-−+]?\d")
+_POWERS = re.compile(r"(?:(?<!\S)\S*)?\^\s*+(?:[{(]\s*+)?[-−+]?\d+\s*+[)}]?")
 _WHOLE = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}")
-_TIMES_TEN = re.compile(r"(?<=\d)\s*(?:×|\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*([-−+]?\d+)\s*\}?")
+_FRACTION = re.compile(r"\\[dt]?frac\s*+\{([^{}]++)\}\s*+\{([^{}]++)\}")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*(?:×|\\times|\\cdot|\*|x)\s*10\s*+\^\s*+(?:\{\s*+)?([-−+]?\d+)\s*+\}?")
 _FIGURE = r"[-−+]?[$€£]?\s?[-−+]?\.?\d[\d.,:/]*"
 # What a number that stands behind it is not: a bound, something denied, what is under a root.
 _OTHER = re.compile(
     rf"(?:(?<![<>=-])(?:[<>]=?|[≥≤≠])|\b(?:not|never|\w+n['’]t|at (?:least|most)|(?:more|less|fewer|greater) than)\b"
-    rf"|\S*(?:√|\\sqrt)[{{(]?)\s*{_FIGURE}",
+    rf"|(?:(?<!\S)\S*)?(?:√|\\sqrt)[{{(]?)\s*{_FIGURE}",
     re.IGNORECASE,
 )
 _TAG = re.compile(r"</?[A-Za-z]\w*>")
 _DASH = re.compile(r"(?:(?<=[:=(\[{])|^)([ \t]*)[–—][ \t]*(?=[$€£]?\d)", re.MULTILINE)
-_RANGE = re.compile(r"\d+\s?[–—]\s?\d[\d.,:/]*")
-_MINUS = re.compile(r"(^|[:=(\[{]|\b(?:is|was|be|of|to|equals)\b)(\s*)(?:minus|negative)\s+(?=[$€£]?\d)", re.I | re.M)
+_RANGE = re.compile(r"(?<!\d)\d++\s?[–—]\s?\d[\d.,:/]*")
+_MINUS = re.compile(
+    r"(^[^\S\n]*+|(?:[:=(\[{]|\b(?:is|was|be|of|to|equals)\b)\s*+)(?:minus|negative)\s++(?=[$€£]?\d)", re.I | re.M
+)
 _VULGAR = re.compile(r"(\d?)([¼½¾⅐-⅞])")
 _THOUSANDS = re.compile(r"(?<![\d'’.,])(\d{1,3})((?:['’]\d{3})+)(?![\d'’])")
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ANSWER_LINE = re.compile(
-    r"^[\W_]*(?:the\s+)?(?:final\s+)?answer[\s*_]*(?::|\bis\b:?)[\s*_]*(.*?)[\s*_]*$", re.I | re.M
+    r"^(?:[^\w\n]|_)*+(?:the\s++)?(?:final\s++)?answer[\s*_]*+(?::|\bis\b:?)[\s*_]*+(.*)$", re.I | re.M
 )
+_EMPHASIS = re.compile(r"[\s*_]*+")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ def final_number(text: str) -> Number | None:
 
 def answer_lines(text: str) -> list[str]:
     """What stands behind "Answer:" on the lines that begin with it."""
-    return [found[1] for found in _ANSWER_LINE.finditer(text)]
+    return [_without_tail(found[1]) for found in _ANSWER_LINE.finditer(text)]
+
+
+def _without_tail(line: str) -> str:
+    """Without the emphasis and blanks at its end."""
+    tail = _EMPHASIS.match(line[::-1])
+    return line[: len(line) - tail.end()] if tail else line
 
 
 def boxed(text: str) -> str | None:
@@ -102,11 +112,12 @@ def _final_part(text: str) -> tuple[str, bool]:
 
 def _numbers(text: str) -> list[Number | None]:
     """Every number in a text; None for what looks like one and cannot be read as one."""
-    text = _FRACTION.sub(r" \1/\2", text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%"))
+    text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
+    text = _FRACTION.sub(lambda found: f" {found[1].strip()}/{found[2].strip()}", text)
     text = _TIMES_TEN.sub(r"e\1", text.replace("\\!", "").replace("\\,", ""))
     text = _spelt(text)
     if _POWER.search(text):
-        text = re.sub(r"\S*\^\s*[{(]?\s*[-−+]?\d+\s*[)}]?", " 0:0 ", text)  # a power of its own is no number here
+        text = _POWERS.sub(" 0:0 ", text)  # a power of its own is no number here
     return [_read(found) for found in _TOKEN.finditer(text) if not found["ordinal"]]
 
 
@@ -116,7 +127,7 @@ def _spelt(text: str) -> str:
     A dash or the word minus is a sign where no number can stand before it; ½ is 1/2; 1'000 is 1000.
     """
     text = _THOUSANDS.sub(lambda found: found[1] + re.sub("['’]", "", found[2]), _TAG.sub(" ", text))
-    text = _MINUS.sub(r"\1\2-", _DASH.sub(r"\1-", _RANGE.sub(" 0:0 ", text)))
+    text = _MINUS.sub(r"\1-", _DASH.sub(r"\1-", _RANGE.sub(" 0:0 ", text)))
     text = _VULGAR.sub(lambda found: f"{found[1]} {Fraction(numeric(found[2])).limit_denominator(10)}", text)
     return _OTHER.sub(" 0:0 ", text)
 

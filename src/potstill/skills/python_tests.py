@@ -23,7 +23,8 @@ from pathlib import Path
 
 from potstill.skills.processes import end_tree
 
-_FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_OPENS = re.compile(r"^```(?:python|py)?[ \t]*\n", re.MULTILINE | re.IGNORECASE)
+_CLOSES = re.compile(r"^```[ \t]*$", re.MULTILINE)
 _RUNNER = Path(__file__).with_name("sandboxed.py")
 PASSED, FAILED = b".", b"!"
 """What the runner says last, as the program ended."""
@@ -41,9 +42,11 @@ class Limits:
 def find_code(text: str) -> str | None:
     """The code of an answer: its one fenced block, the last of several, or all of it where it has no fence and begins
     as code does; None where it seems to hold none."""
-    blocks = _FENCE.findall(text)
-    if blocks:
-        return str(blocks[-1]).strip("\n")
+    block, place = None, 0
+    while (opens := _OPENS.search(text, place)) and (closes := _CLOSES.search(text, opens.end())):
+        block, place = text[opens.end() : closes.start()], closes.end()
+    if block is not None:
+        return block.strip("\n")
     begins = re.match(r"\s*(?:(?:def|class|import|from)\b|[@#])", text)
     return text.strip() if begins and "```" not in text else None
 

@@ -9,19 +9,29 @@ their order; a Dropped among them is counted, and kept beside them.
 """
 
 import inspect
+import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, create_model
+from pydantic import (
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from potstill import own
+from potstill.artifact import DROPPED_FILE, ROWS_FILE
 from potstill.errors import DataError, RecipeError
 from potstill.found import ShapeError, check_record
 from potstill.records import ROWS, Dropped, Record
-from potstill.sources import Data, Function, Inputs
+from potstill.sources import Data, Function, Inputs, Spec
 from potstill.stages.base import Facts, ModelName, Reference, Stage, StageConfig, Work
 from potstill.teachers.base import Teacher, connect
 
@@ -33,6 +43,26 @@ END = object()
 """Behind the last row."""
 
 
+class _Checked(Spec):
+    """Parameters of a user's function: their defaults are checked too, and that a manifest can hold what they are."""
+
+    model_config = ConfigDict(validate_default=True)
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        self.model_dump(mode="json")  # a ValueError for an object of any kind
+        for name, value in self.model_dump().items():
+            try:
+                json.dumps(value, allow_nan=False, default=str, skipkeys=True)
+            except ValueError as error:
+                raise ValueError(f"'{name}' holds a number that is not finite; expected one that is") from error
+        return self
+
+
+class OwnConfig(_Checked, StageConfig):
+    """What the parameters of a user's function become."""
+
+
 def own_stage(function: Function, kind: str) -> Stage:
     """The stage that a user's function is. RecipeError, naming its file, where its signature cannot be one."""
     signature = _Signature(function)
@@ -42,11 +72,14 @@ def own_stage(function: Function, kind: str) -> Stage:
         fields[name] = (annotation, () if name in signature.rows and default is not ... else default)
     try:
         config = create_model(
-            f"{function.path.stem}_{function.name}", __base__=StageConfig, __doc__=signature.doc, **fields
+            f"{function.path.stem}_{function.name}", __base__=OwnConfig, __doc__=signature.doc, **fields
         )
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError, NameError) as error:
         what = f"its parameters make no config: {str(error).splitlines()[0]}"
         raise signature.fault(what, "Annotate them with plain types, such as str, int, float or bool") from error
+    for name in signature.defaults:
+        if name not in signature.rows:
+            signature.check_default(name)
 
     def run(config: StageConfig, inputs: Inputs, work: Work) -> Facts:
         return _run(signature, config, inputs, work)
@@ -106,6 +139,25 @@ class _Signature:
         row_type: type[Record] = made[0]
         return row_type
 
+    def check_default(self, name: str) -> None:
+        """RecipeError where the default of a parameter is not what its annotation says, or no manifest can hold it."""
+        default = self.defaults[name]
+        if isinstance(default, FieldInfo) and default.is_required():
+            return
+        fields: dict[str, Any] = {name: (self.fields[name], default)}
+        try:
+            taken = create_model("Default", __base__=_Checked, **fields)()
+            if isinstance(default, bool) and not isinstance(getattr(taken, name), bool):
+                raise ValueError("input should be a number")
+        except ValidationError as error:
+            what = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            why = what[:1].lower() + what[1:]
+        except Exception as error:  # of a validator of the user's own
+            why = own.in_words(error)
+        else:
+            return
+        raise self.fault(f"the default of its parameter '{name}' cannot be used: {why}", "Mend the default")
+
     def fault(self, what: str, remedy: str) -> RecipeError:
         """What is wrong with the function as a stage."""
         place = f"{self.function.path.name}:{self._line}" if self._line else self.function.path.name
@@ -126,8 +178,18 @@ def _rows_of(hint: Any) -> type[Record] | None:
 
 
 def _run(signature: _Signature, config: StageConfig, inputs: Inputs, work: Work) -> Facts:
-    """Call the function, and keep what it returns as it comes."""
+    """Call the function, and keep what it returns as it comes. DataError where that is gone in the end."""
     call = own.Own(inputs.functions["kind"][0])
+    facts = _called(call, signature, config, inputs, work)
+    gone = [name for name in (ROWS_FILE, DROPPED_FILE) if not (work.path / name).is_file()]
+    if gone:
+        what = f"'{call.function.name}' takes away {gone[0]}, which its rows are written to"
+        raise DataError(call.function.path.name, what, "Leave what lies in work.path")
+    return facts
+
+
+def _called(call: own.Own, signature: _Signature, config: StageConfig, inputs: Inputs, work: Work) -> Facts:
+    """The rows that it returns, written; what was counted."""
     counts: Counter[str] = Counter()
     with ExitStack() as stack, work.harvest() as harvest:
         given: dict[str, Any] = {name: getattr(config, name) for name in signature.fields}
@@ -139,8 +201,8 @@ def _run(signature: _Signature, config: StageConfig, inputs: Inputs, work: Work)
 
         def kept() -> Iterator[Record]:
             for row in _returned(call, given, counts):
-                if isinstance(row, Dropped):
-                    harvest.drop(row)
+                if type(row) is Dropped:
+                    harvest.drop(own.whole_row(row, Dropped, call.function))
                 else:
                     yield _checked(row, signature)
                     work.progress(counts["read"], 0, "rows")
@@ -188,9 +250,10 @@ def _checked(row: Any, signature: _Signature) -> Record:
     if type(row) is not signature.makes:
         what = f"'{signature.function.name}' returned {type(row).__name__} among its rows; expected {name} or Dropped"
         raise DataError(place, what, "Mend what it returns, or its annotation")
+    whole: Record = own.whole_row(row, signature.makes, signature.function)
     try:
-        check_record(row)
+        check_record(whole)
     except ShapeError as error:
-        what = f"'{signature.function.name}' made a row that cannot be used: {getattr(row, 'id', '')}: {error}"
+        what = f"'{signature.function.name}' made a row that cannot be used: {getattr(whole, 'id', '')}: {error}"
         raise DataError(place, what, "Mend what it returns") from error
-    return row
+    return whole

@@ -193,7 +193,7 @@ def _request(writer: Writer, config: SelfInstruct, seeds: list[str], kept: list[
     return writer.request("self_instruct", "tasks", number, reads=reads, wanted=wanted, examples=examples)
 
 
-_HEAD = re.compile(r"^[\s*#-]*Task\s+(\d+)[\s*]*[:.)][\s*]*", re.IGNORECASE | re.MULTILINE)
+_HEAD = re.compile(r"^(?:[^\S\n]|[*#-])*+Task\s++(\d{1,9}+)[\s*]*+[:.)][\s*]*+", re.IGNORECASE | re.MULTILINE)
 
 
 def parse_tasks(text: str, first: int) -> list[str]:
@@ -202,13 +202,22 @@ def parse_tasks(text: str, first: int) -> list[str]:
     if not heads:
         return []
     tasks = []
-    opening = text[: heads[0].start()].strip()
+    opening = _without_rules(text[: heads[0].start()]).strip()
     if opening and int(heads[0][1]) == first + 1:
         tasks.append(opening)
     for i, head in enumerate(heads):
-        end = heads[i + 1].start() if i + 1 < len(heads) else len(text)
-        tasks.append(text[head.end() : end].split("\n\n")[0])  # what follows a blank line is talk about the list
+        last = i + 1 == len(heads)
+        said = text[head.end() :] if last else _without_rules(text[head.end() : heads[i + 1].start()])
+        tasks.append(said.split("\n\n")[0])  # what follows a blank line is talk about the list
     return [line for task in tasks if (line := one_line(task))]
+
+
+def _without_rules(text: str) -> str:
+    """Without the lines of nothing but signs that end it, such as rules drawn between tasks."""
+    lines = text.split("\n")
+    while len(lines) > 1 and not lines[-1].strip("*#- \t\r"):
+        lines.pop()
+    return "\n".join(lines) if len(lines) > 1 or lines[0].strip("*#- \t\r") else ""
 
 
 Worked = tuple[str, list[Chat], list[Dropped]]

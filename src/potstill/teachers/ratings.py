@@ -110,9 +110,13 @@ def unread(aspect: str, why: str) -> Rating:
 
 # Labelled lines.
 
-_HEADER = re.compile(r"^[\s#*_<\[]*text\s+(\d+)[\s*_>\].:]*$", re.IGNORECASE | re.MULTILINE)
+# Of one line, and possessive, so that no run of blanks or signs is read more than once.
+_HEADER = re.compile(
+    r"^(?:[^\S\n]|[#*_<\[])*+text[^\S\n]++(\d++)(?:[^\S\n]|[*_>\].:])*+$", re.IGNORECASE | re.MULTILINE
+)
+_LONGEST_NUMBER = 9  # digits
 _LABEL = re.compile(r"^[ \t*_-]*(rating|score|verdict|rationale|critique)[ \t*_]*:", re.I | re.M)
-_SCORE = re.compile(r"(\[{0,2})(\d{1,3}(?:\.\d+)?)(?:\s*(?:/|out of)\s*(\d+))?(\]{0,2})", re.IGNORECASE)
+_SCORE = re.compile(r"(\[{0,2})(\d{1,3}(?:\.\d{1,6})?)(?:\s*(?:/|out of)\s*(\d+))?(\]{0,2})", re.IGNORECASE)
 _NOTHING = re.compile(r"n\s*/?\s*a|not applicable", re.IGNORECASE)
 _LABELS = {"score": "rating", "critique": "rationale"}
 
@@ -130,7 +134,8 @@ def _blocks(reply: str, count: int) -> dict[int, list[str]]:
     blocks: dict[int, list[str]] = {}
     for i, header in enumerate(headers):
         end = headers[i + 1].start() if i + 1 < len(headers) else len(reply)
-        blocks.setdefault(int(header[1][:6]), []).append(reply[header.end() : end])
+        number = int(header[1]) if len(header[1]) <= _LONGEST_NUMBER else 0  # of no text
+        blocks.setdefault(number, []).append(reply[header.end() : end])
     return blocks
 
 
@@ -182,7 +187,8 @@ def labelled(text: str, label: re.Pattern[str]) -> dict[str, list[Part]]:
     for i, match in enumerate(found):
         end = found[i + 1].start() if i + 1 < len(found) else len(text)
         name = match[1].lower()
-        line = text[match.start() :].lstrip("\n").partition("\n")[0]
+        stop = text.find("\n", match.end())
+        line = text[match.start() : stop if stop >= 0 else len(text)]
         parts.setdefault(_LABELS.get(name, name), []).append(Part(line, text[match.end() : end].strip(" \t\n*_")))
     return parts
 
@@ -253,7 +259,7 @@ def _read_entry(form: Form, number: int, entry: Any) -> Rating:
         return unread(form.aspect, f"the reply has no object for text {number}")
     rating, rationale, verdict = entry.get("rating"), entry.get("rationale", ""), entry.get("verdict", "")
     if isinstance(rating, int | float) and not isinstance(rating, bool):
-        rating = f"{rating:g}" if abs(rating) < 1e6 else "no rating"  # some integers are no floats
+        rating = str(rating) if abs(rating) < 1e6 else "no rating"  # some integers are too long to be spelt
     if not isinstance(rating, str) or not isinstance(rationale, str) or not isinstance(verdict, str):
         return unread(form.aspect, f"the rating of text {number} is {json.dumps(rating)[:40]}")
     return _rating(form, rating.strip(), verdict.lower(), rationale.strip())
@@ -290,10 +296,12 @@ def contradiction(rating: Rating, scale: Scale, quoted: Iterable[str] = ()) -> s
         if not low - SLACK <= rating.score <= high + SLACK:
             return f"{rating.score:g} of {scale.high}, but called {rating.verdict}"
     shown = [text.casefold() for text in quoted]
-    for pattern in _SAID:
-        for match in pattern.finditer(rating.rationale):
-            if match[2] and match[2] != str(scale.high):
-                continue
-            if float(match[1]) != rating.score and not any(match[0].casefold() in text for text in shown):
-                return f"{rating.score:g} of {scale.high}, but its rationale says {match[0][:60]!r}"
+    said = dict.fromkeys(
+        (match[0], match[1], match[2]) for pattern in _SAID for match in pattern.finditer(rating.rationale)
+    )
+    for words, number, highest in said:
+        if highest and highest != str(scale.high):
+            continue
+        if float(number) != rating.score and not any(words.casefold() in text for text in shown):
+            return f"{rating.score:g} of {scale.high}, but its rationale says {words[:60]!r}"
     return ""
