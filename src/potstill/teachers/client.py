@@ -187,7 +187,9 @@ class Endpoint:
 async def _bound(response: "httpx2.Response") -> None:
     """Called before a body is read: let it be no longer than we can hold, and UTF-8, whatever the headers say."""
     packed = response.headers.get("content-encoding", "identity") != "identity"
-    response.stream = _bounded()(response.stream, MOST_PACKED_BYTES if packed else MOST_BYTES)
+    length, most = response.headers.get("content-length", ""), MOST_PACKED_BYTES if packed else MOST_BYTES
+    if not (length.isdecimal() and len(length) < 12 and int(length) <= most):  # no transport reads more than it says
+        response.stream = _bounded()(response.stream, most)
     response.encoding = "utf-8"
 
 
