@@ -163,15 +163,23 @@ def test_a_reply_that_is_not_accepted_goes_into_another_job(tmp_path: Path) -> N
         assert len(stub.jobs) == 2
 
 
-def test_a_job_of_a_killed_run_is_found_and_paid_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_while_it_waits(
+    workspace: Path, stub: Stub, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends once its job is sent."""
+
     def killed(seconds: float) -> None:
         raise RuntimeError("killed")
 
+    with monkeypatch.context() as patch:
+        patch.setattr("potstill.teachers.batches.time", SimpleNamespace(sleep=killed))  # not every thread's
+        with pytest.raises(RuntimeError, match="killed"):
+            run(workspace, stub, requests)
+
+
+def test_a_job_of_a_killed_run_is_found_and_paid_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Batches() as stub:
-        with monkeypatch.context() as patch:
-            patch.setattr("potstill.teachers.batches.time", SimpleNamespace(sleep=killed))  # not every thread's
-            with pytest.raises(RuntimeError, match="killed"):
-                run(tmp_path, stub, asked(10))
+        killed_while_it_waits(tmp_path, stub, asked(10), monkeypatch)
         goes_on(tmp_path, stub)
 
 
@@ -233,13 +241,7 @@ def test_a_line_that_is_no_reply_is_asked_again(tmp_path: Path, line: Any) -> No
 
 
 def test_a_job_whose_replies_are_gone_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(seconds: float) -> None:
-        raise RuntimeError("killed")
-
     with Batches() as stub:
-        with monkeypatch.context() as patch:
-            patch.setattr("potstill.teachers.batches.time", SimpleNamespace(sleep=killed))  # not every thread's
-            with pytest.raises(RuntimeError, match="killed"):
-                run(tmp_path, stub, asked(2))
+        killed_while_it_waits(tmp_path, stub, asked(2), monkeypatch)
         stub.jobs["batch-0"] |= {"status": "completed", "output_file_id": "lost"}
         assert [r.text for r in run(tmp_path, stub, asked(2))] == ["echo q0", "echo q1"]
