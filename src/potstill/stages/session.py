@@ -1,6 +1,6 @@
 """One training stage from its model to its sealed files: what pretrain, sft and dpo do alike."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,17 @@ class Session:
         self.precision = choose_precision(config.dtype, self.device)
         self._reference = ""
 
-    def load(self, split: Split, new_tokens: Sequence[int] = (), *, referred: bool = False) -> None:
+    def load(
+        self,
+        split: Split,
+        new_tokens: Sequence[int] = (),
+        *,
+        referred: bool = False,
+        fit: Callable[[Scorer], None] = lambda scorer: None,
+    ) -> None:
         """The stage's `model`, with room for new tokens and with an adapter, where the config asks for them.
 
-        `referred`: it is the reference too, which is what it is before an adapter is attached.
+        `referred`: it is the reference too, which is what it is before an adapter is attached. `fit` as in `take`.
         """
         adapter, source = self.config.adapter, self.inputs.model("model")
         as_it_was = load_tokenizer(source) if new_tokens else self.tokenizer  # the model knows no new ones yet
@@ -62,13 +69,19 @@ class Session:
             self._reference = weights_hash(model, self.precision)
         if adapter is not None:
             attach(model, adapter, self.work.seed, new_tokens)
-        self.take(model, split.train)
+        self.take(model, split.train, fit)
 
-    def take(self, model: PreTrainedModel, items: Sequence[Item]) -> None:
-        """Train this model on such items; whatever is "auto" is decided here."""
+    def take(
+        self, model: PreTrainedModel, items: Sequence[Item], fit: Callable[[Scorer], None] = lambda scorer: None
+    ) -> None:
+        """Train this model on such items; whatever is "auto" is decided here.
+
+        `fit` is called with its scorer while that is whole, and before anything is made for what is trained in it.
+        """
         config = self.config
         torch.manual_seed(self.work.seed + self.team.rank)  # dropout and noise draw from here
         scorer = build_scorer(model, self.precision, neftune_alpha=getattr(config, "neftune_alpha", 0.0))
+        fit(scorer)
         optimizers = make_optimizers(scorer, config.optimizer, config.learning_rate, config.weight_decay, config.beta2)
         self.model = model
         self.pace = Pace(operations(model), matrix_peak(self.device, self.precision))

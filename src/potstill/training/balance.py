@@ -31,12 +31,12 @@ class Balance:
             self._routed_E = team.total(torch.stack(counts).sum(0))
 
     def score(self, batch: Batch) -> tuple[Tensor, Tensor | float]:
-        """A micro-batch's log-probabilities, and its part of the balance loss, weighted."""
+        """A micro-batch's scores, and its part of the balance loss, weighted."""
         if self._routed_E is None:
             return self._team.score(batch), 0.0
-        logp_N, _, router_E = self._team.route(batch)
+        scores, _, router_E = self._team.route(batch)
         part = balance_loss(self._routed_E, router_E, self._team.scorer.experts_per_token)
-        return logp_N, self._coefficient * part
+        return scores, self._coefficient * part
 
     def figures(self, part: Tensor | float, denominator: float) -> Mapping[str, Tensor]:
         """For the curve, whose sums are divided by the denominator: the balance loss itself is a mean already."""

@@ -5,7 +5,7 @@ Suffixes: T tokens, N scored positions, A answers, S attention slots (see `Tree`
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.tokenization import Encoded, EncodedPair, Ids, Mask
+
+if TYPE_CHECKING:
+    from potstill.training.lesson import Lesson
 
 Signal = NDArray[np.float32]
 
@@ -30,7 +33,7 @@ class Item:
     answers: tuple[tuple[Ids, Mask], ...]
     """Token ids and which of them are scored, one a branch."""
     signals: tuple[Signal, ...] = ()
-    """What a teacher or a reference says to each scored token, one array a branch; empty where there is none."""
+    """What a reference says to each scored token, one array a branch; empty where there is none."""
 
     @classmethod
     def chat(cls, row: str, encoded: Encoded) -> Self:
@@ -124,9 +127,17 @@ class Batch:
     """Which answer a score belongs to, 0 to A - 1; a pair's are 2i (chosen) and 2i + 1 (rejected)."""
     answers: int
     """A."""
-    row_ids: tuple[str, ...]
+    items: tuple[Item, ...]
+    """The rows themselves, in their order."""
     signal_N: Tensor | None = None
-    """What a teacher or a reference says to each scored position; float32."""
+    """What a reference says to each scored position; float32."""
+    lesson: "Lesson | None" = None
+    """What teachers say to each scored position, and what is to be made of it."""
+
+    @property
+    def row_ids(self) -> tuple[str, ...]:
+        """Which rows these are: what is cached for them is found by it."""
+        return tuple(item.row for item in self.items)
 
     def by_answer(self, values_N: Tensor) -> Tensor:
         """Sums of scored positions' values by the answer they belong to; shape (A,)."""
@@ -134,17 +145,16 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """On another device."""
-        return Batch(
-            self.tokens_T.to(device),
-            self.positions_T.to(device),
-            self.tree.to(device),
-            self.scored_N.to(device),
-            self.targets_N.to(device),
-            self.weights_N.to(device),
-            self.owner_N.to(device),
-            self.answers,
-            self.row_ids,
-            None if self.signal_N is None else self.signal_N.to(device),
+        return replace(
+            self,
+            tokens_T=self.tokens_T.to(device),
+            positions_T=self.positions_T.to(device),
+            tree=self.tree.to(device),
+            scored_N=self.scored_N.to(device),
+            targets_N=self.targets_N.to(device),
+            weights_N=self.weights_N.to(device),
+            owner_N=self.owner_N.to(device),
+            signal_N=None if self.signal_N is None else self.signal_N.to(device),
         )
 
 
@@ -177,7 +187,7 @@ def collate(items: Sequence[Item], *, one_bucket: bool = False) -> Batch:
         weights_N=torch.ones(sum(len(part) for part in scored)),
         owner_N=_long(owners),
         answers=answer,
-        row_ids=tuple(item.row for item in items),
+        items=tuple(items),
         signal_N=_signal(items),
     )
 

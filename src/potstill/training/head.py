@@ -1,6 +1,6 @@
 """Log-probabilities of targets through a plain linear head, without ever holding logits that the caches cannot.
 
-Suffixes: N scored positions, C rows of a chunk, V vocabulary, D hidden width.
+Suffixes: N scored positions, C rows of a chunk, V vocabulary, D hidden width. `taught_head` has the head's other use.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def linear_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, scale:
 def _score(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, scale: float, residual_CV: Tensor | None) -> Tensor:
     """Log-probabilities of a chunk. Where a residual is given, the softmax less the one-hot target is written into it:
     the gradient of -logp in the (scaled) logits."""
-    logits_CV = _product(hidden_CD, weight_VD)
+    logits_CV = product_of(hidden_CD, weight_VD)
     if scale != 1.0:
         logits_CV *= scale
     at_CV = targets_C[:, None]
@@ -45,12 +45,12 @@ def _score(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, scale: float
     return (target_C - sum_C.log())[:, 0]
 
 
-def _product(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    """hidden @ weight.T, its sums and its result in float32 or wider."""
+def product_of(hidden_CD: Tensor, weight_VD: Tensor, out: Tensor | None = None) -> Tensor:
+    """hidden @ weight.T, its sums and its result in float32 or wider; on a CPU into `out`, where that is given."""
     wide = torch.promote_types(weight_VD.dtype, torch.float32)
     if weight_VD.device.type == "cuda" and weight_VD.dtype == torch.bfloat16:
         return torch.mm(hidden_CD.to(torch.bfloat16), weight_VD.t(), out_dtype=torch.float32)
-    return hidden_CD.to(wide) @ weight_VD.to(wide).t()
+    return torch.mm(hidden_CD.to(wide), weight_VD.to(wide).t(), out=out)
 
 
 _spare: dict[torch.dtype, Tensor] = {}
@@ -58,7 +58,7 @@ _spare: dict[torch.dtype, Tensor] = {}
 and give it anew, page by page, which takes longer than to compute what goes into it."""
 
 
-def _borrow(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def borrow(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Room for a residual, not initialised."""
     size = shape[0] * shape[1]
     spare = _spare.pop(dtype, None) if device.type == "cpu" else None
@@ -67,7 +67,7 @@ def _borrow(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) ->
     return spare[:size].view(shape)
 
 
-def _give_back(residual_KV: Tensor) -> None:
+def give_back(residual_KV: Tensor) -> None:
     """Nobody reads it any more. Where no backward comes, it is freed as any other tensor."""
     if residual_KV.device.type == "cpu" and residual_KV.numel():
         whole = residual_KV.new_empty(0).set_(residual_KV.untyped_storage())
@@ -87,7 +87,7 @@ class _LinearLogps(torch.autograd.Function):
         ctx.scale, ctx.product = scale, product
         needed = hidden_ND.requires_grad or weight_VD.requires_grad
         kept = min(rows, KEPT_BYTES // (vocabulary * product.itemsize)) if needed else 0
-        residual_KV = _borrow((kept, vocabulary), product, weight_VD.device)
+        residual_KV = borrow((kept, vocabulary), product, weight_VD.device)
         logps = []
         for start in range(0, rows, ctx.chunk):
             chunk = slice(start, min(start + ctx.chunk, rows))
@@ -119,5 +119,5 @@ class _LinearLogps(torch.autograd.Function):
             if wanted_weight:
                 share_VD = (residual_CV.t() @ scaled_ND[part]).to(weight_VD.dtype)
                 grad_VD = share_VD if grad_VD is None else grad_VD.add_(share_VD)
-        _give_back(residual_KV)
+        give_back(residual_KV)
         return grad_ND, grad_VD, None, None, None

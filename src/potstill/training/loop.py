@@ -20,7 +20,7 @@ from potstill.training.checkpoint import Checkpoints
 from potstill.training.curves import CURVES_FILE, Curve, Follower, Measured, Pace, rounded
 from potstill.training.optimizers import OptimizerName
 from potstill.training.schedule import ScheduleName, rate
-from potstill.training.tasks import Objective, Task
+from potstill.training.tasks import Objective, Task, Teach, untaught
 from potstill.training.team import Team
 
 
@@ -91,8 +91,9 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
         balance = Balance(team, rows, settings.micro_tokens)
         sums: dict[str, Tensor] = {}
         for batch, share, last in team.rounds(rows, settings.micro_tokens):
-            logp_N, unbalanced = balance.score(batch)
-            loss = objective(logp_N, batch)
+            taught = task.teach(batch)
+            scores, unbalanced = balance.score(taught)
+            loss = objective(scores, taught)
             team.backward((loss.sum / denominator + unbalanced) * share, last)
             for name, value in {"loss": loss.sum, **loss.figures, **balance.figures(unbalanced, denominator)}.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
@@ -137,20 +138,23 @@ def _coupled(team: Team, task: Task, rows: Sequence[Item], budget: int) -> tuple
         return rows, task.objective
     coupling = task.coupling
     mode = team.scorer.training
-    means = score_all(team, [coupling.first(item) for item in rows], coupling.measure, budget)
+    means = score_all(team, [coupling.first(item) for item in rows], coupling.measure, budget, task.teach)
     team.scorer.train(mode)
     measured = torch.tensor(means["loss"], device=team.scorer.device)
     return [coupling.then(item) for item in rows], coupling.objective(measured)
 
 
 @torch.no_grad()
-def score_all(team: Team, items: Sequence[Item], objective: Objective, budget: int) -> dict[str, float]:
+def score_all(
+    team: Team, items: Sequence[Item], objective: Objective, budget: int, teach: Teach = untaught
+) -> dict[str, float]:
     """The objective's means over rows, without gradients, dropout off."""
     team.scorer.eval()
     wide = torch.float32 if team.scorer.device.type == "mps" else torch.float64  # Apple's chips have no wider
     sums: dict[str, Tensor] = {}
     for batch, share, _ in team.rounds(items, budget):
-        loss = objective(team.score(batch), batch)
+        taught = teach(batch)
+        loss = objective(team.score(taught), taught)
         for name, value in {"count": torch.as_tensor(loss.count), "loss": loss.sum, **loss.figures}.items():
             sums[name] = sums.get(name, 0.0) + value.to(team.scorer.device, wide) * share
     names = list(sums)
@@ -164,7 +168,7 @@ def _evaluate(team: Team, task: Task, settings: Settings, curve: Curve, step: in
         return None
     curve.flush()
     rows, objective = _coupled(team, task, task.held_out, settings.micro_tokens)
-    means = score_all(team, rows, objective, settings.micro_tokens)
+    means = score_all(team, rows, objective, settings.micro_tokens, task.teach)
     team.scorer.train()
     curve.evaluated(step, means)
     return means["loss"]

@@ -1,10 +1,11 @@
 """From tokens to log-probabilities, all inside one module, so that whatever wraps it (FSDP2, ZeRO-3) wraps everything.
 
-Suffixes: T tokens, N scored positions, C rows of a chunk, V vocabulary, D hidden width, E experts, R rows of the body.
+Suffixes: T tokens, N scored positions, C rows of a chunk, V vocabulary, D hidden width, E experts, R rows of the body,
+F figures of a lesson.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, cast
@@ -21,9 +22,12 @@ from potstill.errors import ModelError
 from potstill.training import attention, experts
 from potstill.training.batch import Batch
 from potstill.training.head import linear_logps
+from potstill.training.layers import collect
+from potstill.training.lesson import Lesson
 from potstill.training.neftune import Noise
 from potstill.training.paths import Kernel, Plan, copied, unshared
 from potstill.training.probe import Probe, bare
+from potstill.training.taught_head import judged, linear_lesson
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ with the model's own attention."""
 LADDER: tuple[Layout, ...] = ("shared", "packed", "padded")
 
 Routing = tuple[Tensor, Tensor, Tensor]
-"""(logp_N, routed_E, router_E); see `experts.routing`."""
+"""(scores, routed_E, router_E); see `experts.routing`."""
 
 Hidden = tuple[Tensor, Sequence[Tensor], Tensor]
 """Hidden states, shape (T, D); every layer's router logits, shape (R, E), or none; how often each of R counts."""
@@ -69,6 +73,8 @@ class Scorer(nn.Module):
         """In training mode each decoder layer is computed again in the backward instead of being remembered."""
         self.neftune_alpha = neftune_alpha
         """Noise on embeddings in training mode; Jain et al. 2023 take 5 to 15. 0 is none."""
+        self.projections = nn.ModuleList()
+        """What stands between its hidden states and those of each teacher of its lessons; see `layers.Projections`."""
         self.kernel: Kernel | None = None
         """Takes the place of the attention kernel that would be chosen, to compare them."""
         self.chunk_logits = CHUNK_LOGITS
@@ -102,20 +108,34 @@ class Scorer(nn.Module):
         """To how many experts each token is routed; `experts.balance_loss` asks."""
         return experts.experts_per_token(bare(self.model).config)
 
-    def forward(self, batch: Batch, want: Literal["logp", "routing"] = "logp") -> Tensor | Routing:
+    def forward(
+        self, batch: Batch, want: Literal["scores", "routing", "hidden"] = "scores", layers: Sequence[int] = ()
+    ) -> Tensor | Routing | tuple[Tensor, ...]:
         """Log-probabilities of the batch's targets, in nats; float32 (float64 for a float64 model), shape (N,).
 
-        With "routing" also what the balance of experts needs, as a plain tuple (FSDP2 looks for tensors in it): each
-        real token counts as often as plain training would see it, a shared prompt's once a branch.
+        Where the batch has a lesson, its figures instead, shape (F, N). With "hidden", for a teacher, what its head
+        is asked with at each scored position (see `logits`), and these layers' states there, each of shape (N, D); see
+        `layers`. With "routing" also what the balance of experts needs: each real token counts as often as plain
+        training would see it, a shared prompt's once a branch. Tuples are plain ones: FSDP2 looks for tensors in them.
         """
         plan = Plan(batch.tree, self.kernel)
         view = self._padded if self.layout == "padded" else self._packed
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision == torch.bfloat16):
+        lesson = None if want == "hidden" else batch.lesson
+        layers = layers if lesson is None else lesson.layers
+        bfloat16 = torch.autocast(self.device.type, self.precision, enabled=self.precision == torch.bfloat16)
+        with bfloat16, collect(self.model, layers) if layers else nullcontext({}) as outputs:
             hidden_TD, logits, weights_R = view(batch, plan, want == "routing")
-        logp_N = self._logps(hidden_TD.index_select(0, batch.scored_N), batch.targets_N)
-        if want == "logp":
-            return logp_N
-        return (logp_N, *experts.routing(logits, weights_R, self.experts_per_token))
+        hidden_ND = hidden_TD.index_select(0, batch.scored_N)
+        states = {n: self._by_token(found, batch).index_select(0, batch.scored_N) for n, found in outputs.items()}
+        if want == "hidden":
+            return (hidden_ND, *(states[layer] for layer in layers))
+        if lesson is None:
+            scores = self._logps(hidden_ND, batch.targets_N)
+        else:
+            scores = lesson.with_states(self._learn(hidden_ND, batch), states, self.projections)
+        if want == "scores":
+            return scores
+        return (scores, *experts.routing(logits, weights_R, self.experts_per_token))
 
     @contextmanager
     def products(self) -> Iterator[None]:
@@ -142,7 +162,7 @@ class Scorer(nn.Module):
         positions_R = batch.positions_T[tokens_R]
         output = self._body(batch.tokens_T, tokens_R[None], noise, routers, position_ids=positions_R[None], tree=plan)
         self._kernels = plan.used
-        hidden_TD = output.last_hidden_state[0, : len(batch.tokens_T)]
+        hidden_TD = self._by_token([output.last_hidden_state], batch)
         return hidden_TD, output.router_logits if routers else (), weights_R
 
     def _padded(self, batch: Batch, plan: Plan, routers: bool) -> Hidden:
@@ -155,10 +175,16 @@ class Scorer(nn.Module):
             tokens_BL = slots_S[start : start + rows * length].view(rows, length)
             outputs.append(self._body(batch.tokens_T, tokens_BL, noise, routers))
             start += rows * length
-        hidden_SD = torch.cat([output.last_hidden_state.flatten(0, 1) for output in outputs])
+        hidden_TD = self._by_token([output.last_hidden_state for output in outputs], batch)
         layers = zip(*(output.router_logits for output in outputs), strict=True) if routers else ()
         weights_S = torch.zeros_like(slots_S).index_fill_(0, plan.cells_R, 1)
-        return hidden_SD.index_select(0, batch.tree.home_T), [torch.cat(parts) for parts in layers], weights_S
+        return hidden_TD, [torch.cat(parts) for parts in layers], weights_S
+
+    def _by_token(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """What the body's calls gave, each token's where its home is; shape (T, D)."""
+        if self.layout != "padded":
+            return outputs[0][0, : len(batch.tokens_T)]
+        return torch.cat([output.flatten(0, 1) for output in outputs]).index_select(0, batch.tree.home_T)
 
     def _body(self, tokens_T: Tensor, which: Tensor, noise: Noise | None, routers: bool, **inputs: Any) -> Any:
         """The body's output for these tokens of the batch, an index of any shape."""
@@ -172,35 +198,79 @@ class Scorer(nn.Module):
         return Noise(self.neftune_alpha, plan) if self.model.training and self.neftune_alpha else None
 
     def _logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Through the head as a module (it may be tied, sharded, quantised or adapted), in chunks, so that N x V is
-        never there at once in full precision."""
-        head = cast(nn.Module, bare(self.model).get_output_embeddings())  # type: ignore[no-untyped-call]
-        if type(head) is nn.Linear and getattr(head, "bias", None) is None and not self._caps:
+        """Log-probabilities of the targets, without N x V being there at once in full precision."""
+
+        def compute(logits_CV: Tensor, rows: slice) -> Tensor:
+            return -F.cross_entropy(logits_CV, targets_N[rows], reduction="none")
+
+        return self._through_head(hidden_ND, partial(linear_logps, targets_N=targets_N), compute)
+
+    def _learn(self, hidden_ND: Tensor, batch: Batch) -> Tensor:
+        """The figures of the batch's lesson, likewise."""
+        lesson, targets_N = cast(Lesson, batch.lesson), batch.targets_N
+
+        def compute(logits_CV: Tensor, rows: slice) -> Tensor:
+            return judged(logits_CV, targets_N[rows], lesson, rows)
+
+        return self._through_head(hidden_ND, partial(linear_lesson, targets_N=targets_N, lesson=lesson), compute)
+
+    def _through_head(
+        self, hidden_ND: Tensor, fused: Callable[..., Tensor], compute: Callable[[Tensor, slice], Tensor]
+    ) -> Tensor:
+        """Through the head as a module (it may be tied, sharded, quantised or adapted), shape (..., N).
+
+        A plain linear one answers `fused` at once; of any other, `compute` sees the logits chunk by chunk.
+        """
+        head = self._output
+        if self._is_plain:
             product = self.precision if self.precision == torch.bfloat16 else head.weight.dtype
-            with torch.autocast(self.device.type, enabled=False), _Fused(targets_N, self._scale, product) as fused:
+            answer = partial(fused, scale=self._scale, product=cast(torch.dtype, product))
+            with torch.autocast(self.device.type, enabled=False), _Fused(answer) as mode:
                 out = head(hidden_ND)
-            if fused.done:
+            if mode.done:
                 return cast(Tensor, out)
         count = max(self.least_chunks, self.chunks(len(hidden_ND)))
         if count == 1:
-            return self._head(head, hidden_ND, targets_N)
-        chunks = zip(hidden_ND.tensor_split(count), targets_N.tensor_split(count), strict=True)
-        return torch.cat([cast(Tensor, checkpoint(self._head, head, h, t, use_reentrant=False)) for h, t in chunks])
+            return compute(self.logits(hidden_ND), slice(0, len(hidden_ND)))
+
+        def both(hidden_CD: Tensor, rows: slice) -> Tensor:
+            return compute(self.logits(hidden_CD), rows)
+
+        found, start = [], 0
+        for hidden_CD in hidden_ND.tensor_split(count):
+            rows = slice(start, start + len(hidden_CD))
+            found.append(cast(Tensor, checkpoint(both, hidden_CD, rows, use_reentrant=False)))
+            start = rows.stop
+        return torch.cat(found, -1)
+
+    @property
+    def _output(self) -> nn.Module:
+        return cast(nn.Module, bare(self.model).get_output_embeddings())  # type: ignore[no-untyped-call]
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether logits are hidden states times a matrix, and nothing else."""
+        head = self._output
+        return type(head) is nn.Linear and getattr(head, "bias", None) is None and not self._caps
 
     def chunks(self, scored: int) -> int:
         """How often the head has to be called for so many scored positions, where it is no plain linear one."""
         vocabulary: int = bare(self.model).config.get_text_config().vocab_size
         return max(1, -(-scored // max(1, self.chunk_logits // vocabulary)))
 
-    def _head(self, head: nn.Module, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
-        """Logits and a softmax in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel 1432)."""
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """The head's, all after them in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel
+        1432)."""
+        head = self._output
         weights = next(head.parameters()).dtype
         wide = torch.promote_types(weights if weights.is_floating_point else hidden_CD.dtype, torch.float32)
         with torch.autocast(self.device.type, enabled=False), _WideSums():
-            logits_CV = head(hidden_CD.to(wide)).to(wide) * self._scale
+            logits_CV: Tensor = head(hidden_CD.to(wide)).to(wide)
+            if self._scale != 1.0:
+                logits_CV = logits_CV * self._scale
             if self._caps:
                 logits_CV = torch.tanh(logits_CV / self._caps) * self._caps
-            return -F.cross_entropy(logits_CV, targets_C, reduction="none")
+            return logits_CV
 
     @property
     def _scale(self) -> float:
@@ -233,21 +303,21 @@ class Scorer(nn.Module):
 
 
 class _Fused(TorchFunctionMode):
-    """Within this, a plain linear layer answers with the targets' log-probabilities instead of logits.
+    """Within this, a plain linear layer answers with what is made of its logits instead of them.
 
     It is done inside the layer's own call, where a wrapper (ZeRO-3, FSDP2) has gathered its weights.
     """
 
-    def __init__(self, targets_N: Tensor, scale: float, product: torch.dtype) -> None:
+    def __init__(self, answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self._with = targets_N, scale, product
+        self._answer = answer
         self.done = False
         """False where a wrapper computes the layer in its own way: then it answered with logits."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not self.done:
             self.done = True
-            return linear_logps(args[0], args[1], *self._with)
+            return self._answer(args[0], args[1])
         return func(*args, **(kwargs or {}))
 
 

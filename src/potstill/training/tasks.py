@@ -13,9 +13,18 @@ from potstill.objectives.base import Loss
 from potstill.objectives.likelihood import nll
 from potstill.objectives.preference import LOSSES, Labelled, Pairs, figures, kto, kto_kl, sft_term
 from potstill.training.batch import Batch, Item
+from potstill.training.lesson import FIGURES
 
 Objective = Callable[[Tensor, Batch], Loss]
-"""From log-probabilities of the scored positions, and the batch they belong to."""
+"""From log-probabilities of the scored positions (of a batch with a lesson, its figures), and the batch."""
+
+Teach = Callable[[Batch], Batch]
+"""Gives a batch its lesson."""
+
+
+def untaught(batch: Batch) -> Batch:
+    """Where there is no lesson."""
+    return batch
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Task:
     objective: Objective | None = None
     coupling: Coupling | None = None
     """Instead of an objective."""
+    teach: Teach = untaught
 
 
 def likelihood(steps: Sequence[Sequence[Item]], held_out: Sequence[Item]) -> Task:
@@ -53,6 +63,21 @@ def likelihood(steps: Sequence[Sequence[Item]], held_out: Sequence[Item]) -> Tas
         return nll(logp_N, batch.weights_N)
 
     return Task(steps, held_out, lambda item: float(item.scored), objective)
+
+
+def distillation(
+    steps: Sequence[Sequence[Item]], held_out: Sequence[Item], teach: Teach, names: Sequence[str]
+) -> Task:
+    """The task of learning from a teacher's signal: the mean over learnt tokens of the lesson's loss.
+
+    `names`: which of the lesson's figures are followed, besides the loss.
+    """
+
+    def objective(figures_FN: Tensor, batch: Batch) -> Loss:
+        sums = dict(zip(FIGURES, (figures_FN * batch.weights_N).sum(-1), strict=True))
+        return Loss(sums["loss"], batch.weights_N.sum(), {name: sums[name] for name in names})
+
+    return Task(steps, held_out, lambda item: float(item.scored), objective, teach=teach)
 
 
 def preference(

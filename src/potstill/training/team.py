@@ -53,9 +53,9 @@ class Team:
             yield batch.to(self.scorer.device), share, number == len(groups)
 
     def score(self, batch: Batch) -> Tensor:
-        """Log-probabilities of a batch, through whatever wraps the scorer."""
-        logp_N: Tensor = self.scorer(batch)
-        return logp_N
+        """Log-probabilities of a batch, or its lesson's figures, through whatever wraps the scorer."""
+        scores: Tensor = self.scorer(batch)
+        return scores
 
     def route(self, batch: Batch) -> Routing:
         """The same, and how its tokens were routed to a mixture's experts."""

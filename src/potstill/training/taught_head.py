@@ -1,0 +1,144 @@
+"""A lesson through the student's head: figures of each scored position, and gradients, without holding N x V.
+
+Logits of some positions are made, judged and turned into their own gradients while they lie in the caches; gradients
+of many are gathered in a slab, so that the products with the head are large. All of it happens in the forward: what is
+kept for the backward is as large as the hidden states and the head, whose gradients they are.
+
+Suffixes: N scored positions, C of a chunk, S of a slab, V vocabulary, D hidden width, F figures.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.training.head import CHUNK_LOGITS, borrow, give_back, product_of
+from potstill.training.lesson import FIGURES, Lesson
+
+SLAB_BYTES = 1 << 28
+"""Of gradients by logits that are gathered for one product."""
+
+
+def linear_lesson(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, lesson: Lesson, scale: float, product: torch.dtype
+) -> Tensor:
+    """The lesson's figures, shape (F, N), float32 or wider, where logits are scale * hidden @ weight.T.
+
+    Logits and all that is made of them are in float32 or wider whatever `product` is, which is the type of the
+    gradients' products.
+    """
+    learn = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    figures_FN: Tensor = _LinearLesson.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, targets_N, lesson, scale, product, learn
+    )
+    return figures_FN
+
+
+def judged(logits_CV: Tensor, targets_C: Tensor, lesson: Lesson, rows: slice) -> Tensor:
+    """The figures of a chunk whose logits are there, for heads that are no plain linear layer; shape (F, C)."""
+    figures_FC: Tensor = _Judged.apply(logits_CV, targets_C, lesson, rows)  # type: ignore[no-untyped-call]
+    return figures_FC
+
+
+class _LinearLesson(torch.autograd.Function):
+    """The forward makes gradients as if each position counted once. As a rule all count alike, and the backward has
+    only to scale them; where they do not, it makes them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        lesson: Lesson,
+        scale: float,
+        product: torch.dtype,
+        learn: bool,
+    ) -> Tensor:
+        ctx.call = (targets_N, lesson, scale, product)
+        wanted = tuple(ctx.needs_input_grad[:2]) if learn else (False, False)
+        figures_FN, grad_ND, grad_VD = _go_through(hidden_ND, weight_VD, *ctx.call, None, wanted)
+        ctx.save_for_backward(hidden_ND, weight_VD, grad_ND, grad_VD)
+        return figures_FN
+
+    @staticmethod
+    def backward(ctx: Any, grad_FN: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, grad_ND, grad_VD = ctx.saved_tensors
+        grad_N, nothing = grad_FN[0], (None,) * 5
+        if not len(grad_N):
+            return torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD), *nothing
+        if bool((grad_N == grad_N[0]).all()):
+            for made in (grad_ND, grad_VD):
+                if made is not None:
+                    made.mul_(grad_N[0])
+            return grad_ND, grad_VD, *nothing
+        _, grad_ND, grad_VD = _go_through(hidden_ND, weight_VD, *ctx.call, grad_N, ctx.needs_input_grad[:2])
+        return grad_ND, grad_VD, *nothing
+
+
+def _go_through(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    lesson: Lesson,
+    scale: float,
+    product: torch.dtype,
+    factor_N: Tensor | None,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Figures, and the gradients that are wanted, by hidden states and by the head's weight; each position's loss
+    counts by its factor."""
+    positions, vocabulary = len(targets_N), lesson.aims.vocabulary
+    tokens_VD = weight_VD[:vocabulary]
+    chunk = max(1, CHUNK_LOGITS // vocabulary)
+    slab = min(positions, max(chunk, SLAB_BYTES // (vocabulary * product.itemsize) // chunk * chunk))
+    wide = torch.promote_types(weight_VD.dtype, torch.float32)
+    figures_FN = hidden_ND.new_zeros((len(FIGURES), positions), dtype=wide)
+    grad_ND = torch.zeros_like(hidden_ND) if wanted[0] else None
+    grad_VD = torch.zeros_like(weight_VD) if wanted[1] else None
+    learnt = tokens_VD.to(product) if any(wanted) else None
+    logits_CV = borrow((min(chunk, positions), vocabulary), wide, weight_VD.device)
+    slope_SV = borrow((slab if any(wanted) else 0, vocabulary), product, weight_VD.device)
+    for begin in range(0, positions, slab):
+        end = min(begin + slab, positions)
+        for start in range(begin, end, chunk):
+            rows = slice(start, min(start + chunk, end))
+            made_CV = product_of(hidden_ND[rows], tokens_VD, logits_CV[: rows.stop - start])
+            if scale != 1.0:
+                made_CV *= scale
+            figures_FC, slope_CV = lesson.judge(rows, made_CV, targets_N[rows], slope=any(wanted))
+            figures_FN[:, rows] = figures_FC
+            if slope_CV is not None:
+                slope_SV[start - begin : rows.stop - begin].copy_(slope_CV)
+        if learnt is None:
+            continue
+        slope_sV, hidden_sD = slope_SV[: end - begin], hidden_ND[begin:end]
+        factor_s1 = scale * hidden_ND.new_ones(end - begin, 1, dtype=wide)
+        if factor_N is not None:
+            factor_s1 *= factor_N[begin:end, None]
+        if grad_ND is not None:
+            grad_ND[begin:end] = (slope_sV @ learnt).to(wide) * factor_s1
+        if grad_VD is not None:
+            scaled_sD = (hidden_sD.to(wide) * factor_s1).to(product)
+            grad_VD[:vocabulary].add_(slope_sV.t() @ scaled_sD)
+    give_back(logits_CV)
+    give_back(slope_SV)
+    return figures_FN, grad_ND, grad_VD
+
+
+class _Judged(torch.autograd.Function):
+    """Keeps the loss's derivative by the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor, lesson: Lesson, rows: slice) -> Tensor:
+        tokens_CV = logits_CV[:, : lesson.aims.vocabulary].clone()
+        figures_FC, slope_CV = lesson.judge(rows, tokens_CV, targets_C, slope=ctx.needs_input_grad[0])
+        ctx.padding = logits_CV.shape[1] - lesson.aims.vocabulary
+        ctx.save_for_backward(slope_CV)
+        return figures_FC
+
+    @staticmethod
+    def backward(ctx: Any, grad_FC: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (slope_CV,) = ctx.saved_tensors
+        grad_CV = slope_CV * grad_FC[0][:, None]
+        return torch.nn.functional.pad(grad_CV, (0, ctx.padding)), None, None, None
