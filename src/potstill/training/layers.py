@@ -25,16 +25,15 @@ def spread(layers: int, count: int) -> tuple[int, ...]:
     """`count` of a model's layers at equal distances, the last of them its last. RecipeError where it has fewer."""
     if not 1 <= count <= layers:
         raise RecipeError("layers", f"{count} of {layers} decoder layers cannot be chosen", f"Set 1 to {layers}")
-    return tuple(
-        (2 * step * layers + count) // (2 * count) for step in range(1, count + 1)
-    )  # to the nearest, halves up
+    steps = range(1, count + 1)
+    return tuple((2 * step * layers + count) // (2 * count) for step in steps)  # to the nearest, halves up
 
 
 def depth_map(student_layers: int, teacher_layers: int, chosen: int | Mapping[int, int] | None = None) -> Pairs:
     """Which layer of the student learns from which of the teacher.
 
-    `chosen` is how many pairs, of equal relative depth and the last layers together (the uniform
-    strategy of Jiao et al. 2020); None: as many as the shallower has layers. Or they are given, as {2: 6, 4: 12}. Raises
+    `chosen` is how many pairs, of equal relative depth and the last layers together (the uniform strategy of Jiao et
+    al. 2020, TinyBERT); None: as many as the shallower has layers. Or they are given, as {2: 6, 4: 12}. Raises
     RecipeError where there are not so many, and ModelError for a layer that does not exist.
     """
     if not isinstance(chosen, Mapping):
