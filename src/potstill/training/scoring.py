@@ -295,6 +295,21 @@ class Scorer(nn.Module):
             "activation_checkpointing": "every layer" if self.checkpoint_activations else "none",
         }
 
+    @contextmanager
+    def lent(self) -> Iterator[PreTrainedModel]:
+        """Within this the model has its own attention, which knows caches, remembers what it computes and drops nothing
+        out; then all is as it was before."""
+        training, checkpointed = self.training, self.checkpoint_activations
+        self.release()
+        self.eval()
+        try:
+            yield bare(self.model)
+        finally:
+            self.train(training)
+            _checkpoint_layers(self.model, checkpointed)
+            if self.layout != "padded":
+                attention.install(bare(self.model))
+
     def release(self) -> PreTrainedModel:
         """The model with its own attention again, to generate with or to save."""
         attention.remove(bare(self.model))
