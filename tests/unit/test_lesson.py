@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine import FAMILIES, FALLBACKS, PAIRS_AND_CHATS, VOCABULARY, assert_same, gradients_of, tiny_model
+from engine import FALLBACKS, FAMILIES, PAIRS_AND_CHATS, VOCABULARY, assert_same, gradients_of, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -67,17 +67,39 @@ class Bench:
         stopping: Callable[[], bool] = lambda: False,
     ) -> Any:
         """The model and the facts. What an earlier run of that name left is not finished: it is removed."""
+        sources = (data,) if isinstance(data, Data) else tuple(data)
+        inputs = Inputs({"data": sources}, {} if model is None else {"model": (model,)}, {})
+        return self._run(stage, out, config, inputs, stopping)
+
+    def _run(
+        self,
+        stage: Any,
+        out: str,
+        config: dict[str, Any],
+        inputs: Inputs,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Any:
         folder = self.root / out
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         kind = stage.__name__.rsplit(".", 1)[-1]
-        sources = (data,) if isinstance(data, Data) else tuple(data)
-        inputs = Inputs({"data": sources}, {} if model is None else {"model": (model,)}, {})
         work = Work(
             folder, self.root, seed=3, name=out, warn=self.warnings.append, stoppable=lambda: nullcontext(stopping)
         )
         facts = stage.STAGE.run(stage.STAGE.config(kind=kind, **config), inputs, work)
         return Model(out, LocalModel(path=str(folder))), facts
+
+    def teach(
+        self, stage: Any, out: str, config: dict[str, Any], data: Data, student: Model | None, teacher: Model | Data
+    ) -> Any:
+        """As `run`, for a stage that has a teacher: a model, or what was captured of one."""
+        models = {} if student is None else {"model": (student,)}
+        sources: dict[str, tuple[Data, ...]] = {"data": (data,)}
+        if isinstance(teacher, Data):
+            sources["teacher"] = (teacher,)
+        else:
+            models["teacher"] = (teacher,)
+        return self._run(stage, out, config, Inputs(sources, models, {}))
 
     def hashes(self, out: str) -> dict[str, str]:
         """Of all that a stage left, by name."""

@@ -22,6 +22,8 @@ MODULES = {
     "curate": "potstill.stages.curate",
     "pretrain": "potstill.stages.pretrain",
     "sft": "potstill.stages.sft",
+    "capture": "potstill.stages.capture",
+    "distill": "potstill.stages.distill",
     "sample": "potstill.stages.sample",
     "judge": "potstill.stages.judge",
     "binarize": "potstill.stages.binarize",

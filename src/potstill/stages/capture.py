@@ -1,14 +1,25 @@
 """capture: write down what a teacher says at every token of sealed conversations, to learn from it again and again."""
 
+import os
+import shutil
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from potstill.artifact import ROWS_FILE, digest, hash_file, storage_errors
+from potstill.errors import Stopped
 from potstill.records import Chat
-from potstill.sources import Inputs, Mixture
+from potstill.sources import Data, Inputs, Mixture
 from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, StageConfig, Work
 from potstill.stages.training import named_rows, sources
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from potstill.signals.rows import Header
+    from potstill.training.capture import Asked
+    from potstill.training.scoring import Scorer
 
 
 class CaptureConfig(StageConfig):
@@ -63,3 +74,103 @@ class CaptureConfig(StageConfig):
         """Tokens read, at a guess of 500 a conversation."""
         count = rows.get("data", 0)
         return Expected(rows=count, tokens=500 * count)
+
+
+def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:
+    """Tokenize, read the teacher, write shard by shard. What a run that was stopped has written stays."""
+    from potstill.signals.files import Reader, Writer
+    from potstill.stages.classroom import SIGNALS_FOLDER, TOKENIZER_FOLDER
+    from potstill.training.capture import capture
+    from potstill.training.data import chat_items
+    from potstill.training.memory import memory_errors
+    from potstill.training.models import choose_device, choose_precision, load_model, load_tokenizer
+    from potstill.training.probe import check_positions
+    from potstill.training.scoring import build_scorer
+    from potstill.training.tokens import Store
+
+    device = choose_device(config.device)
+    teacher = inputs.model("teacher")
+    own = load_tokenizer(teacher)
+    tokenizer = load_tokenizer(inputs.model("student")) if config.student else own
+    split = chat_items(
+        tokenizer,
+        named_rows(inputs, Chat),
+        max_length=config.max_length,
+        on_long=config.on_long,
+        learn=config.learn,
+        held_out=0,
+        seed=work.seed,
+        where=sources(inputs),
+        store=Store(work.workspace),
+    )
+    model = load_model(teacher, own, device)
+    model.requires_grad_(False)
+    check_positions(model, split.train)
+    scorer = build_scorer(model, choose_precision(config.dtype, device))
+    header, asked = _asked(config, inputs, scorer, tokenizer, work.seed)
+    writer = Writer(work.state / SIGNALS_FOLDER, header)
+    with work.stoppable() as stopping, memory_errors(config.micro_batch_tokens):
+
+        def tell(done: int, total: int) -> None:
+            work.progress(done, total, "tokens")
+            if stopping() and done < total:
+                where = f"token {done:,} of {total:,}"
+                raise Stopped(where, "the capture was asked to stop", "Run again to go on there")
+
+        capture(scorer, split.train, asked, writer, config.micro_batch_tokens, tell)
+    with storage_errors(work.path):
+        shutil.copytree(work.state / SIGNALS_FOLDER, work.path / SIGNALS_FOLDER, copy_function=_linked)
+    tokenizer.save_pretrained(work.path / TOKENIZER_FOLDER, save_jinja_files=False)
+    work.drop(split.dropped)
+    reader = Reader(work.path / SIGNALS_FOLDER)
+    facts = split.facts()
+    return {**facts, "bytes_per_token": round(reader.bytes_per_token(), 2), **scorer.facts()}
+
+
+def _asked(
+    config: CaptureConfig, inputs: Inputs, scorer: "Scorer", tokenizer: "PreTrainedTokenizerBase", seed: int
+) -> "tuple[Header, Asked]":
+    """What is written down, and what stands at its head."""
+    from potstill.signals.rows import Header, HiddenLayer
+    from potstill.signals.states import sketch
+    from potstill.stages.classroom import width_of
+    from potstill.training.capture import Asked
+    from potstill.training.layers import check_layers, decoder_layers
+    from potstill.training.preflight import tokenizer_hash, vocabulary_of
+    from potstill.training.reference import weights_hash
+
+    blocks, whole = len(decoder_layers(scorer.model)), width_of(scorer)
+    check_layers(config.layers, blocks, "the teacher")
+    layers = sorted(set(config.layers))
+    width = min(config.width or whole, whole)
+    vocabulary = vocabulary_of(scorer.model, tokenizer, f"teacher {config.teacher}")
+    header = Header(
+        vocabulary=vocabulary,
+        top=min(config.top, vocabulary),
+        draws=config.draws,
+        temperature=config.temperature,
+        hidden=tuple(HiddenLayer(layer, width, of=blocks) for layer in layers),
+        target_logp=False,
+        teacher=weights_hash(scorer.model, scorer.precision),
+        tokenizer=tokenizer_hash(tokenizer),
+        data=digest([[data.name, _content(data)] for data in inputs.data["data"]]),
+    )
+    sketches = {layer: sketch(seed, layer, whole, width) for layer in layers}
+    return header, Asked(vocabulary, header.top, header.draws, config.temperature, False, sketches, seed)
+
+
+def _content(data: Data) -> str:
+    """Of the rows themselves, wherever they lie."""
+    return hash_file(data.path if data.path.is_file() else data.path / ROWS_FILE)
+
+
+def _linked(source: str, target: str) -> str:
+    """Shards are large, and nobody changes one: what is sealed and what was kept until then may be one file."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+    return target
+
+
+STAGE = Stage(config=CaptureConfig, produces="signals", run=run, trains=True)

@@ -1,27 +1,45 @@
 """distill: teach a model a teacher's distributions and hidden states, where its weights or what was captured is at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from potstill.errors import RecipeError
 from potstill.records import Chat
-from potstill.sources import Inputs, Mixture, Share
+from potstill.sources import Inputs, Mixture, Share, Spec
 from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, Work
 from potstill.stages.training import TrainingConfig, named_rows, sources
 
 if TYPE_CHECKING:
+    from potstill.stages.classroom import Seat, Teachers
     from potstill.stages.session import Session
     from potstill.training.batch import Item
     from potstill.training.lesson import Aims
-    from potstill.training.tellers import Teller
+    from potstill.training.scoring import Scorer
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl"
 ]
 MIXED = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1, "adaptive_kl": 0.5}
 """The divergences that read `mix`, and what it is unless it is given."""
+
+
+class OnPolicy(Spec):
+    """The student's own answers, to the prompts of the data, as they are while it trains; Agarwal et al. 2024 (GKD)."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
+    """The share of rows that the student answers; GKD's lambda."""
+    reuse: int = Field(default=1, ge=1)
+    """How many steps one round of answers serves: more are written together, which is faster, by weights that are up to
+    so many steps old, less one."""
+    temperature: float = Field(default=1.0, ge=0)
+    """At which answers are drawn; 0 is greedy. The loss has its own."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Answers are drawn from the likeliest tokens that have this much of the mass."""
+    top_k: int = Field(default=0, ge=0)
+    """And from so many of them at most; 0 is all."""
+    max_tokens: int = Field(default=256, ge=1)
+    """An answer is cut there; then it teaches nobody to end."""
 
 
 class DistillConfig(TrainingConfig):
@@ -70,6 +88,8 @@ class DistillConfig(TrainingConfig):
     layers: Mapping[int, int] | int = 1
     """Which of the student's layers is to be like which of the teacher's, as {2: 8, 4: 16}; or how many, spread over
     the depth, the last with the last."""
+    on_policy: OnPolicy | None = None
+    """Let the student answer prompts of the data itself, and the teacher speak of those answers. Unset: of the data's."""
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -81,6 +101,8 @@ class DistillConfig(TrainingConfig):
             raise ValueError("divergence, mix and temperature are for the divergence, and divergence_weight is 0")
         if not (self.divergence_weight or self.hidden_weight):
             raise ValueError("nothing of the teacher counts; set divergence_weight or hidden_weight above 0")
+        if self.on_policy is not None and self.sharding != "none":
+            raise ValueError("the student answers with its whole weights, which sharding cuts up; set sharding: none")
         return self
 
     @property
@@ -97,17 +119,17 @@ class DistillConfig(TrainingConfig):
 
 
 def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
-    """Check that teacher and student speak of the same tokens, tokenize, hold out, train, keep."""
+    """Check that teachers and student speak of the same tokens, tokenize, hold out, train, keep."""
+    from potstill.stages.classroom import agree_on_tokens, seats, teachers_of
     from potstill.stages.session import Session
     from potstill.training.data import chat_items
+    from potstill.training.itself import check_itself
     from potstill.training.tasks import distillation
     from potstill.training.tellers import lessons
 
     session = Session(config, inputs, work)
-    teachers = _teachers(config, session)
-    _agree_on_template(config, session, teachers)
-    for teacher in teachers:
-        teacher.check_tokenizer(session.tokenizer, named_rows(inputs, Chat))
+    teachers = teachers_of(session)
+    agree_on_tokens(session.tokenizer, teachers, config.template, inputs)
     with session.encoding():
         split = chat_items(
             session.tokenizer,
@@ -120,12 +142,70 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
             where=sources(inputs),
             store=session.store,
         )
+    aims = _aims(config, session)
     for teacher in teachers:
-        teacher.check_rows([*split.train, *split.held_out])
-    session.load(split)
-    steps = session.steps(split.train, config.global_batch)
-    task = distillation(steps, split.held_out, lessons(aims, tellers), figures)
-    return session.finish(split, session.train(task))
+        teacher.check(aims, [*split.train, *split.held_out])
+    seated: list[Seat] = []
+
+    def fit(scorer: "Scorer") -> None:
+        check_itself(scorer, aims, split.train)
+        seated.extend(seats(scorer, teachers, aims, config.layers, config.weights, work.seed))
+
+    session.load(split, fit=fit)
+    steps = _steps(config, session, split.train)
+    task = distillation(steps, split.held_out, lessons(aims, [seat.teller for seat in seated]), _followed(config))
+    happened = session.train(task)
+    return session.finish(split, {**happened, **_facts(config, teachers, seated, steps, happened["steps"])})
+
+
+def _aims(config: DistillConfig, session: "Session") -> "Aims":
+    from potstill.objectives.divergence import Divergence
+    from potstill.training.lesson import Aims
+
+    return Aims(
+        Divergence(config.divergence, config.mix, config.temperature),
+        vocabulary=1 + max(session.tokenizer.get_vocab().values()),
+        divergence_weight=config.divergence_weight,
+        likelihood_weight=config.likelihood_weight,
+        hidden_weight=config.hidden_weight,
+        hidden=config.hidden,
+    )
+
+
+def _followed(config: DistillConfig) -> list[str]:
+    """Which figures are worth a curve."""
+    asked = {"divergence": config.divergence_weight, "nll": 1.0, "hidden": config.hidden_weight}
+    return [name for name, weight in asked.items() if weight]
+
+
+def _steps(config: DistillConfig, session: "Session", train: "Sequence[Item]") -> "Sequence[Sequence[Item]]":
+    """The global batches; a share of their rows answered by the student itself, where that is asked for."""
+    from potstill.training.on_policy import OnPolicySteps, Plan
+    from potstill.training.sampling import Sampling, Speaker
+
+    steps = session.steps(train, config.global_batch)
+    own = config.on_policy
+    if own is None:
+        return steps
+    plan = Plan(
+        own.share, own.reuse, Sampling(own.temperature, own.top_p, own.top_k, own.max_tokens), session.work.seed
+    )
+    speaker = Speaker.of(session.team.scorer, session.tokenizer)
+    return OnPolicySteps(steps, speaker, plan, session.work.state)
+
+
+def _facts(
+    config: DistillConfig, teachers: "Teachers", seated: "Sequence[Seat]", steps: "Sequence[Any]", done: int
+) -> dict[str, Any]:
+    """Who taught, and what the student answered itself."""
+    from potstill.training.on_policy import OnPolicySteps
+
+    facts: dict[str, Any] = {"teachers": {one.name: one.facts() for one in teachers}}
+    if config.hidden_weight:
+        facts["layers"] = [[list(pair) for pair in seat.pairs] for seat in seated]
+    if isinstance(steps, OnPolicySteps):
+        facts["own_answers"] = steps.facts(done)
+    return facts
 
 
 STAGE = Stage(config=DistillConfig, produces="model", run=run, trains=True)

@@ -89,9 +89,7 @@ class Lesson:
     aims: Aims
     told: tuple[Told, ...]
 
-    def judge(
-        self, rows: slice, logits_CV: Tensor, targets_C: Tensor, *, slope: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def judge(self, rows: slice, logits_CV: Tensor, targets_C: Tensor, *, slope: bool) -> tuple[Tensor, Tensor | None]:
         """The figures of a chunk of positions, shape (F, C), and the loss's derivative by the student's logits.
 
         `logits_CV`, float32 or wider and over the tokens alone, is overwritten.
@@ -130,9 +128,7 @@ class Lesson:
             return ()
         return tuple(sorted({layer for told in self.told for layer in told.states}))
 
-    def with_states(
-        self, figures_FN: Tensor, states: Mapping[int, Tensor], projections: Iterable[nn.Module]
-    ) -> Tensor:
+    def with_states(self, figures_FN: Tensor, states: Mapping[int, Tensor], projections: Iterable[nn.Module]) -> Tensor:
         """The figures with what the student's states, of shape (N, D) by layer, add to the loss. There is a projection
         for each teacher, in their order."""
         if not self.layers:

@@ -197,7 +197,7 @@ def _digest(prompts: dict[Place, Prompt]) -> str:
     whole = hashlib.sha256()
     for place, prompt in prompts.items():
         whole.update(f"{place} {prompt.row} {prompt.seed} {len(prompt.ids)} ".encode())
-        whole.update(np.ascontiguousarray(prompt.ids))
+        whole.update(np.ascontiguousarray(prompt.ids).tobytes())
     return whole.hexdigest()
 
 

@@ -6,7 +6,7 @@ F figures of a lesson.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -123,7 +123,7 @@ class Scorer(nn.Module):
         lesson = None if want == "hidden" else batch.lesson
         layers = layers if lesson is None else lesson.layers
         bfloat16 = torch.autocast(self.device.type, self.precision, enabled=self.precision == torch.bfloat16)
-        with bfloat16, collect(self.model, layers) if layers else nullcontext({}) as outputs:
+        with bfloat16, self._states_of(layers) as outputs:
             hidden_TD, logits, weights_R = view(batch, plan, want == "routing")
         hidden_ND = hidden_TD.index_select(0, batch.scored_N)
         states = {n: self._by_token(found, batch).index_select(0, batch.scored_N) for n, found in outputs.items()}
@@ -136,6 +136,10 @@ class Scorer(nn.Module):
         if want == "scores":
             return scores
         return (scores, *experts.routing(logits, weights_R, self.experts_per_token))
+
+    def _states_of(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        """Within this, what these layers give; see `layers.collect`. Where there are none nothing is looked for."""
+        return collect(self.model, layers) if layers else nullcontext({})
 
     @contextmanager
     def products(self) -> Iterator[None]:

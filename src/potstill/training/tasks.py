@@ -65,9 +65,7 @@ def likelihood(steps: Sequence[Sequence[Item]], held_out: Sequence[Item]) -> Tas
     return Task(steps, held_out, lambda item: float(item.scored), objective)
 
 
-def distillation(
-    steps: Sequence[Sequence[Item]], held_out: Sequence[Item], teach: Teach, names: Sequence[str]
-) -> Task:
+def distillation(steps: Sequence[Sequence[Item]], held_out: Sequence[Item], teach: Teach, names: Sequence[str]) -> Task:
     """The task of learning from a teacher's signal: the mean over learnt tokens of the lesson's loss.
 
     `names`: which of the lesson's figures are followed, besides the loss.

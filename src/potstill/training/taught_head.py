@@ -7,7 +7,7 @@ kept for the backward is as large as the hidden states and the head, whose gradi
 Suffixes: N scored positions, C of a chunk, S of a slab, V vocabulary, D hidden width, F figures.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +28,8 @@ def linear_lesson(
     gradients' products.
     """
     learn = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    figures_FN: Tensor = _LinearLesson.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, targets_N, lesson, scale, product, learn
-    )
+    call = _Call(targets_N, lesson, scale, product)
+    figures_FN: Tensor = _LinearLesson.apply(hidden_ND, weight_VD, call, learn)  # type: ignore[no-untyped-call]
     return figures_FN
 
 
@@ -40,54 +39,48 @@ def judged(logits_CV: Tensor, targets_C: Tensor, lesson: Lesson, rows: slice) ->
     return figures_FC
 
 
+class _Call(NamedTuple):
+    """What a pass through the head needs besides hidden states and weight."""
+
+    targets_N: Tensor
+    lesson: Lesson
+    scale: float
+    product: torch.dtype
+
+
 class _LinearLesson(torch.autograd.Function):
     """The forward makes gradients as if each position counted once. As a rule all count alike, and the backward has
     only to scale them; where they do not, it makes them again."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: Tensor,
-        lesson: Lesson,
-        scale: float,
-        product: torch.dtype,
-        learn: bool,
-    ) -> Tensor:
-        ctx.call = (targets_N, lesson, scale, product)
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, call: _Call, learn: bool) -> Tensor:
+        ctx.call = call
         wanted = tuple(ctx.needs_input_grad[:2]) if learn else (False, False)
-        figures_FN, grad_ND, grad_VD = _go_through(hidden_ND, weight_VD, *ctx.call, None, wanted)
+        figures_FN, grad_ND, grad_VD = _go_through(hidden_ND, weight_VD, call, None, wanted)
         ctx.save_for_backward(hidden_ND, weight_VD, grad_ND, grad_VD)
         return figures_FN
 
     @staticmethod
     def backward(ctx: Any, grad_FN: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, grad_ND, grad_VD = ctx.saved_tensors
-        grad_N, nothing = grad_FN[0], (None,) * 5
+        grad_N = grad_FN[0]
         if not len(grad_N):
-            return torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD), *nothing
+            return torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD), None, None
         if bool((grad_N == grad_N[0]).all()):
             for made in (grad_ND, grad_VD):
                 if made is not None:
                     made.mul_(grad_N[0])
-            return grad_ND, grad_VD, *nothing
-        _, grad_ND, grad_VD = _go_through(hidden_ND, weight_VD, *ctx.call, grad_N, ctx.needs_input_grad[:2])
-        return grad_ND, grad_VD, *nothing
+            return grad_ND, grad_VD, None, None
+        _, grad_ND, grad_VD = _go_through(hidden_ND, weight_VD, ctx.call, grad_N, ctx.needs_input_grad[:2])
+        return grad_ND, grad_VD, None, None
 
 
 def _go_through(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    lesson: Lesson,
-    scale: float,
-    product: torch.dtype,
-    factor_N: Tensor | None,
-    wanted: tuple[bool, bool],
+    hidden_ND: Tensor, weight_VD: Tensor, call: _Call, factor_N: Tensor | None, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Figures, and the gradients that are wanted, by hidden states and by the head's weight; each position's loss
     counts by its factor."""
+    targets_N, lesson, scale, product = call
     positions, vocabulary = len(targets_N), lesson.aims.vocabulary
     tokens_VD = weight_VD[:vocabulary]
     chunk = max(1, CHUNK_LOGITS // vocabulary)

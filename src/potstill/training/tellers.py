@@ -5,11 +5,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from potstill.objectives.signal import Sparse
-from potstill.signals.files import Reader, RowSignal, to_sparse
+from potstill.signals.files import Key, Reader
+from potstill.signals.rows import RowSignal
+from potstill.signals.sparse import to_sparse
+from potstill.signals.states import Kept
 from potstill.training.batch import Batch, Item, collate
 from potstill.training.lesson import Aims, Entries, Lesson, Told, Whole
 from potstill.training.reference import content_hash
@@ -77,11 +81,19 @@ class Captured:
 
     def _entries(self, rows: Sequence[RowSignal], device: torch.device) -> Entries:
         found = to_sparse(rows, self.reader.header)
-        tensors = (torch.from_numpy(part).to(device) for part in (found.ids, found.mass, found.rest, found.entropy))
-        return Entries(Sparse(*tensors, found.drawn))
+        arrays = (found.ids_CK, found.mass_CK, found.rest_C, found.entropy_C)
+        ids_NK, mass_NK, rest_N, entropy_N = (torch.from_numpy(array).to(device) for array in arrays)
+        return Entries(Sparse(ids_NK, mass_NK, rest_N, entropy_N, found.drawn))
+
+    @staticmethod
+    def _states(rows: Sequence[RowSignal], layer: int) -> Tensor:
+        """What was kept of a layer, as float32; shape (N, R)."""
+        kept = [row.hidden[layer] for row in rows]
+        codes_NR = torch.from_numpy(np.concatenate([one.codes_CH for one in kept]))
+        return Kept(codes_NR, torch.from_numpy(np.concatenate([one.scale_C for one in kept]))).values()
 
 
-def key_of(item: Item) -> tuple[str, str]:
+def key_of(item: Item) -> Key:
     """Under what a row's signal is kept: its name, and a hash of its tokens and of which are scored."""
     return item.row, content_hash(item)
 

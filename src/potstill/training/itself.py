@@ -1,0 +1,67 @@
+"""Before the first step of a distillation: a student who is its own teacher has nothing to learn."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from potstill.errors import ModelError
+from potstill.training.batch import Batch, Item, collate
+from potstill.training.lesson import Aims
+from potstill.training.probe import bare
+from potstill.training.scoring import Scorer
+from potstill.training.tellers import Present, teach
+
+TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-3}
+"""Of the gradient, beside that of the likelihood, by what products are computed in. The two sides' logits are computed
+in batches of other shapes, and so rounded otherwise."""
+PROBE_TOKENS = 512
+
+
+def check_itself(scorer: Scorer, aims: Aims, items: Sequence[Item]) -> None:
+    """Compare the student with itself on some rows: loss and gradient have to be 0 but for rounding. ModelError.
+
+    What is wrong with logits, targets, vocabularies or chunks shows here, whatever the data and the teacher are.
+    """
+    probe = _some(items)
+    batch = collate(probe).to(scorer.device)
+    alone = replace(aims, divergence_weight=1.0, likelihood_weight=0.0, hidden_weight=0.0)
+    plain = replace(aims, divergence_weight=0.0, likelihood_weight=1.0, hidden_weight=0.0)
+    training = scorer.training
+    scorer.eval()
+    try:
+        with scorer.products():
+            taught = teach(alone, [Present(scorer, aims.vocabulary)], batch)
+            value, slope = _measure(scorer, taught)
+            nll, scale = _measure(scorer, teach(plain, [], batch))
+    finally:
+        scorer.train(training)
+    tolerance = TOLERANCES.get(scorer.precision, 1e-3)
+    if not (abs(value) <= tolerance * max(nll, 1.0) and slope <= tolerance * scale):
+        raise ModelError(
+            f"model {bare(scorer.model).name_or_path}",
+            f"compared with itself, it has a divergence of {value:.3g} nats a token, and {slope / scale:.3g} of the "
+            "likelihood's gradient; expected none",
+            "Set dtype: float32, or use a model of another architecture",
+        )
+
+
+def _measure(scorer: Scorer, batch: Batch) -> tuple[float, float]:
+    """The mean loss and the gradient's norm."""
+    trained = [parameter for parameter in scorer.model.parameters() if parameter.requires_grad]
+    loss = scorer(batch)[0].mean()
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    norm = torch.stack([g.float().norm() for g in gradients if g is not None]).norm()
+    return float(loss.detach()), float(norm)
+
+
+def _some(items: Sequence[Item]) -> list[Item]:
+    """The shortest rows, as many as come to some hundred tokens."""
+    chosen: list[Item] = []
+    size = 0
+    for item in sorted(items, key=lambda item: item.tokens):
+        if chosen and size + item.tokens > PROBE_TOKENS:
+            break
+        chosen.append(item)
+        size += item.tokens
+    return chosen
