@@ -1,0 +1,102 @@
+"""How many bytes a token a teacher's signal takes on disk, and how long packing and reading take.
+
+    python bench/signals.py
+
+The teachers are synthetic: at each position probabilities by Zipf's law with an exponent that gives the stated
+entropy, over ids in random order, which is the worst case for packing ids.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potstill.signals.files import Reader, Writer
+from potstill.signals.rows import Header, RowSignal
+
+VOCABULARY = 128_256
+ROW = 300
+ROWS = 60
+
+
+def zipf(entropy: float, vocabulary: int = VOCABULARY) -> np.ndarray:
+    """Probabilities p_r ~ r^-s of the given entropy in nats, by bisection of s."""
+    low, high = 0.5, 8.0
+    logs = np.log(np.arange(1, vocabulary + 1))
+    for _ in range(60):
+        middle = (low + high) / 2
+        p = np.exp(-middle * logs)
+        p /= p.sum()
+        found = -(p * np.log(p)).sum()
+        low, high = (middle, high) if found > entropy else (low, middle)
+    return p
+
+
+def drawn_row(p: np.ndarray, draws: int, entropy: float, rng: np.random.Generator, top: int = 0) -> RowSignal:
+    """A row of draws; with `top`, also of the largest entries, which are then left out of the draws."""
+    parts: dict[str, list[Any]] = {"ids": [], "counts": [], "sizes": []}
+    listed = np.empty((ROW, top), dtype=np.int32)
+    cumulative = np.cumsum(p[top:] / p[top:].sum())
+    for position in range(ROW):
+        ranks, counts = np.unique(np.searchsorted(cumulative, rng.random(draws)) + top, return_counts=True)
+        order = rng.integers(VOCABULARY)
+        ids = (np.concatenate([np.arange(top), ranks]) * 67_867 + order) % VOCABULARY  # odd factor, no common divisor
+        listed[position] = ids[:top]
+        if draws:
+            parts["ids"].append(ids[top:])
+            parts["counts"].append(counts)
+            parts["sizes"].append(len(ranks))
+    return RowSignal(
+        top_ids=listed if top else None,
+        top_logp=np.tile(np.log(p[:top]).astype(np.float32), (ROW, 1)) if top else None,
+        drawn_ids=np.concatenate(parts["ids"]).astype(np.int32) if draws else None,
+        drawn_counts=np.concatenate(parts["counts"]).astype(np.int32) if draws else None,
+        drawn_sizes=np.array(parts["sizes"], dtype=np.int32) if draws else None,
+        entropy=np.full(ROW, entropy, dtype=np.float32),
+    )
+
+
+def measure(entropy: float, draws: int, top: int) -> dict[str, Any]:
+    """Bytes and microseconds a token of one kind of cache."""
+    rng = np.random.default_rng(0)
+    p = zipf(entropy)
+    header = Header(VOCABULARY, top, draws, 1.0, (), False, "teacher", "tokenizer", "data")
+    rows = {
+        (f"chats/{number:06d}", sha256(str(number).encode()).hexdigest()): drawn_row(p, draws, entropy, rng, top)
+        for number in range(ROWS)
+    }
+    tokens = ROW * ROWS
+    writing, reading = [], []
+    for _ in range(5):
+        with tempfile.TemporaryDirectory() as folder:
+            writer = Writer(Path(folder), header)
+            start = time.perf_counter()
+            writer.add(rows)
+            writing.append(time.perf_counter() - start)
+            reader = Reader(Path(folder))
+            start = time.perf_counter()
+            reader.read(list(rows))
+            reading.append(time.perf_counter() - start)
+            size = reader.bytes_per_token()
+    distinct = [len(row.drawn_ids) / ROW for row in rows.values() if row.drawn_ids is not None]
+    return {
+        "nats": entropy,
+        "top": top,
+        "draws": draws,
+        "distinct": round(statistics.mean(distinct), 1) if distinct else 0,
+        "bytes_per_token": round(size, 2),
+        "write_us_per_token": round(1e6 * statistics.median(writing) / tokens, 2),
+        "read_us_per_token": round(1e6 * statistics.median(reading) / tokens, 2),
+    }
+
+
+if __name__ == "__main__":
+    assert np.gcd(67_867, VOCABULARY) == 1
+    for entropy in (1.5, 2.0, 2.5):
+        for draws, top in ((32, 0), (50, 0), (64, 0), (0, 12), (0, 50), (32, 4)):
+            print(json.dumps(measure(entropy, draws, top)), flush=True)  # noqa: T201
