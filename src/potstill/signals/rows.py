@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class HiddenLayer:
-    """What is kept of one layer."""
+    """What is kept of one layer: 8 bits a number."""
 
     layer: int
     """Its number: 0 is the embeddings, n the output of the n-th block."""
     width: int
     """Numbers a position: of the layer, or of its projection."""
-    bits: int = 8
-    """Of each number; there is no other width yet."""
 
 
 @dataclass(frozen=True)
