@@ -5,7 +5,7 @@ A shard, all numbers little-endian, all checksums CRC-32 (as zlib has it):
     8 bytes   "potsig" and two line ends, \\r\\n
     8         length of the header, its checksum: two uint32
     header    JSON, UTF-8: format and version; vocabulary (V), top (K), draws (D), temperature, hidden (layers with
-              their number, width and bits), target_logp; what it was taken from: teacher, tokenizer, data; and
+              their number and width), target_logp; what it was taken from: teacher, tokenizer, data; and
               `codes`, the formulas below
     rows      one after another, in the order of the index; n scored positions each
     index     for each row 16 bytes: n, its bytes, its checksum (uint32 each), the bytes of its id and of its token hash
@@ -33,11 +33,11 @@ magnitudes and counts are Elias' gamma code (1975).
 """
 
 import json
-import mmap
 import os
 import struct
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ _CLOSE = struct.Struct("<I8s")
 _CODES = {
     "entropy": "ln(vocabulary) * (code / 4095) ** 2",
     "top": "-20 * (code / 255) ** 2",
-    "hidden": "code * scale",
+    "hidden": "int8 code * float16 scale of its position",
 }
 
 
@@ -113,55 +113,63 @@ def difference(header: Header, other: Header) -> str | None:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A whole file: its header, its index, and where each row lies."""
+    """A whole file: its header, its index, and where each row lies.
+
+    It is opened anew for each reading. Mapped into memory it would cost a descriptor for as long as it is known, and a
+    file that is cut short meanwhile would end the process instead of raising.
+    """
 
     path: Path
-    data: mmap.mmap
+    size: int
     header: Header
     keys: list[Key]
     positions: Ints
-    sizes: Ints
+    lengths: Ints
     starts: Ints
     checksums: Ints
 
-    def row(self, number: int) -> bytes:
-        """A row's bytes, verified."""
-        start = int(self.starts[number])
-        found = self.data[start : start + int(self.sizes[number])]
-        if zlib.crc32(found) != self.checksums[number]:
-            raise _torn(self.path, f"the bytes of row {self.keys[number][0]} are not those that were written")
-        return found
+    def rows(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """The bytes of these rows, each verified."""
+        with reading(), self.path.open("rb", buffering=0) as file:
+            for number in numbers:
+                found = os.pread(file.fileno(), int(self.lengths[number]), int(self.starts[number]))
+                if zlib.crc32(found) != self.checksums[number]:
+                    what = f"the bytes of row {self.keys[number][0]} are not those that were written"
+                    raise _torn(self.path, what)
+                yield found
 
 
 @reading()
 def _open(path: Path) -> _Shard:
-    """Map a shard into memory; its header and index are verified, its rows when they are read."""
+    """A shard's header and index, verified; its rows are when they are read."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size < _START.size + _END.size + _CLOSE.size:
+        end = size - _END.size - _CLOSE.size
+        if end < _START.size:
             raise _torn(path, f"it is cut short: {size} bytes")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    magic, length, checksum = _START.unpack_from(data)
-    if magic != MAGIC:
-        what = "this is no potstill signal: its first bytes are others"
-        raise StorageError(str(path), what, "Remove it from this folder, which holds captured signals alone")
-    text = data[_START.size : _START.size + length]
-    if zlib.crc32(text) != checksum:
-        raise _torn(path, "its header's bytes are not those that were written")
-    header = _header_of(path, text)
-    end = size - _END.size - _CLOSE.size
-    offset, length, rows = _END.unpack_from(data, end)
-    checksum, magic = _CLOSE.unpack_from(data, size - _CLOSE.size)
-    begin = _START.size + len(text)
-    if magic != MAGIC or offset < begin or offset + length != end:
-        raise _torn(path, "it is cut short: the index that stands last is not there")
-    if zlib.crc32(data[offset : size - _CLOSE.size]) != checksum:
+        magic, length, checksum = _START.unpack(file.read(_START.size))
+        if magic != MAGIC:
+            what = "this is no potstill signal: its first bytes are others"
+            raise StorageError(str(path), what, "Remove it from this folder, which holds captured signals alone")
+        text = file.read(min(length, size))
+        if zlib.crc32(text) != checksum:
+            raise _torn(path, "its header's bytes are not those that were written")
+        header = _header_of(path, text)
+        begin = file.tell()
+        file.seek(end)
+        offset, length, rows = _END.unpack(file.read(_END.size))
+        checksum, magic = _CLOSE.unpack(file.read(_CLOSE.size))
+        if magic != MAGIC or offset < begin or offset + length != end:
+            raise _torn(path, "it is cut short: the index that stands last is not there")
+        file.seek(offset)
+        index = file.read(length + _END.size)
+    if zlib.crc32(index) != checksum:
         raise _torn(path, "its index's bytes are not those that were written")
-    table = np.frombuffer(data[offset : offset + rows * _ROW.itemsize], dtype=_ROW)
-    sizes = table["bytes"].astype(np.int64)
-    starts = begin + np.cumsum(sizes) - sizes
-    keys = _keys(data[offset + rows * _ROW.itemsize : end], table)
-    return _Shard(path, data, header, keys, table["positions"].astype(np.int64), sizes, starts, table["checksum"])
+    table = np.frombuffer(index, dtype=_ROW, count=rows)
+    lengths = table["bytes"].astype(np.int64)
+    starts = begin + np.cumsum(lengths) - lengths
+    keys = _keys(index[table.nbytes : length], table)
+    return _Shard(path, size, header, keys, table["positions"].astype(np.int64), lengths, starts, table["checksum"])
 
 
 def _keys(names: bytes, table: np.ndarray[Any, Any]) -> list[Key]:
@@ -211,8 +219,7 @@ class Writer:
             shard = _open(path)
             other = difference(shard.header, self.header)
             if other is None:
-                for number in range(len(shard.keys)):
-                    shard.row(number)
+                deque(shard.rows(range(len(shard.keys))), maxlen=0)
         except Torn:
             path.unlink()
             return
@@ -275,6 +282,10 @@ class Reader:
     def __contains__(self, key: object) -> bool:
         return key in self._places
 
+    def keys(self) -> list[Key]:
+        """Of all rows, as they were added."""
+        return list(self._places)
+
     def expect(
         self,
         *,
@@ -300,14 +311,17 @@ class Reader:
 
     def read(self, keys: Sequence[Key]) -> list[RowSignal]:
         """The signals of these rows, in this order, each verified against its checksum."""
-        blobs, counts = [], []
-        for key in keys:
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for turn, key in enumerate(keys):
             place = self._places.get(key)
             if place is None:
                 raise self._missing(key)
-            shard = self._shards[place[0]]
-            blobs.append(shard.row(place[1]))
-            counts.append(int(shard.positions[place[1]]))
+            by_shard.setdefault(place[0], []).append((turn, place[1]))
+        blobs, counts = [b""] * len(keys), [0] * len(keys)
+        for number, wanted in by_shard.items():
+            shard = self._shards[number]
+            for (turn, row), blob in zip(wanted, shard.rows(row for _, row in wanted), strict=True):
+                blobs[turn], counts[turn] = blob, int(shard.positions[row])
         return decode(blobs, counts, self.header)
 
     def _missing(self, key: Key) -> DataError:
@@ -321,5 +335,5 @@ class Reader:
 
     def bytes_per_token(self) -> float:
         """Of all files, headers and indices included, by scored position."""
-        size = sum(len(shard.data) for shard in self._shards)
+        size = sum(shard.size for shard in self._shards)
         return size / max(sum(int(shard.positions.sum()) for shard in self._shards), 1)

@@ -22,7 +22,7 @@ LOGP_CODES = 255
 ENTROPY_BITS = 12
 ENTROPY_CODES = (1 << ENTROPY_BITS) - 1
 
-CHUNK = 1 << 14
+CHUNK = 1 << 13
 """Positions that are packed at once: their numbers stay in a processor's cache."""
 
 
@@ -148,7 +148,7 @@ def _check(name: str, row: RowSignal, header: Header) -> None:
         kept = row.hidden[layer.layer]
         assert kept.codes_CH.shape == (positions, layer.width), f"{name}: layer {layer.layer}"
         assert kept.scale_C.shape == (positions,), f"{name}: layer {layer.layer}"
-    for column in (row.entropy, row.target_logp, row.top_logp):
+    for column in (row.entropy, row.target_logp, row.top_logp, *(kept.scale_C for kept in row.hidden.values())):
         if column is not None and not np.isfinite(column).all():
             raise _bad(name, "a number of the teacher's signal is not finite", "Look what the teacher computes there")
 

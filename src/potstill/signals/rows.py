@@ -13,16 +13,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class HiddenLayer:
-    """What is kept of one layer."""
+    """What is kept of one layer: 8 bits a number."""
 
     layer: int
-    """Its number: the output of the so-manieth decoder block, from 1 on."""
+    """Its number: 0 is the embeddings, n the output of the n-th block."""
     width: int
     """Numbers a position: of the layer, or of its projection."""
-    bits: int = 8
-    """Of each number; there is no other width yet."""
-    of: int = 0
-    """How many decoder blocks the teacher has; 0: it is not known."""
 
 
 @dataclass(frozen=True)
