@@ -26,8 +26,8 @@ from serve import release, versions
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
 
-from potstill.teachers import decoding
-from potstill.teachers.decoding import Batch, Row
+from potstill.training import decoding
+from potstill.training.decoding import Batch, Row
 
 PROMPT = Lengths(mean=32, longest=128, sigma=0.7)
 ANSWER = Lengths(mean=48, longest=256, sigma=1.0)

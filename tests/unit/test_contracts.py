@@ -48,7 +48,7 @@ FLOOR = {"stages.base": 4}
 LATE = {("sources", "formats")}
 HEAVY = {"torch", "transformers", "openai", "tokenizers", "datasets", "safetensors", "starlette", "uvicorn"}
 MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization"}
-MAY_BE_HEAVY_FILES = {"teachers/local.py", "teachers/decoding.py", "stages/session.py"}
+MAY_BE_HEAVY_FILES = {"teachers/local.py", "stages/session.py"}
 
 
 def modules() -> Iterator[tuple[str, Path, ast.Module]]:

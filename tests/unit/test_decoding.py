@@ -12,8 +12,8 @@ from engine import EXPERTS, FAMILIES, SIZE, VOCABULARY, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.errors import ModelError
-from potstill.teachers import decoding
-from potstill.teachers.decoding import Batch, Row, choose
+from potstill.training import decoding
+from potstill.training.decoding import Batch, Row, choose
 from potstill.training.probe import position_limit
 
 STOPS = list(range(6))

@@ -14,7 +14,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from potstill.errors import ModelError
 from potstill.records import Message
 from potstill.sources import LocalModel, Model
-from potstill.teachers import decoding, local
+from potstill.teachers import local
+from potstill.training import decoding
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
 from potstill.teachers.local import LocalTeacher, answer_logprobs, split_reasoning
 from potstill.tokenization import encode_chat, encode_prompt

@@ -14,7 +14,7 @@ from potstill.money import Meter
 from potstill.records import Finish
 from potstill.sources import Model
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
-from potstill.teachers.decoding import MOST_ROWS, Batch, Row
+from potstill.training.decoding import MOST_ROWS, Batch, Row
 from potstill.teachers.tool_calls import with_tool_calls
 from potstill.tokenization import encode_chats, encode_opening, encode_prompt
 from potstill.training.batch import Item, micro_batches

@@ -56,6 +56,18 @@ def _nobody(text: str) -> None:
     pass
 
 
+def standing(folder: Path) -> list[int]:
+    """The steps behind which a run in this folder may go on, lowest first."""
+    return [step for step, _ in _named(folder, WHOLE)]
+
+
+def _named(folder: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """The folders of such a name with their steps, lowest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = ((pattern.fullmatch(path.name), path) for path in paths if path.is_dir())
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
 class Checkpoints:
     """The checkpoints of one training run, in a folder that outlives it until its stage is sealed."""
 
@@ -66,7 +78,7 @@ class Checkpoints:
 
     def all(self) -> list[Checkpoint]:
         """The whole ones, oldest first."""
-        return [Checkpoint(path, step) for step, path in self._named(WHOLE)]
+        return [Checkpoint(path, step) for step, path in _named(self.folder, WHOLE)]
 
     def latest(self, warn: Callable[[str], None] = _nobody) -> Checkpoint | None:
         """The one to go on from. What is spoilt is set aside, and `warn` hears of it."""
@@ -102,19 +114,13 @@ class Checkpoints:
         """Where the best weights, those of that step, stand."""
         return self.folder / f"best-{step:08d}"
 
-    def _named(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
-        """The folders of such a name with their steps, lowest first."""
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        found = ((pattern.fullmatch(path.name), path) for path in paths if path.is_dir())
-        return sorted((int(match[1]), path) for match, path in found if match)
-
     def _forget(self, *best: int) -> None:
         """All but the last few checkpoints, and the best that neither they nor these steps need."""
         if self._team.rank > 0:
             return
         checkpoints = self.all()
         needed = {*best, *(checkpoint.notes["best_step"] for checkpoint in checkpoints[-self._kept :])}
-        bests = [path for step, path in self._named(BEST) if step not in needed]
+        bests = [path for step, path in _named(self.folder, BEST) if step not in needed]
         for path in [*(checkpoint.path for checkpoint in checkpoints[: -self._kept]), *bests]:
             shutil.rmtree(path)  # half of one harms nobody: newer ones are there, and it is forgotten again
 

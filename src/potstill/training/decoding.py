@@ -9,7 +9,7 @@ Suffixes: R rows, T columns of the cache, P prompt length, V vocabulary.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +86,16 @@ class Batch:
     join only when all before them have ended.
     """
 
-    def __init__(self, model: PreTrainedModel, stop_ids: Sequence[int], cache_tokens: int | None = None) -> None:
-        """`cache_tokens` bounds rows times columns; where it is None, memory does."""
-        self.model, self.stops = model, frozenset(stop_ids)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stop_ids: Sequence[int],
+        cache_tokens: int | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """`cache_tokens` bounds rows times columns; where it is None, memory does. `head` makes logits of last hidden
+        states in place of the model's own."""
+        self.model, self.stops, self.head = model, frozenset(stop_ids), head
         self.joins, per_token = _kind_of_cache(model)
         """Whether rows join a batch that is under way."""
         # A mixture of experts trained with it would count its experts' load, over masks that do not fit.
@@ -168,16 +175,17 @@ class Batch:
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         device = self.model.device
-        output: Any = self.model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+        inputs: dict[str, Any] = {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.to(device),
+            "position_ids": positions.to(device),
+            "past_key_values": cache,
+            "use_cache": True,
             **self.silent,
-        )
-        logits_RV: Tensor = output.logits[:, -1]
+        }
+        if self.head is not None:
+            return self.head(self.model.base_model(**inputs).last_hidden_state[:, -1])
+        logits_RV: Tensor = self.model(**inputs, logits_to_keep=1).logits[:, -1]
         return logits_RV
 
     def _append(self, logits_RV: Tensor, first: int) -> list[Row]:
