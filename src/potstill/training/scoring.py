@@ -235,8 +235,8 @@ class Scorer(nn.Module):
 
     @contextmanager
     def lent(self) -> Iterator[PreTrainedModel]:
-        """Within this the model has its own attention, which knows caches, remembers what it computes and drops nothing
-        out; then all is as it was before."""
+        """Within this the model generates: with its own attention, nothing dropped out, nothing computed a second time.
+        Then all is as it was before."""
         training, checkpointed = self.training, self.checkpoint_activations
         self.release()
         self.eval()
