@@ -205,7 +205,7 @@ class Scorer(nn.Module):
         weights = next(head.parameters()).dtype
         wide = torch.promote_types(weights if weights.is_floating_point else hidden_CD.dtype, torch.float32)
         with torch.autocast(self.device.type, enabled=False), _WideSums():
-            logits_CV = head(hidden_CD.to(wide)).to(wide) * self._scale
+            logits_CV: Tensor = head(hidden_CD.to(wide)).to(wide) * self._scale
             if self._caps:
                 logits_CV = torch.tanh(logits_CV / self._caps) * self._caps
             return logits_CV
