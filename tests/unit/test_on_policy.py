@@ -157,7 +157,7 @@ def run(
 
 @pytest.mark.parametrize("reuse", [1, 3, 10])
 def test_stopped_behind_any_step_it_goes_on_to_the_last_bit(tmp_path: Path, reuse: int) -> None:
-    """Within a round and between rounds: weights, curve, counts. The model draws (dropout, noise), answers are drawn."""
+    """Within a round and between rounds: weights, curve, counts. Dropout, noise and answers are drawn."""
     plan = replace(PLAN, reuse=reuse)
     straight = run(tmp_path / "straight", plan)
     assert straight.facts["own"]["rows"] > 8
