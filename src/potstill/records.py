@@ -1,6 +1,7 @@
 """The rows that stages exchange. One class a kind of row; `ROWS` names them as recipes do."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -67,6 +68,16 @@ class Message(Record):
     """Of a tool's turn: the tool."""
     train: bool = True
     """False: an assistant turn that is read but not learnt."""
+
+
+def told(messages: Sequence[Message], words: str) -> tuple[Message, ...]:
+    """The messages with the words in their system turn, below what stands there already."""
+    if not words:
+        return tuple(messages)
+    if messages and messages[0].role == "system":
+        words = f"{messages[0].content}\n\n{words}"
+        messages = messages[1:]
+    return (Message(role="system", content=words), *messages)
 
 
 class Text(Record):

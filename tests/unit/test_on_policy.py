@@ -77,8 +77,8 @@ def test_a_share_of_rows_is_the_students(tmp_path: Path) -> None:
         steps, asked = parroted(tmp_path / str(share), replace(PLAN, share=share, reuse=1))
         batches = list(steps)
         assert len(asked) == (len(OFFLINE) if share else 0)
-        assert [[a is b for a, b in zip(batch, rows, strict=True)] for batch, rows in zip(batches, OFFLINE, strict=True)] \
-            == [[share == 0] * len(rows) for rows in OFFLINE]  # fmt: skip
+        for batch, rows in zip(batches, OFFLINE, strict=True):
+            assert all((own is row) == (share == 0) for own, row in zip(batch, rows, strict=True))
 
 
 def test_a_round_serves_as_many_steps_as_asked(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def run(
 
 @pytest.mark.parametrize("reuse", [1, 3, 10])
 def test_stopped_behind_any_step_it_goes_on_to_the_last_bit(tmp_path: Path, reuse: int) -> None:
-    """Within a round and between rounds: weights, curve, counts. The model draws (dropout, noise), and so do answers."""
+    """Within a round and between rounds: weights, curve, counts. Dropout, noise and answers are drawn."""
     plan = replace(PLAN, reuse=reuse)
     straight = run(tmp_path / "straight", plan)
     assert straight.facts["own"]["rows"] > 8

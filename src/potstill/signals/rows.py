@@ -16,9 +16,11 @@ class HiddenLayer:
     """What is kept of one layer: 8 bits a number."""
 
     layer: int
-    """Its number: 0 is the embeddings, n the output of the n-th block."""
+    """Its number: the output of the so-manieth decoder block, from 1 on."""
     width: int
     """Numbers a position: of the layer, or of its projection."""
+    of: int = 0
+    """How many decoder blocks the teacher has; 0: it is not known."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from potstill.artifact import storage_errors
 from potstill.errors import DataError, RecipeError, TeacherError
-from potstill.records import Answers, Candidate, Chat, Dropped, Message, Prompt
+from potstill.records import Answers, Candidate, Chat, Dropped, Prompt, told
 from potstill.sources import EndpointModel, Inputs, Model
 from potstill.stages.asking import Asking, Prompts
 from potstill.stages.base import Expected, Facts, Reference, Stage, Work
@@ -267,16 +267,6 @@ class _Pool:
             self._counts.first_bad = self._counts.first_bad or reply
         reason = "" if whole else reply.reason
         return Candidate(model=model, text=reply.text.strip(), finish=reply.finish, reason=reason, principle=principle)
-
-
-def told(messages: Sequence[Message], words: str) -> tuple[Message, ...]:
-    """The messages with the words in their system turn, below what stands there already."""
-    if not words:
-        return tuple(messages)
-    if messages[0].role == "system":
-        words = f"{messages[0].content}\n\n{words}"
-        messages = messages[1:]
-    return (Message(role="system", content=words), *messages)
 
 
 def _to_line(reply: Reply) -> str:

@@ -14,10 +14,10 @@ from potstill.money import Meter
 from potstill.records import Finish
 from potstill.sources import Model
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
-from potstill.training.decoding import MOST_ROWS, Batch, Row
 from potstill.teachers.tool_calls import with_tool_calls
 from potstill.tokenization import encode_chats, encode_opening, encode_prompt
 from potstill.training.batch import Item, micro_batches
+from potstill.training.decoding import MOST_ROWS, Batch, Row
 from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids
 from potstill.training.probe import check_positions, position_limit
 from potstill.training.scoring import Scorer, build_scorer

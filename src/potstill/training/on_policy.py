@@ -1,4 +1,4 @@
-"""Global batches in which the student answers itself (GKD, Agarwal et al. 2024, Algorithm 1), made as they are asked for.
+"""Global batches in which the student answers, made when they are asked for; GKD, Agarwal et al. 2024, Algorithm 1.
 
 Which rows those are, and what is drawn for them, depends on the seed, the step and the row; what the answers are, also
 on the weights as they stand when the round begins. So a run that was stopped goes on to the same answers: behind a
@@ -185,8 +185,7 @@ class OnPolicySteps(Sequence[Sequence[Item]]):
         if not whole:
             raise StorageError(
                 str(self._file(first)),
-                f"what the student answered at step {first + 1}, which the checkpoint behind it goes on with, is gone or "
-                "damaged",
+                f"what the student answered at step {first + 1}, which a checkpoint goes on with, is gone or damaged",
                 "Remove the folder above it to start the stage anew",
             )
         parts = np.split(tokens, np.cumsum(sizes)[:-1]) if prompts else []

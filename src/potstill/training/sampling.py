@@ -91,7 +91,8 @@ class Speaker:
 
     def _row(self, prompt: Prompt, sampling: Sampling) -> Row:
         room = position_limit(self.scorer.model) - len(prompt.ids)
-        assert len(prompt.ids) and room > 0, f"{prompt.row} leaves no room for an answer"
+        assert len(prompt.ids), f"{prompt.row} asks nothing"
+        assert room > 0, f"{prompt.row} leaves no room for an answer"
         return Row(
             prompt_ids=prompt.ids,
             limit=min(sampling.max_tokens, room),
