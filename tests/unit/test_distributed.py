@@ -35,7 +35,8 @@ def free_port() -> int:
 def run_team(sharding: str, out: Path, size: int, *cases: str) -> None:
     """Run the cases in a team; rank 0 leaves each one's result in `out`."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-    shared |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]  # the workers import what this process does
+    shared |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     members = []
     for rank in range(size):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -79,15 +80,20 @@ def rows(folder: Path, name: str) -> list[Result]:
     return [json.loads(line) for line in (folder / name / "curves.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["sft", "tied", "padded", "dpo", "kto", "lora"])
+@pytest.mark.parametrize("name", ["sft", "tied", "padded", "dpo", "kto", "lora", "hidden"])
 def test_two_workers_make_the_weights_of_one(team: Path, alone: Path, name: str) -> None:
-    """Trap: "Per-rank token counts not shared, so two workers do not equal one"."""
+    """Trap: "Per-rank token counts not shared, so two workers do not equal one"; "projections absent from the
+    optimizer (DistillKit 0.1)"."""
     ours, theirs = result(team, name), result(alone, name)
     assert ours["facts"] == theirs["facts"]
     assert_same_weights(ours["weights"], theirs["weights"])
+    if name == "hidden":
+        before = workers.WithStates().state_dict()
+        moved = [n for n, weight in ours["weights"].items() if n in before and not torch.equal(weight, before[n])]
+        assert moved == ["projections.linears.1.weight", "projections.linears.2.weight"]
 
 
-@pytest.mark.parametrize("name", ["sft", "tied", "padded", "dpo", "kto", "lora"])
+@pytest.mark.parametrize("name", ["sft", "tied", "padded", "dpo", "kto", "lora", "hidden"])
 def test_curves_count_the_rows_of_all_workers(team: Path, alone: Path, name: str) -> None:
     """Trap: "DPO metrics from rank 0 only (TRL 2468)". Every figure and the gradient's norm, step by step."""
     ours, theirs = rows(team, name), rows(alone, name)

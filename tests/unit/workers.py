@@ -15,8 +15,12 @@ from engine import VOCABULARY, random_items, tiny_model
 from torch import Tensor
 
 from potstill.errors import Stopped, StorageError
+from potstill.objectives.hidden import mse
 from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach
+from potstill.training.batch import Batch
+from potstill.training.distributed import Workers
+from potstill.training.layers import Projections, collect, depth_map
 from potstill.training.loop import Desk, Settings, train
 from potstill.training.optimizers import make_optimizers
 from potstill.training.reference import Cache, column, with_reference
@@ -110,6 +114,38 @@ def lora(team: Team, out: Path) -> dict[str, Any]:
     return {**trained(team, SFT, SETTINGS, out), "adapter": weights(team, trained_only=True)}
 
 
+class WithStates(Scorer):
+    """Takes from each log-probability how far two layers are, by learnt projections, from made-up states of a teacher
+    that is wider and deeper, so that likelihood trains them too."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_model("mistral", torch.float32), checkpoint_activations=True)
+        self.projections = Projections(depth_map(2, 6), 16, 20, seed=5)
+        self.register_buffer("table_VR", torch.randn(VOCABULARY, 20, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, batch: Batch, *want: Any) -> Any:
+        with collect(self.model, [1, 2]) as found:
+            logp_N = super().forward(batch, *want)
+        for layer, (states_1TD,) in found.items():
+            states_ND = states_1TD[0].index_select(0, batch.scored_N)
+            logp_N = logp_N - mse(self.projections(layer, states_ND), self.table_VR[batch.targets_N])
+        return logp_N
+
+
+def hidden(team: Team, out: Path) -> dict[str, Any]:
+    """Hidden states are read inside the wrapped forward, and projections are gathered and stepped as all else is."""
+    result = trained(take(team, WithStates()), SFT, replace(SETTINGS, keep="best", learning_rate=0.01), out)
+    return {**result, "weights": {**result["weights"], **projections(team)}}
+
+
+def projections(team: Team) -> dict[str, Tensor]:
+    """The whole of each, on the first worker."""
+    found = {name: p for name, p in team.scorer.named_parameters() if name.startswith("projections.")}
+    if not isinstance(team, Workers):
+        return {name: p.detach().clone() for name, p in found.items()}
+    return {name: team._gather(p) for name, p in found.items()}
+
+
 def resumed(team: Team, out: Path) -> dict[str, Any]:
     """Stopped behind the second step, and gone on by a team and a model that were made anew. Noise is drawn."""
     settings, noisy = replace(SETTINGS, checkpoint_steps=2, keep="best"), {"neftune_alpha": 5.0}
@@ -143,7 +179,7 @@ def taken(team: Team, out: Path) -> dict[str, Any]:
 
 
 Case = Callable[[Team, Path], dict[str, Any]]
-CASES: dict[str, Case] = {case.__name__: case for case in (sft, tied, padded, dpo, kto, lora, resumed, left)}
+CASES: dict[str, Case] = {case.__name__: case for case in (sft, tied, padded, dpo, kto, lora, hidden, resumed, left)}
 LATER: dict[str, Case] = {"taken": taken}
 
 
