@@ -151,7 +151,8 @@ def _compare_listed(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, 
     others_C1 = _softmax(logits_CV, logits_CV)
     logq_CE = torch.cat([listed_CK, others_C1], 1)
     logq_CE -= logq_CE.logsumexp(1, keepdim=True)
-    p_CE = torch.cat([teacher.mass_CK, teacher.rest_C[:, None]], 1).to(logits_CV.dtype)
+    rest_C1 = teacher.rest_C[:, None].masked_fill(others_C1 < NEVER / 2, 0.0)  # where all is listed, it is rounding
+    p_CE = torch.cat([teacher.mass_CK, rest_C1], 1).to(logits_CV.dtype)
     entries = _Entries(p_CE, p_CE.log().clamp_(min=NEVER), logq_CE.exp(), logq_CE.clamp_(min=NEVER), whole=False)
     value_C = _FUNCTIONS[divergence.name](entries, divergence.share, slope)
     if slope:
