@@ -1,10 +1,12 @@
-"""capture and distill as stages: a toy student learns from a toy teacher, from its weights and from what was captured."""
+"""capture and distill as stages: a toy student learns from a toy teacher, by its weights and by what was captured."""
 
+import re
 from typing import Any
 
 import pytest
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 
+from potstill.errors import PotstillError
 from potstill.sources import Data, Model
 from potstill.stages import capture, distill, pretrain, sft
 
@@ -65,3 +67,67 @@ def test_draws_teach_too(bench: Bench, base: Model, teacher: Model, chats: Data)
     held_out = curve(model, "held_out")
     assert held_out[-1]["divergence"] < 0.3 * held_out[0]["divergence"]
     assert facts["bytes_per_token"] < 40
+
+
+def test_a_student_answers_itself(bench: Bench, base: Model, teacher: Model, chats: Data):
+    own = {"share": 0.5, "max_tokens": 16, "reuse": 2}
+    model, facts = distilled(bench, "own", base, teacher, chats, divergence="reverse_kl", on_policy=own)
+    held_out = curve(model, "held_out")
+    assert held_out[-1]["divergence"] < 0.5 * held_out[0]["divergence"]
+    assert facts["own_answers"]["rows"] > 0
+
+
+def test_the_teacher_may_read_more(bench: Bench, base: Model, teacher: Model, chats: Data):
+    """Context distillation: the student becomes like itself with the answer before its eyes."""
+    model, _ = distilled(bench, "guided", teacher, teacher, chats, teacher_prompt="say: {answer}")
+    rows = curve(model, "held_out")
+    assert rows[0]["divergence"] > 0
+    assert rows[-1]["divergence"] < rows[0]["divergence"]
+
+
+def test_hidden_states_online_and_captured(bench: Bench, base: Model, teacher: Model, chats: Data):
+    config = {"divergence_weight": 0, "hidden_weight": 1.0, "hidden": "cosine"}
+    model, facts = distilled(bench, "hidden", base, teacher, chats, **config)
+    rows = curve(model, "held_out")
+    assert rows[-1]["hidden"] < 0.7 * rows[0]["hidden"]
+    assert facts["layers"] == [[[1, 1]]]
+    assert not any("projection" in name for name in bench.hashes("hidden"))
+    signals, _ = captured(bench, "states", teacher, chats, layers=[1], width=16)
+    model, _ = distilled(bench, "hidden-captured", base, signals, chats, **config)
+    rows = curve(model, "held_out")
+    assert rows[-1]["hidden"] < 0.7 * rows[0]["hidden"]
+
+
+REFUSED = [
+    ({"top": 5}, {"temperature": 2.0}, "captured at temperature 1, and the divergence is at 2"),
+    ({"draws": 5}, {"divergence": "jsd"}, "right on average for forward_kl alone"),
+    ({"top": 5}, {"hidden_weight": 1.0}, "no hidden states were captured"),
+    ({"layers": [1]}, {}, "no distributions were captured"),
+    ({"top": 5}, {"on_policy": {}}, "cannot be asked about the student's own answers"),
+    ({"top": 5}, {"teacher_prompt": "be kind"}, "cannot be asked about other prompts"),
+    ({"top": 5, "layers": [1]}, {"hidden_weight": 1.0, "layers": {1: 3}}, "layer 3 was not captured"),
+    ({"top": 5}, {"learn": "all"}, "are not those that were captured"),
+]
+
+
+@pytest.mark.parametrize(("kept", "asked", "message"), REFUSED)
+def test_what_was_captured_otherwise_is_refused(
+    bench: Bench, base: Model, teacher: Model, chats: Data, kept: Any, asked: Any, message: str
+):
+    """Trap: Offline logits matched to rows by step number under shuffling: key by row id and token hash."""
+    signals, _ = captured(bench, "other", teacher, chats, **kept)
+    with pytest.raises(PotstillError, match=re.escape(message)):
+        distilled(bench, "refused", base, signals, chats, **asked)
+
+
+def test_another_dataset_is_refused(bench: Bench, base: Model, teacher: Model, chats: Data):
+    signals, _ = captured(bench, "few", teacher, bench.data("chats", "chats", CHATS[:20]), top=5)
+    with pytest.raises(PotstillError, match="was not captured"):
+        distilled(bench, "refused", base, signals, bench.data("chats", "chats", CHATS))
+
+
+def test_a_layer_that_is_not_there_is_refused(bench: Bench, base: Model, teacher: Model, chats: Data):
+    with pytest.raises(PotstillError, match="no decoder layer 9"):
+        captured(bench, "no-layer", teacher, chats, layers=[9])
+    with pytest.raises(PotstillError, match="no decoder layer 9"):
+        distilled(bench, "refused", base, teacher, chats, hidden_weight=1.0, layers={1: 9})

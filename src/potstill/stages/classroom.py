@@ -23,7 +23,7 @@ from potstill.training.models import load_model, load_tokenizer
 from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary_of
 from potstill.training.probe import bare
 from potstill.training.scoring import Scorer, build_scorer
-from potstill.training.tellers import Captured, Present, Teller, key_of
+from potstill.training.tellers import Captured, Present, Teller, View, key_of
 
 Layers = Mapping[int, int] | int
 """Which of the student's layers is to be like which of the teacher's, or how many are."""
@@ -60,16 +60,16 @@ class PresentTeacher:
         model.requires_grad_(False)
         return build_scorer(model, self.session.precision).eval()
 
-    def check(self, aims: Aims, items: Sequence[Item]) -> None:
-        """Refuse what it cannot say. DataError, ModelError."""
+    def check(self, aims: Aims, items: Sequence[Item], beyond: str) -> None:
+        """Refuse what it cannot say. `beyond`: what it is asked besides these rows, in words. DataError, ModelError."""
         vocabulary_of(self.scorer.model, self.tokenizer, f"teacher {self.name}")
 
-    def seat(self, student: Scorer, aims: Aims, layers: Layers, weight: float) -> Seat:
+    def seat(self, student: Scorer, aims: Aims, layers: Layers, weight: float, view: View) -> Seat:
         """For a student of that shape."""
         pairs: Pairs = ()
         if aims.hidden_weight:
             pairs = depth_map(len(decoder_layers(student.model)), len(decoder_layers(self.scorer.model)), layers)
-        teller = Present(self.scorer, aims.vocabulary, weight, dict(pairs), bool(aims.divergence_weight))
+        teller = Present(self.scorer, aims.vocabulary, weight, dict(pairs), bool(aims.divergence_weight), view)
         return Seat(teller, pairs, width_of(self.scorer))
 
     def facts(self) -> dict[str, Any]:
@@ -97,8 +97,11 @@ class CapturedTeacher:
         """Its shards; opened once."""
         return Reader(self.data.path / SIGNALS_FOLDER)
 
-    def check(self, aims: Aims, items: Sequence[Item]) -> None:
+    def check(self, aims: Aims, items: Sequence[Item], beyond: str) -> None:
         header = self.reader.header
+        if beyond:
+            what = f"it was captured, and cannot be asked about {beyond}"
+            raise DataError(self.name, what, "Name the teacher's model itself")
         self.reader.expect(vocabulary=aims.vocabulary)
         if aims.divergence_weight:
             self._check_distributions(aims)
@@ -120,7 +123,7 @@ class CapturedTeacher:
             what = f"it holds draws, which are right on average for forward_kl alone, not for {divergence.name}"
             raise DataError(self.name, what, "Set divergence: forward_kl, or capture with top and without draws")
 
-    def seat(self, student: Scorer, aims: Aims, layers: Layers, weight: float) -> Seat:
+    def seat(self, student: Scorer, aims: Aims, layers: Layers, weight: float, view: View) -> Seat:
         pairs: Pairs = ()
         kept = {one.layer: one for one in self.reader.header.hidden}
         if aims.hidden_weight:
@@ -165,10 +168,10 @@ def teachers_of(session: Session) -> Teachers:
 
 
 def seats(
-    student: Scorer, teachers: Teachers, aims: Aims, layers: Layers, weights: Mapping[str, float], seed: int
+    student: Scorer, teachers: Teachers, aims: Aims, layers: Layers, weights: Mapping[str, float], seed: int, view: View
 ) -> list[Seat]:
     """Everyone's place. The student gets what has to stand between its hidden states and theirs."""
-    found = [teacher.seat(student, aims, layers, weights[teacher.name]) for teacher in teachers]
+    found = [teacher.seat(student, aims, layers, weights[teacher.name], view) for teacher in teachers]
     if aims.hidden_weight:
         for number, seat in enumerate(found):
             between = Projections(seat.pairs, width_of(student), seat.width, seed + number)

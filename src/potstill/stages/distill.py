@@ -1,4 +1,4 @@
-"""distill: teach a model a teacher's distributions and hidden states, where its weights or what was captured is at hand."""
+"""distill: teach a model a teacher's distributions and hidden states, by its weights or by what was captured of it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from potstill.stages.classroom import Seat, Teachers
     from potstill.stages.session import Session
     from potstill.training.batch import Item
+    from potstill.training.data import Split
     from potstill.training.lesson import Aims
     from potstill.training.scoring import Scorer
+    from potstill.training.tellers import View
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl"
@@ -56,7 +58,11 @@ class DistillConfig(TrainingConfig):
     """Who teaches: a model whose weights are at hand, or what stage `capture` kept of one; or several with weights.
     Their terms add up, each by its weight."""
     data: Annotated[Mixture, Reference(("chats",))]
-    """The conversations, or several sources of them; whatever wrote the answers, the teacher is asked at every token."""
+    """The conversations, or several sources of them; whoever wrote the answers, the teacher is asked at every token."""
+    teacher_prompt: str | None = Field(default=None, min_length=1)
+    """Words in the teacher's system turn that the student does not read, such as a principle: it learns to answer as if
+    it had. "{answer}" stands there for what the row's own answers say. With the student as its own teacher, this is
+    context distillation (Askell et al. 2021). Not for captured signals."""
     template: str | None = Field(default=None, min_length=1)
     """A chat template, as Jinja, in place of the student's own; the word "teacher" takes the teacher's."""
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -89,7 +95,7 @@ class DistillConfig(TrainingConfig):
     """Which of the student's layers is to be like which of the teacher's, as {2: 8, 4: 16}; or how many, spread over
     the depth, the last with the last."""
     on_policy: OnPolicy | None = None
-    """Let the student answer prompts of the data itself, and the teacher speak of those answers. Unset: of the data's."""
+    """Let the student answer the data's prompts itself and the teacher speak of those answers; unset: of the data's."""
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -101,6 +107,8 @@ class DistillConfig(TrainingConfig):
             raise ValueError("divergence, mix and temperature are for the divergence, and divergence_weight is 0")
         if not (self.divergence_weight or self.hidden_weight):
             raise ValueError("nothing of the teacher counts; set divergence_weight or hidden_weight above 0")
+        if self.teacher_prompt is not None and self.hidden_weight:
+            raise ValueError("behind another prompt hidden states mean other things; leave out hidden_weight")
         if self.on_policy is not None and self.sharding != "none":
             raise ValueError("the student answers with its whole weights, which sharding cuts up; set sharding: none")
         return self
@@ -142,14 +150,14 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
             where=sources(inputs),
             store=session.store,
         )
-    aims = _aims(config, session)
+    aims, view = _aims(config, session), _view(config, session, split)
     for teacher in teachers:
-        teacher.check(aims, [*split.train, *split.held_out])
+        teacher.check(aims, [*split.train, *split.held_out], _beyond(config))
     seated: list[Seat] = []
 
     def fit(scorer: "Scorer") -> None:
         check_itself(scorer, aims, split.train)
-        seated.extend(seats(scorer, teachers, aims, config.layers, config.weights, work.seed))
+        seated.extend(seats(scorer, teachers, aims, config.layers, config.weights, work.seed, view))
 
     session.load(split, fit=fit)
     steps = _steps(config, session, split.train)
@@ -170,6 +178,31 @@ def _aims(config: DistillConfig, session: "Session") -> "Aims":
         hidden_weight=config.hidden_weight,
         hidden=config.hidden,
     )
+
+
+def _view(config: DistillConfig, session: "Session", split: "Split") -> "View":
+    """What a teacher reads where the student reads a row: behind its own prompt, where it has one."""
+    from potstill.training.guidance import Guide
+    from potstill.training.tellers import same
+
+    if config.teacher_prompt is None:
+        return same
+    items = {item.row: item for item in (*split.train, *split.held_out)}
+    guides = {
+        row: Guide.of(session.tokenizer, items[row], chat.messages, config.teacher_prompt, chat.tools)
+        for row, chat in named_rows(session.inputs, Chat)
+        if row in items
+    }
+    return lambda item: guides[item.row].item(item)
+
+
+def _beyond(config: DistillConfig) -> str:
+    """What a teacher is asked besides the rows as they are."""
+    asked = {
+        "the student's own answers (on_policy)": config.on_policy,
+        "other prompts (teacher_prompt)": config.teacher_prompt,
+    }
+    return " and ".join(what for what, option in asked.items() if option is not None)
 
 
 def _followed(config: DistillConfig) -> list[str]:

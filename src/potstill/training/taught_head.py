@@ -81,6 +81,7 @@ def _go_through(
     """Figures, and the gradients that are wanted, by hidden states and by the head's weight; each position's loss
     counts by its factor."""
     targets_N, lesson, scale, product = call
+    wanted = wanted if lesson.asks_head else (False, False)
     positions, vocabulary = len(targets_N), lesson.aims.vocabulary
     tokens_VD = weight_VD[:vocabulary]
     chunk = max(1, CHUNK_LOGITS // vocabulary)
@@ -126,6 +127,7 @@ class _Judged(torch.autograd.Function):
     def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor, lesson: Lesson, rows: slice) -> Tensor:
         tokens_CV = logits_CV[:, : lesson.aims.vocabulary].clone()
         figures_FC, slope_CV = lesson.judge(rows, tokens_CV, targets_C, slope=ctx.needs_input_grad[0])
+        slope_CV = torch.zeros_like(tokens_CV) if slope_CV is None else slope_CV
         ctx.padding = logits_CV.shape[1] - lesson.aims.vocabulary
         ctx.save_for_backward(slope_CV)
         return figures_FC

@@ -28,6 +28,10 @@ class Teller(Protocol):
         ...
 
 
+View = Callable[[Item], Item]
+"""What a teacher reads where the student reads a row: the same answers, perhaps behind another prompt."""
+
+
 def same(item: Item) -> Item:
     """The teacher reads what the student reads."""
     return item
@@ -45,7 +49,7 @@ class Present:
     """By the student's layer, the teacher's whose states are asked for."""
     speaks: bool = True
     """Whether its distributions are asked for."""
-    view: Callable[[Item], Item] = same
+    view: View = same
 
     def tell(self, batch: Batch) -> Told:
         seen = batch
