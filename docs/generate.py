@@ -24,6 +24,7 @@ from potstill.stages.domain import Domain
 from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, ExactSuite, MtBenchSuite, PreferenceSuite
 from potstill.stages.prompting import Prompting
 from potstill.stages.training import TrainingConfig
+from potstill.training.size import Size
 
 FOLDER = Path(__file__).parent
 PLAIN = {
@@ -132,8 +133,10 @@ def _stage(kind: str, stage: Stage) -> str:
 
 
 def _own(config: type[Spec]) -> dict[str, FieldInfo]:
-    """The fields that a class brings itself."""
-    found = {name: field for name, field in config.model_fields.items() if name in config.__annotations__}
+    """The fields that a class brings, but for those that have a table of their own."""
+    bases = [base for base in config.__mro__ if base is config or base not in SHARED]
+    names = {name for base in bases for name in vars(base).get("__annotations__", {})}
+    found = {name: field for name, field in config.model_fields.items() if name in names}
     found.pop("kind", None)
     return found
 
@@ -184,6 +187,8 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
         return f"`[{', '.join(PLAIN.get(argument, 'value') for argument in arguments)}]`"
     if origin is dict:
         return f"names, each with {_words(arguments[1], [])}"
+    if annotation is Size:
+        return "the fields of [`pretrain`](#pretrain) that say how large a model is: `layers` to `tied`"
     if annotation is Domain:
         return "a [domain](synthesis.md#a-field-of-its-own)"
     name = getattr(annotation, "__name__", str(annotation))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from potstill.errors import ModelError
@@ -223,6 +224,16 @@ def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     return ids
 
 
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """What makes tokens of text. It neither cuts nor fills: a tokenizer.json may ask for either, and would in silence;
+    and a tokenizer notes there how it was last used."""
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 _PROBE = "\ue000"
 """Stands for a user's words while a template is looked at. A private character: no template holds it."""
 
@@ -289,11 +300,7 @@ def _tokenized(
 
     Some at a time: what a tokenizer says of a token takes hundreds of bytes until it is an array.
     """
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    backend = tokenizer.backend_tokenizer
-    # A tokenizer.json may come with either, and would cut or fill in silence.
-    backend.no_truncation()
-    backend.no_padding()
+    backend = backend_of(tokenizer)
     for first in range(0, len(texts), CHUNK_TEXTS):
         before, backend.encode_special_tokens = backend.encode_special_tokens, not steering
         try:
@@ -410,7 +417,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     The same texts in the same order give the same tokenizer, byte for byte. Numbers are split into digits. No merge is
     learnt across the cuts of a run of 256 characters without a blank: training takes the square of a word's length.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
     specials = ["<pad>", "<s>", "</s>", *ROLE_MARKERS]
     smallest = len(specials) + len(pre_tokenizers.ByteLevel.alphabet())

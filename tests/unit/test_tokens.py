@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine import say
+from transformers import PreTrainedTokenizerFast
 
 from potstill.errors import ModelError, StorageError
 from potstill.records import Chat, Pair, Record, Text
@@ -34,7 +35,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "SHARD_ROWS", 5)
 
 
-def tokenizer() -> "tokens.PreTrainedTokenizerFast":
+def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(["the cat sat on the mat. hello there, what is this? it is a cat.\n"] * 20, 320)
 
 
@@ -64,7 +65,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     calls: list[int] = []
     real = tokens._encode
 
-    def counting(tokenizer: tokens.PreTrainedTokenizerFast, records: Sequence[Record], learn: str) -> Shard:
+    def counting(tokenizer: PreTrainedTokenizerFast, records: Sequence[Record], learn: str) -> Shard:
         calls.append(len(records))
         return real(tokenizer, records, learn)
 

@@ -21,6 +21,7 @@ MODULES = {
     "teach_judge": "potstill.stages.teach_judge",
     "curate": "potstill.stages.curate",
     "pretrain": "potstill.stages.pretrain",
+    "init": "potstill.stages.init",
     "sft": "potstill.stages.sft",
     "capture": "potstill.stages.capture",
     "distill": "potstill.stages.distill",

@@ -273,7 +273,8 @@ class Stage:
     version: int = 1
     """Raised when the same config and inputs come to mean another result."""
     trains: bool = False
-    """It runs in a process of its own, so that its memory goes when it ends and a launcher can start many."""
+    """It makes weights: it runs in a process of its own, so that its memory goes when it ends and a launcher can start
+    many."""
 
     def output(self, config: StageConfig) -> str:
         """What this stage produces under this config."""

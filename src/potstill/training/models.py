@@ -1,11 +1,11 @@
-"""Models: made, loaded, and saved so that transformers needs nothing of ours to run them."""
+"""Models: loaded, and saved so that transformers needs nothing of ours to run them."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -61,47 +59,6 @@ def choose_precision(name: DtypeName, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The size of a model made from scratch."""
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    context: int
-    tied: bool
-
-
-def make_mistral(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int, device: torch.device) -> PreTrainedModel:
-    """A Mistral-architecture model with random weights; the same seed gives the same weights."""
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.width,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.context,
-        tie_word_embeddings=shape.tied,
-        sliding_window=None,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cast(PreTrainedModel, cast(nn.Module, MistralForCausalLM(config)).to(device))
-    except RuntimeError as error:
-        if "alloc" not in str(error) and "out of memory" not in str(error):
-            raise
-        size = f"layers: {shape.layers}, width: {shape.width}"
-        raise ModelError(size, "a model of this size does not fit into memory", "Make it smaller") from error
-
-
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template. Raises ModelError."""
     spec = model.local
@@ -119,14 +76,15 @@ def load_model(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     quantization: Any = None,
 ) -> PreTrainedModel:
     """The model's weights, from safetensors only. ModelError where they are not whole, or not the tokenizer's.
 
     Trained models are loaded in float32 whatever they are stored in: an optimizer's small steps vanish in bfloat16.
     What they are stored in stays in `config.dtype`, for `save_model`. Each tensor goes from its file to the device in
-    the type asked for; there is never a second copy. `quantization` is a transformers quantization config.
+    the type asked for (None: the stored one); there is never a second copy. `quantization` is a transformers
+    quantization config.
     """
     spec = model.local
     source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
@@ -139,7 +97,7 @@ def load_model(
                 spec.path,
                 config=config,
                 use_safetensors=True,
-                dtype=dtype,
+                dtype=stored if dtype is None else dtype,
                 device_map={"": device} if straight else None,
                 quantization_config=quantization,
                 ignore_mismatched_sizes=True,
@@ -150,7 +108,7 @@ def load_model(
         raise _cannot_load(model, "model", error) from error
     loaded, report = made
     assert isinstance(loaded, PreTrainedModel)
-    if wrong := _wrong_weights(loaded, report) or _wrong_vocabulary(loaded, tokenizer):
+    if wrong := _wrong_weights(loaded, report) or wrong_vocabulary(rows_of(loaded.get_input_embeddings()), tokenizer):
         raise ModelError(f"model {model.name}", f"{wrong} ({spec.path})", "Get the whole of it again, or another model")
     if report["unexpected_keys"]:
         logger.warning("model %s: weights that it has no place for: %s", model.name, sorted(report["unexpected_keys"]))
@@ -178,15 +136,22 @@ def _wrong_weights(loaded: PreTrainedModel, report: Mapping[str, Any]) -> str:
     for name, stored, expected in sorted(report["mismatched_keys"]):
         return f"its weights hold {name} as {list(stored)}, and its config.json asks for {list(expected)}"
     # The sum of a tensor is finite only where all of it is, and takes no memory.
-    broken = (name for name, tensor in loaded.named_parameters() if not torch.isfinite(tensor.detach().sum()))
+    broken = (name for name, tensor in loaded.named_parameters() if not torch.isfinite(_sum(tensor.detach())))
     name = next(broken, "")
     return f"its weights hold numbers that are not finite, in {name}" if name else ""
 
 
-def _wrong_vocabulary(loaded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token that the model cannot read. Padding may stand beyond: it is never read."""
-    embeddings: Any = loaded.get_input_embeddings()
-    rows = embeddings.weight.shape[0]
+def _sum(tensor: Tensor) -> Tensor:
+    return tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))  # in float16 it would overflow
+
+
+def rows_of(embeddings: Any) -> int:
+    """For how many tokens there is room in a model's embeddings, or in its head."""
+    return int(embeddings.weight.shape[0])
+
+
+def wrong_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token that a model with so many rows cannot read. Padding may stand beyond: it is never read."""
     beyond = sorted((i, t) for t, i in tokenizer.get_vocab().items() if i >= rows and t != tokenizer.pad_token)
     if not beyond:
         return ""
@@ -220,6 +185,17 @@ def _cannot_load(model: Model, what: str, error: Exception) -> ModelError:
     )
 
 
+def end_tokens(model: Model) -> list[int]:
+    """The tokens that end an answer by the model's own word (its generation_config.json), where it has one."""
+    spec = model.local
+    try:
+        config = GenerationConfig.from_pretrained(spec.path, revision=spec.revision or "main")
+    except OSError:  # many models come without
+        return []
+    known = config.eos_token_id
+    return known if isinstance(known, list) else [] if known is None else [known]
+
+
 @torch.no_grad()
 def resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[int]) -> None:
     """Room for every token of the tokenizer; the rows of the new ones become the mean of the old (Hewitt 2021).
@@ -227,7 +203,7 @@ def resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_token
     Rows beyond the old vocabulary, where a model was padded, are used before any is added. `new_tokens` are ids. What
     transformers does instead (`mean_resizing`) draws from a normal distribution, another at every call.
     """
-    rows = _rows(model.get_input_embeddings())
+    rows = rows_of(model.get_input_embeddings())
     old = sorted(i for i in set(tokenizer.get_vocab().values()) - set(new_tokens) if i < rows)
     if len(tokenizer) > rows:
         device = model.device
@@ -239,10 +215,6 @@ def resize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_token
             if table is not None and new_tokens:
                 mean = table[old].to(torch.promote_types(table.dtype, torch.float32)).mean(0)
                 table[list(new_tokens)] = mean.to(table.dtype)
-
-
-def _rows(embeddings: Any) -> int:
-    return int(embeddings.weight.shape[0])
 
 
 def save_model(

@@ -25,11 +25,11 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from potstill.artifact import digest, storage_errors
 from potstill.records import Chat, Pair, Record, Text
-from potstill.tokenization import Encoded, Ids, Mask, encode_chats, encode_pairs, encode_texts
+from potstill.tokenization import Encoded, Ids, Mask, backend_of, encode_chats, encode_pairs, encode_texts
 
 R = TypeVar("R", bound=Record)
 Sequences = tuple[Encoded, ...]
@@ -238,13 +238,9 @@ def _kept(shard: Shard, path: Path | None) -> Shard:
 
 def _key(tokenizer: PreTrainedTokenizerBase, kind: str, learn: str) -> str:
     """Everything that tokens depend on besides the rows."""
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer notes here how it was last used, which changes no tokens of ours
-    backend.no_padding()
     specials = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     libraries = [library.__version__ for library in (transformers, tokenizers, jinja2)]
-    parts = [MEANING, kind, learn, backend.to_str(), tokenizer.chat_template, specials, libraries]
+    parts = [MEANING, kind, learn, backend_of(tokenizer).to_str(), tokenizer.chat_template, specials, libraries]
     return digest(parts)[:32]
 
 
