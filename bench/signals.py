@@ -10,14 +10,18 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from potstill.signals.bits import bit_length
 from potstill.signals.files import Reader, Writer
+from potstill.signals.packing import ENTROPY_BITS, low_bits
 from potstill.signals.rows import Header, RowSignal
+from potstill.signals.sparse import to_sparse
 
 VOCABULARY = 128_256
 ROW = 300
@@ -61,6 +65,27 @@ def drawn_row(p: np.ndarray, draws: int, entropy: float, rng: np.random.Generato
     )
 
 
+def parts(rows: Sequence[RowSignal], header: Header, whole: float) -> dict[str, float]:
+    """Bytes a token of each part, by the format's description; what is left of the whole is the index and header."""
+    bits = {"entropy": float(ENTROPY_BITS)}
+    tokens = sum(row.positions for row in rows)
+    if header.top:
+        k = int(low_bits(header.vocabulary, header.top)[-1])
+        bits["listed codes"] = 8.0 * header.top
+        bits["listed ids"] = (k + 1) * header.top + sum(int((row.top_ids.max(1) >> k).sum()) for row in rows) / tokens
+    if header.draws:
+        k_C = low_bits(header.vocabulary, header.draws)
+        sizes_C = np.concatenate([row.drawn_sizes for row in rows])
+        ids_M = np.concatenate([row.drawn_ids for row in rows])
+        last_C = np.maximum.reduceat(ids_M, np.cumsum(sizes_C) - sizes_C) >> k_C[sizes_C]
+        counts_M = np.concatenate([row.drawn_counts for row in rows])
+        bits["sizes"] = float(header.draws.bit_length())
+        bits["drawn ids"] = float((sizes_C * (k_C[sizes_C] + 1) + last_C).sum() / tokens)
+        bits["drawn counts"] = float((2 * bit_length(counts_M) - 1).sum() / tokens)
+    found = {name: round(amount / 8, 2) for name, amount in bits.items()}
+    return {**found, "index, checksums, header": round(whole - sum(bits.values()) / 8, 2)}
+
+
 def measure(entropy: float, draws: int, top: int) -> dict[str, Any]:
     """Bytes and microseconds a token of one kind of cache."""
     rng = np.random.default_rng(0)
@@ -71,8 +96,8 @@ def measure(entropy: float, draws: int, top: int) -> dict[str, Any]:
         for number in range(ROWS)
     }
     tokens = ROW * ROWS
-    writing, reading = [], []
-    for _ in range(5):
+    writing, reading, laying = [], [], []
+    for _ in range(9):
         with tempfile.TemporaryDirectory() as folder:
             writer = Writer(Path(folder), header)
             start = time.perf_counter()
@@ -80,8 +105,11 @@ def measure(entropy: float, draws: int, top: int) -> dict[str, Any]:
             writing.append(time.perf_counter() - start)
             reader = Reader(Path(folder))
             start = time.perf_counter()
-            reader.read(list(rows))
+            signals = reader.read(list(rows))
             reading.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            to_sparse(signals, header)
+            laying.append(time.perf_counter() - start)
             size = reader.bytes_per_token()
     distinct = [len(row.drawn_ids) / ROW for row in rows.values() if row.drawn_ids is not None]
     return {
@@ -90,8 +118,10 @@ def measure(entropy: float, draws: int, top: int) -> dict[str, Any]:
         "draws": draws,
         "distinct": round(statistics.mean(distinct), 1) if distinct else 0,
         "bytes_per_token": round(size, 2),
+        "parts": parts(list(rows.values()), header, size),
         "write_us_per_token": round(1e6 * statistics.median(writing) / tokens, 2),
         "read_us_per_token": round(1e6 * statistics.median(reading) / tokens, 2),
+        "to_sparse_us_per_token": round(1e6 * statistics.median(laying) / tokens, 2),
     }
 
 
