@@ -1,4 +1,4 @@
-"""How many bytes a token a teacher's signal takes on disk, and how long packing and reading take.
+"""How many bytes a token a teacher's signal takes on disk, and how much processor time packing and reading take.
 
     python bench/signals.py
 
@@ -10,14 +10,18 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from potstill.signals.bits import bit_length
 from potstill.signals.files import Reader, Writer
+from potstill.signals.packing import ENTROPY_BITS, low_bits
 from potstill.signals.rows import Header, RowSignal
+from potstill.signals.sparse import to_sparse
 
 VOCABULARY = 128_256
 ROW = 300
@@ -37,13 +41,20 @@ def zipf(entropy: float, vocabulary: int = VOCABULARY) -> np.ndarray:
     return p
 
 
-def drawn_row(p: np.ndarray, draws: int, entropy: float, rng: np.random.Generator, top: int = 0) -> RowSignal:
-    """A row of draws; with `top`, also of the largest entries, which are then left out of the draws."""
+def drawn_row(
+    p: np.ndarray, draws: int, entropy: float, rng: np.random.Generator, top: int = 0, systematic: bool = False
+) -> RowSignal:
+    """A row of draws; with `top`, also of the largest entries, which are then left out of the draws.
+
+    Systematic draws are spaced evenly from one random start (Kitagawa 1996): each id comes as often on average, and
+    never more than one off its share.
+    """
     parts: dict[str, list[Any]] = {"ids": [], "counts": [], "sizes": []}
     listed = np.empty((ROW, top), dtype=np.int32)
     cumulative = np.cumsum(p[top:] / p[top:].sum())
     for position in range(ROW):
-        ranks, counts = np.unique(np.searchsorted(cumulative, rng.random(draws)) + top, return_counts=True)
+        places = (np.arange(draws) + rng.random()) / max(draws, 1) if systematic else rng.random(draws)
+        ranks, counts = np.unique(np.searchsorted(cumulative, places * cumulative[-1]) + top, return_counts=True)
         order = rng.integers(VOCABULARY)
         ids = (np.concatenate([np.arange(top), ranks]) * 67_867 + order) % VOCABULARY  # odd factor, no common divisor
         listed[position] = ids[:top]
@@ -61,42 +72,85 @@ def drawn_row(p: np.ndarray, draws: int, entropy: float, rng: np.random.Generato
     )
 
 
-def measure(entropy: float, draws: int, top: int) -> dict[str, Any]:
+def parts(rows: Sequence[RowSignal], header: Header, whole: float) -> dict[str, float]:
+    """Bytes a token of each part, by the format's description; what is left of the whole is the index and header."""
+    bits = {"entropy": float(ENTROPY_BITS)}
+    tokens = sum(row.positions for row in rows)
+    if header.top:
+        k = int(low_bits(header.vocabulary, header.top)[-1])
+        bits["listed codes"] = 8.0 * header.top
+        bits["listed ids"] = (k + 1) * header.top + sum(int((row.top_ids.max(1) >> k).sum()) for row in rows) / tokens
+    if header.draws:
+        k_C = low_bits(header.vocabulary, header.draws)
+        sizes_C = np.concatenate([row.drawn_sizes for row in rows])
+        ids_M = np.concatenate([row.drawn_ids for row in rows])
+        last_C = np.maximum.reduceat(ids_M, np.cumsum(sizes_C) - sizes_C) >> k_C[sizes_C]
+        counts_M = np.concatenate([row.drawn_counts for row in rows])
+        bits["sizes"] = float(header.draws.bit_length())
+        bits["drawn ids"] = float((sizes_C * (k_C[sizes_C] + 1) + last_C).sum() / tokens)
+        bits["drawn counts"] = float((2 * bit_length(counts_M) - 1).sum() / tokens)
+    found = {name: round(amount / 8, 2) for name, amount in bits.items()}
+    return {**found, "index, checksums, header": round(whole - sum(bits.values()) / 8, 2)}
+
+
+def squared_error(p: np.ndarray, draws: int, top: int, systematic: bool) -> float:
+    """Of the estimated distribution, on average: of draws it is variance, which shrinks over many tokens; what a list
+    leaves out is bias, which does not."""
+    if not draws:
+        return float((p[top:] ** 2).sum())
+    rest = p[top:].sum()
+    share = p[top:] / rest
+    beyond = (draws * share) % 1
+    one = (beyond * (1 - beyond)).sum() / draws**2 if systematic else (1 - (share**2).sum()) / draws
+    return float(rest**2 * one)
+
+
+def measure(entropy: float, draws: int, top: int, systematic: bool) -> dict[str, Any]:
     """Bytes and microseconds a token of one kind of cache."""
     rng = np.random.default_rng(0)
     p = zipf(entropy)
     header = Header(VOCABULARY, top, draws, 1.0, (), False, "teacher", "tokenizer", "data")
     rows = {
-        (f"chats/{number:06d}", sha256(str(number).encode()).hexdigest()): drawn_row(p, draws, entropy, rng, top)
+        (f"chats/{number:06d}", sha256(str(number).encode()).hexdigest()): drawn_row(
+            p, draws, entropy, rng, top, systematic
+        )
         for number in range(ROWS)
     }
     tokens = ROW * ROWS
-    writing, reading = [], []
-    for _ in range(5):
+    writing, reading, laying = [], [], []
+    for _ in range(9):
         with tempfile.TemporaryDirectory() as folder:
             writer = Writer(Path(folder), header)
-            start = time.perf_counter()
+            start = time.process_time()
             writer.add(rows)
-            writing.append(time.perf_counter() - start)
+            writing.append(time.process_time() - start)
             reader = Reader(Path(folder))
-            start = time.perf_counter()
-            reader.read(list(rows))
-            reading.append(time.perf_counter() - start)
+            start = time.process_time()
+            signals = reader.read(list(rows))
+            reading.append(time.process_time() - start)
+            start = time.process_time()
+            to_sparse(signals, header)
+            laying.append(time.process_time() - start)
             size = reader.bytes_per_token()
     distinct = [len(row.drawn_ids) / ROW for row in rows.values() if row.drawn_ids is not None]
     return {
         "nats": entropy,
         "top": top,
         "draws": draws,
+        "systematic": systematic,
         "distinct": round(statistics.mean(distinct), 1) if distinct else 0,
         "bytes_per_token": round(size, 2),
-        "write_us_per_token": round(1e6 * statistics.median(writing) / tokens, 2),
-        "read_us_per_token": round(1e6 * statistics.median(reading) / tokens, 2),
+        "squared_error": round(squared_error(p, draws, top, systematic), 5),
+        "parts": parts(list(rows.values()), header, size),
+        "write_cpu_us_per_token": round(1e6 * statistics.median(writing) / tokens, 2),
+        "read_cpu_us_per_token": round(1e6 * statistics.median(reading) / tokens, 2),
+        "to_sparse_cpu_us_per_token": round(1e6 * statistics.median(laying) / tokens, 2),
     }
 
 
 if __name__ == "__main__":
     assert np.gcd(67_867, VOCABULARY) == 1
     for entropy in (1.5, 2.0, 2.5):
-        for draws, top in ((32, 0), (50, 0), (64, 0), (0, 12), (0, 50), (32, 4)):
-            print(json.dumps(measure(entropy, draws, top)), flush=True)  # noqa: T201
+        for draws, top in ((32, 0), (50, 0), (64, 0), (80, 0), (16, 4), (0, 12), (0, 50)):
+            for systematic in (False, True) if draws else (False,):
+                print(json.dumps(measure(entropy, draws, top, systematic)), flush=True)  # noqa: T201

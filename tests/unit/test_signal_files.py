@@ -284,6 +284,9 @@ def test_a_shard_of_another_capture_is_refused_and_left(captured: Path) -> None:
     with pytest.raises(DataError, match=r"another capture: teacher aaaaaaaaaaaaaaaaaaaa\.\.\., not other\. Capture"):
         Writer(captured, make_header(**{**vars(EVERYTHING), "teacher": "other"}))
     assert contents(captured) == before
+    layers = make_header(**{**vars(EVERYTHING), "hidden": (HiddenLayer(2, 6),)})
+    with pytest.raises(DataError, match=r"hidden 2 \(5 wide\), 4 \(3 wide\), not 2 \(6 wide\)"):
+        Writer(captured, layers)
     shutil.copy(captured / "000000.signal", captured / "000007.signal")
     other = captured.parent / "other"
     header = make_header(draws=3)
@@ -327,6 +330,7 @@ def test_a_folder_without_shards_is_refused(tmp_path: Path, name: str) -> None:
         ({"tokenizer": "e" * 64}, "tokenizer bbbbbbbbbbbbbbbbbbbb..., and eeee"),
         ({"data": "e" * 64}, "data cccccccccccccccccccc..., and eeee"),
         ({"teacher": "e", "data": "f"}, "data cccccccccccccccccccc..., and f was expected"),
+        ({"temperature": 2.0}, "temperature 1.0, and 2.0 was expected"),
         ({"hidden": [2, 6]}, "hidden layer 6 was not captured, only 2, 4. Capture it anew with layer 6"),
     ],
 )
@@ -335,7 +339,12 @@ def test_a_cache_of_another_origin_is_refused(captured: Path, wanted: dict[str, 
     reader = Reader(captured)
     header = EVERYTHING
     reader.expect(
-        vocabulary=VOCABULARY, teacher=header.teacher, tokenizer=header.tokenizer, data=header.data, hidden=[4]
+        vocabulary=VOCABULARY,
+        teacher=header.teacher,
+        tokenizer=header.tokenizer,
+        data=header.data,
+        temperature=1,
+        hidden=[4],
     )
     with pytest.raises(DataError) as error:
         reader.expect(**wanted)

@@ -97,7 +97,9 @@ def _header_of(path: Path, text: bytes) -> Header:
 
 
 def short(value: object) -> str:
-    """As a person would compare it: long hashes by their first digits."""
+    """As a person would compare it: long hashes by their first digits, layers by number and width."""
+    if isinstance(value, tuple):
+        return ", ".join(f"{layer.layer} ({layer.width} wide)" for layer in value) or "none"
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return text if len(text) <= 24 else f"{text[:20]}..."
 
@@ -293,10 +295,17 @@ class Reader:
         teacher: str | None = None,
         tokenizer: str | None = None,
         data: str | None = None,
+        temperature: float | None = None,
         hidden: Collection[int] = (),
     ) -> None:
         """Refuse a cache of another origin, naming the first that differs, or one without a wanted layer."""
-        wanted = {"data": data, "tokenizer": tokenizer, "vocabulary": vocabulary, "teacher": teacher}
+        wanted = {
+            "data": data,
+            "tokenizer": tokenizer,
+            "vocabulary": vocabulary,
+            "teacher": teacher,
+            "temperature": temperature,
+        }
         for name, value in wanted.items():
             found = getattr(self.header, name)
             if value is not None and value != found:

@@ -276,8 +276,7 @@ def _sorted_draws(chunk: _Rows, sizes_C: Ints) -> tuple[Ints, Ints]:
         raise chunk.bad(wrong_C, what, "Count every draw once")
     keys_M = position_M * chunk.header.vocabulary + ids_M
     if not (keys_M[1:] > keys_M[:-1]).all():
-        order_M = np.argsort(keys_M, kind="stable")
-        keys_M, times_M = keys_M[order_M], times_M[order_M]
+        keys_M, times_M = np.divmod(np.sort(keys_M * (draws + 1) + times_M), draws + 1)  # far quicker than an argsort
         chunk.distinct(keys_M, "an id stands twice among the draws of one position", "Name each id once, with a count")
     return keys_M, times_M
 

@@ -32,7 +32,8 @@ class Header:
     top: int
     """Entries listed a position, the likeliest first; 0: none."""
     draws: int
-    """Draws a position, with replacement; 0: none. Beside a list, from what it leaves out."""
+    """Draws a position, by which each id comes `draws` times its probability on average; 0: none. Beside a list they
+    are from what it leaves out, by the probabilities there."""
     temperature: float
     """At which list and draws were taken; of `target_logp` too."""
     hidden: tuple[HiddenLayer, ...]
