@@ -23,7 +23,7 @@ from potstill.objectives.hidden import mse
 from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach
 from potstill.training.batch import collate
-from potstill.training.layers import Projections, collect, decoder_layers, depth_map, spread
+from potstill.training.layers import Projections, captured_map, collect, decoder_layers, depth_map, spread
 from potstill.training.models import save_model
 from potstill.training.optimizers import OptimizerName, make_optimizers
 from potstill.training.scoring import Scorer
@@ -97,6 +97,35 @@ def test_a_layer_that_does_not_exist_is_refused(chosen: dict[int, int], message:
 def test_as_many_pairs_as_there_are_layers_at_most(chosen: Any) -> None:
     with pytest.raises(RecipeError, match=r"^layers: .* Set 1 to 4\.|^layers: no pair of layers is given"):
         depth_map(4, 12, chosen)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.data())
+def test_layers_captured_for_any_student_are_mapped_as_if_it_had_been_known(
+    student: int, teacher: int, data: st.DataObject
+) -> None:
+    """Of so many layers captured at equal distances each goes to the student's of like depth, the last to the last."""
+    count = data.draw(st.integers(1, max(1, min(student // 2, teacher))))  # of more, two may be nearest to one layer
+    captured = spread(teacher, count)
+    pairs = captured_map(student, teacher, captured)
+    assert tuple(layer for _, layer in pairs) == captured
+    assert pairs[-1] == (student, teacher)
+    assert all(abs(one - other * student / teacher) <= max(0.5, 1 - student / teacher) for one, other in pairs)
+    if teacher % count == 0 and student % count == 0:
+        assert pairs == depth_map(student, teacher, count)
+
+
+def test_some_of_the_layers_that_were_captured() -> None:
+    assert captured_map(4, 12, (3, 6, 9, 12)) == ((1, 3), (2, 6), (3, 9), (4, 12))
+    assert captured_map(4, 12, (12, 3, 9, 6), 2) == ((2, 6), (4, 12))
+    assert captured_map(4, 12, (6, 12), {1: 6, 3: 12}) == ((1, 6), (3, 12))
+    with pytest.raises(ModelError, match=r"the teacher's layer 5 was not captured: 6, 12 were\. Choose of these, or"):
+        captured_map(4, 12, (12, 6), {1: 5})
+    with pytest.raises(ModelError, match="the teacher has no decoder layer 13: it has 12"):
+        captured_map(4, 12, (12, 6), {1: 13})
+    with pytest.raises(RecipeError, match=r"layers 11 and 12 are both nearest to the student's layer 4, of 4\. Ch"):
+        captured_map(4, 12, (11, 12))
+    with pytest.raises(RecipeError, match="3 of 2 decoder layers cannot be chosen"):
+        captured_map(4, 12, (6, 12), 3)
 
 
 # Their outputs
@@ -318,7 +347,7 @@ def test_states_are_projected_in_float32_under_autocast(learnt: bool) -> None:
 
 def with_projections() -> Scorer:
     scorer = Scorer(tiny_model(dtype=torch.float32))
-    scorer.projections = Projections(((1, 2), (2, 4)), 16, 20, seed=2)
+    scorer.projections.append(Projections(((1, 2), (2, 4)), 16, 20, seed=2))
     return scorer
 
 
@@ -330,12 +359,12 @@ def hidden_loss(scorer: Scorer) -> Tensor:
     states = {layer: found[layer][0][0].index_select(0, batch.scored_N) for layer in (1, 2)}
     targets_NR = torch.randn(len(batch.scored_N), 20, generator=teacher)
     return sum(
-        (mse(scorer.projections(n, states_ND), targets_NR).sum() for n, states_ND in states.items()),
+        (mse(scorer.projections[0](n, states_ND), targets_NR).sum() for n, states_ND in states.items()),
         start=torch.zeros(()),
     )
 
 
-NAMES = {f"projections.linears.{layer}.weight" for layer in (1, 2)}
+NAMES = {f"projections.0.linears.{layer}.weight" for layer in (1, 2)}
 
 
 def step(team: Team) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from potstill.training import memory
 from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach
 from potstill.training.batch import Batch
+from potstill.training.layers import Projections
 from potstill.training.memory import Plan, bytes_per_token, memory_errors, plan
 from potstill.training.scoring import Scorer
 
@@ -44,6 +45,14 @@ class Known(nn.Module):
 def test_bytes_of_a_token_by_hand() -> None:
     """Weights are there anyway, and a tensor that two operations keep is there once."""
     assert bytes_per_token(Known(), ITEMS) == 8 + 4 * 5 + 4 * 3
+
+
+def test_what_stands_beside_the_model_is_trained_too() -> None:
+    """Projections of hidden states: a gradient and AdamW's two states of each weight, in float32."""
+    scorer = Scorer(tiny_model(dtype=torch.float32))
+    alone = memory._to_come(scorer, optimizer_states=2)
+    scorer.projections.append(Projections(((1, 2), (2, 4)), 16, 20, seed=0))
+    assert memory._to_come(scorer, optimizer_states=2) - alone == 3 * 4 * (2 * 16 * 20)
 
 
 def layers(count: int, **how: Any) -> int:

@@ -120,7 +120,7 @@ class WithStates(Scorer):
 
     def __init__(self) -> None:
         super().__init__(tiny_model("mistral", torch.float32), checkpoint_activations=True)
-        self.projections = Projections(depth_map(2, 6), 16, 20, seed=5)
+        self.projections.append(Projections(depth_map(2, 6), 16, 20, seed=5))
         self.register_buffer("table_VR", torch.randn(VOCABULARY, 20, generator=torch.Generator().manual_seed(1)))
 
     def forward(self, batch: Batch, *want: Any) -> Any:
@@ -128,7 +128,7 @@ class WithStates(Scorer):
             logp_N = super().forward(batch, *want)
         for layer, (states_1TD,) in found.items():
             states_ND = states_1TD[0].index_select(0, batch.scored_N)
-            logp_N = logp_N - mse(self.projections(layer, states_ND), self.table_VR[batch.targets_N])
+            logp_N = logp_N - mse(self.projections[0](layer, states_ND), self.table_VR[batch.targets_N])
         return logp_N
 
 

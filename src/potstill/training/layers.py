@@ -8,6 +8,7 @@ Suffixes: N positions, D a model's width, R the width of a target.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -25,8 +26,7 @@ def spread(layers: int, count: int) -> tuple[int, ...]:
     """`count` of a model's layers at equal distances, the last of them its last. RecipeError where it has fewer."""
     if not 1 <= count <= layers:
         raise RecipeError("layers", f"{count} of {layers} decoder layers cannot be chosen", f"Set 1 to {layers}")
-    steps = range(1, count + 1)
-    return tuple((2 * step * layers + count) // (2 * count) for step in steps)  # to the nearest, halves up
+    return tuple(_nearest(step * layers, count) for step in range(1, count + 1))
 
 
 def depth_map(student_layers: int, teacher_layers: int, chosen: int | Mapping[int, int] | None = None) -> Pairs:
@@ -44,6 +44,41 @@ def depth_map(student_layers: int, teacher_layers: int, chosen: int | Mapping[in
     check_layers(chosen, student_layers, "the student")
     check_layers(chosen.values(), teacher_layers, "the teacher")
     return tuple(sorted(chosen.items()))
+
+
+def captured_map(
+    student_layers: int, teacher_layers: int, captured: Sequence[int], chosen: int | Mapping[int, int] | None = None
+) -> Pairs:
+    """As `depth_map`, of the teacher's layers that were captured: as many as asked for, at equal distances among them,
+    the deepest with them; None: all. Each goes to the student's layer of the nearest relative depth.
+
+    Raises RecipeError where there are not so many or two would go to one layer, ModelError for a layer that does not
+    exist or was not captured.
+    """
+    there = sorted(captured)
+    if isinstance(chosen, Mapping):
+        pairs = depth_map(student_layers, teacher_layers, chosen)
+        for _, teacher in pairs:
+            if teacher not in there:
+                what = f"the teacher's layer {teacher} was not captured: {_listed(there)} were"
+                raise ModelError("layers", what, "Choose of these, or capture it")
+        return pairs
+    wanted = [there[place - 1] for place in spread(len(there), len(there) if chosen is None else chosen)]
+    nearest = [max(1, _nearest(teacher * student_layers, teacher_layers)) for teacher in wanted]
+    for (one, student), (other, next_student) in pairwise(zip(wanted, nearest, strict=True)):
+        if student == next_student:
+            what = f"the teacher's layers {one} and {other} are both nearest to the student's layer {student}"
+            raise RecipeError("layers", f"{what}, of {student_layers}", "Choose fewer, or give pairs, as {2: 6, 4: 12}")
+    return tuple(zip(nearest, wanted, strict=True))
+
+
+def _nearest(numerator: int, denominator: int) -> int:
+    """Of their quotient; halves up."""
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers)) or "none"
 
 
 def check_layers(layers: Iterable[int], there: int, whose: str) -> None:

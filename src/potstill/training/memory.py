@@ -81,7 +81,7 @@ def memory_errors(micro_tokens: int) -> Iterator[None]:
 
 def _to_come(scorer: Scorer, optimizer_states: int) -> int:
     """What the first step will take for good."""
-    sizes = footprint(scorer.model, optimizer_states)
+    sizes = footprint(scorer, optimizer_states)
     return sizes.gradients + sizes.optimizer
 
 
