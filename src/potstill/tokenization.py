@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from potstill.errors import ModelError
@@ -74,6 +74,19 @@ class Encoded:
         if not ends or not self.learn_L[: ends[-1]].any():
             return None
         return Encoded(self.ids_L[: ends[-1]], self.learn_L[: ends[-1]], ends)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One conversation as tokens, with what they were made of."""
+
+    encoded: Encoded
+    text: str
+    """As the template renders it."""
+    encoding: Encoding
+    """What the tokenizer says of the text."""
+    turns: tuple[tuple[int, int, int], ...]
+    """Each learnt turn: from which character of the text on, and from which token to which."""
 
 
 @dataclass(frozen=True)
@@ -214,14 +227,14 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools = ()) -> Ids:
     """What a model is given to answer, ending where its answer begins."""
-    ((ids, _),) = _tokenized(tokenizer, [render(tokenizer, messages, tools, answer_next=True)])
-    return ids
+    (encoding,) = _encodings(tokenizer, [render(tokenizer, messages, tools, answer_next=True)])
+    return _ids(encoding)
 
 
 def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     """Text to go on from as it stands: no template, nothing added; what it spells of control tokens steers."""
-    ((ids, _),) = _tokenized(tokenizer, [text])
-    return ids
+    (encoding,) = _encodings(tokenizer, [text])
+    return _ids(encoding)
 
 
 def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -234,8 +247,8 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
-_PROBE = "\ue000"
-"""Stands for a user's words while a template is looked at. A private character: no template holds it."""
+PROBE = "\ue000"
+"""Stands for what somebody says while a template is looked at. A private character: no template holds it."""
 
 
 def user_frame(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> tuple[str, str]:
@@ -245,8 +258,8 @@ def user_frame(tokenizer: PreTrainedTokenizerBase, system: str | None = None) ->
     ModelError where the template refuses the conversation or changes what the user says.
     """
     turns = [] if system is None else [Message(role="system", content=system)]
-    before, found, behind = _apply(tokenizer, [*turns, Message(role="user", content=_PROBE)]).partition(_PROBE)
-    if not found or _PROBE in behind:
+    before, found, behind = _apply(tokenizer, [*turns, Message(role="user", content=PROBE)]).partition(PROBE)
+    if not found or PROBE in behind:
         raise _unseen(tokenizer, "what the user says in turn 1, or writes it twice")
     if system is not None and system.strip() not in before:
         raise _unseen(tokenizer, "what the system says in turn 1, or writes it behind the user's turn")
@@ -271,13 +284,23 @@ def encode_chats(
     `learn` is "assistant" (what assistants say and call, with the token that ends it, unless the message says
     `train: false`) or "all" (every token but the first, which nothing predicts). `tools`: those of each conversation.
     """
+    return [traced.encoded for traced in trace_chats(tokenizer, chats, learn, tools)]
+
+
+def trace_chats(
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Sequence[Message]],
+    learn: str = "assistant",
+    tools: Sequence[Tools] | None = None,
+) -> Iterator[Traced]:
+    """The same as `encode_chats`, one at a time, with the text that was read and where in it the learnt turns stand."""
     offered = tools or [()] * len(chats)
     texts = [render(tokenizer, chat, its) for chat, its in zip(chats, offered, strict=True)]
     specials = set(control_tokens(tokenizer).values())
     atoms = specials.union(tokenizer.added_tokens_decoder)
-    encoded = []
-    for chat, its, text, (ids_L, starts_L) in zip(chats, offered, texts, _tokenized(tokenizer, texts), strict=True):
-        learn_L, ends = np.full(len(ids_L), learn == "all"), []
+    for chat, its, text, encoding in zip(chats, offered, texts, _encodings(tokenizer, texts), strict=True):
+        ids_L, starts_L = _ids(encoding), _starts(encoding)
+        learn_L, places = np.full(len(ids_L), learn == "all"), []
         for start, end in _learnt_spans(tokenizer, chat, its, text, learn):
             first, last = _tokens_within(ids_L, starts_L, start, end, specials)
             if learn == "assistant" and atoms.isdisjoint(ids_L[first:last].tolist()):
@@ -287,29 +310,39 @@ def encode_chats(
                     "Give the tokenizer a chat template that writes eos_token behind what assistants say",
                 )
             learn_L[first:last] = True
-            ends.append(last)
+            places.append((start, first, last))
         learn_L[:1] = False
-        encoded.append(Encoded(ids_L, learn_L, tuple(ends)))
-    return encoded
+        encoded = Encoded(ids_L, learn_L, tuple(last for _, _, last in places))
+        yield Traced(encoded, text, encoding, tuple(places))
 
 
-def _tokenized(
+def _encodings(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, steering: bool = True
-) -> Iterator[tuple[Ids, NDArray[np.int64]]]:
-    """Each text's tokens, and where in it each begins. Where not `steering`, a text may not spell a control token.
+) -> Iterator[Encoding]:
+    """What the tokenizer says of each text. Where not `steering`, a text may not spell a control token.
 
     Some at a time: what a tokenizer says of a token takes hundreds of bytes until it is an array.
     """
     backend = backend_of(tokenizer)
     for first in range(0, len(texts), CHUNK_TEXTS):
         before, backend.encode_special_tokens = backend.encode_special_tokens, not steering
+        # It adds nothing here, but may leave blanks out of a token's offsets: one that straddles a turn's opening would
+        # seem to begin behind it.
+        trimming, backend.post_processor = backend.post_processor, None
         try:
             encodings = backend.encode_batch(texts[first : first + CHUNK_TEXTS], add_special_tokens=False)
         finally:
-            backend.encode_special_tokens = before
-        for encoding in encodings:
-            starts_L = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding))
-            yield np.array(encoding.ids, dtype=np.int32), starts_L
+            backend.encode_special_tokens, backend.post_processor = before, trimming
+        yield from encodings
+
+
+def _ids(encoding: Encoding) -> Ids:
+    return np.array(encoding.ids, dtype=np.int32)
+
+
+def _starts(encoding: Encoding) -> NDArray[np.int64]:
+    """Where in the text each token begins."""
+    return np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding))
 
 
 def _learnt_spans(
@@ -398,7 +431,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
         np.array([] if token is None else [token], dtype=np.int32)
         for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
     )
-    return [np.concatenate([start, ids, end]) for ids, _ in _tokenized(tokenizer, texts, steering=False)]
+    read = _encodings(tokenizer, texts, steering=False)
+    return [np.concatenate([start, _ids(encoding), end]) for encoding in read]
 
 
 def explain(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> str:

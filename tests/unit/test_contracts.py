@@ -29,7 +29,7 @@ LAYERS = [
     ["artifact"],
     ["sources"],
     ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],
-    ["tokenization", "objectives"],
+    ["tokenization", "learnt", "alignment", "objectives"],
     ["signals", "training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills"],
     ["stages"],
     ["references", "validation", "schema", "recipe"],
@@ -47,8 +47,8 @@ FLOOR = {"stages.base": 4}
 # Late bindings, inside a function: rows of a file of other origin are read by the reader that knows all formats.
 LATE = {("sources", "formats")}
 HEAVY = {"torch", "transformers", "openai", "tokenizers", "datasets", "safetensors", "starlette", "uvicorn"}
-MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization"}
-MAY_BE_HEAVY_FILES = {"teachers/local.py", "stages/session.py"}
+MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "alignment"}
+MAY_BE_HEAVY_FILES = {"teachers/local.py", "stages/session.py", "stages/classroom.py"}
 
 
 def modules() -> Iterator[tuple[str, Path, ast.Module]]:

@@ -136,6 +136,18 @@ def test_start_token_stands_once_where_tokenizer_and_template_both_add_it() -> N
         assert ids[0] == tokenizer.bos_token_id
 
 
+def test_a_token_that_straddles_the_opening_is_not_learnt_where_offsets_leave_blanks_out() -> None:
+    """A tokenizer.json may say (trim_offsets, as Llama 3's does) that a token begins behind its own blank."""
+    tokenizer = fresh(DEFAULT_TEMPLATE.replace("'<|assistant|>\\n'", "'<|assistant|> '").replace("'|>\\n'", "'|> '"))
+    plain = encode_chat(tokenizer, CHAT)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    encoded = encode_chat(tokenizer, CHAT)
+    assert (encoded.ids_L == plain.ids_L).all()
+    assert (encoded.learn_L == plain.learn_L).all()
+    assert tokenizer.convert_ids_to_tokens(encoded.ids_L[encoded.learn_L].tolist()).count("Ġthe") == 0
+    assert tokenizer("a cat", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (2, 5)], "given back"
+
+
 def test_training_begins_with_exactly_what_generation_is_given() -> None:
     """Trap: "The template used in training is not the one exported with the model"."""
     for tokenizer in (tiny_tokenizer(), fresh(CHATML)):

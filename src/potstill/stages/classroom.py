@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.errors import DataError, ModelError
 from potstill.objectives.divergence import takes_drawn
@@ -20,7 +20,7 @@ from potstill.training.batch import Item
 from potstill.training.layers import Pairs, Projections, check_layers, decoder_layers, depth_map
 from potstill.training.lesson import Aims
 from potstill.training.models import load_model, load_tokenizer
-from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary_of
+from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary
 from potstill.training.probe import bare
 from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tellers import Captured, Present, Teller, View, key_of
@@ -62,7 +62,10 @@ class PresentTeacher:
 
     def check(self, aims: Aims, items: Sequence[Item], beyond: str) -> None:
         """Refuse what it cannot say. `beyond`: what it is asked besides these rows, in words. DataError, ModelError."""
-        vocabulary_of(self.scorer.model, self.tokenizer, f"teacher {self.name}")
+
+    def vocabulary(self, student: PreTrainedModel) -> int:
+        """How many ids are tokens on both sides."""
+        return vocabulary(student, self.scorer.model, self.tokenizer)
 
     def seat(self, student: Scorer, aims: Aims, layers: Layers, weight: float, view: View) -> Seat:
         """For a student of that shape."""
@@ -102,7 +105,6 @@ class CapturedTeacher:
         if beyond:
             what = f"it was captured, and cannot be asked about {beyond}"
             raise DataError(self.name, what, "Name the teacher's model itself")
-        self.reader.expect(vocabulary=aims.vocabulary)
         if aims.divergence_weight:
             self._check_distributions(aims)
         if aims.hidden_weight and not header.hidden:
@@ -110,6 +112,10 @@ class CapturedTeacher:
         for item in items:
             if key_of(item) not in self.reader:
                 self.reader.read([key_of(item)])  # which says what is wrong with it
+
+    def vocabulary(self, student: PreTrainedModel) -> int:
+        """How many ids it speaks of."""
+        return self.reader.header.vocabulary
 
     def _check_distributions(self, aims: Aims) -> None:
         header, divergence = self.reader.header, aims.divergence
