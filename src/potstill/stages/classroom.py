@@ -1,7 +1,7 @@
 """Who teaches in a stage of distillation: models and captured signals, checked before they are asked anything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -12,12 +12,11 @@ from potstill.errors import DataError, ModelError
 from potstill.objectives.divergence import takes_drawn
 from potstill.records import Chat
 from potstill.signals.files import Reader
-from potstill.signals.rows import HiddenLayer
 from potstill.sources import Data, Inputs, LocalModel, Model
 from potstill.stages.session import Session
 from potstill.stages.training import named_rows
 from potstill.training.batch import Item
-from potstill.training.layers import Pairs, Projections, check_layers, decoder_layers, depth_map
+from potstill.training.layers import Pairs, Projections, captured_map, decoder_layers, depth_map
 from potstill.training.lesson import Aims
 from potstill.training.models import load_model, load_tokenizer
 from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary
@@ -133,8 +132,8 @@ class CapturedTeacher:
         pairs: Pairs = ()
         kept = {one.layer: one for one in self.reader.header.hidden}
         if aims.hidden_weight:
-            pairs = captured_pairs(len(decoder_layers(student.model)), self.reader.header.hidden, layers)
-            self.reader.expect(hidden=[theirs for _, theirs in pairs])
+            depth = next(iter(kept.values())).of
+            pairs = captured_map(len(decoder_layers(student.model)), depth, list(kept), layers)
         widths = {kept[theirs].width for _, theirs in pairs}
         teller = Captured(self.reader, weight, dict(pairs), bool(aims.divergence_weight))
         return Seat(teller, pairs, max(widths, default=0))
@@ -151,16 +150,6 @@ TOKENIZER_FOLDER = "tokenizer"
 """Of a captured signal: its shards, and whose tokens they speak of."""
 
 
-def captured_pairs(student_layers: int, kept: Sequence[HiddenLayer], layers: Layers) -> Pairs:
-    """As `depth_map`, where the teacher's layers are those that were captured: a number of pairs takes the deepest."""
-    if isinstance(layers, Mapping):
-        check_layers(layers, student_layers, "the student")
-        return tuple(sorted(layers.items()))
-    chosen = kept[-layers:]
-    pairs = {max(1, round(one.layer * student_layers / one.of)): one.layer for one in chosen}
-    return tuple(sorted(pairs.items()))
-
-
 def width_of(scorer: Scorer) -> int:
     """Of a model's hidden states."""
     return int(bare(scorer.model).config.get_text_config().hidden_size)
@@ -175,14 +164,21 @@ def teachers_of(session: Session) -> Teachers:
 
 def seats(
     student: Scorer, teachers: Teachers, aims: Aims, layers: Layers, weights: Mapping[str, float], seed: int, view: View
-) -> list[Seat]:
-    """Everyone's place. The student gets what has to stand between its hidden states and theirs."""
+) -> tuple[Aims, list[Seat]]:
+    """Everyone's place, and the aims with the number of ids that are tokens on all sides. The student gets what has to
+    stand between its hidden states and theirs."""
+    sizes = {teacher.name: teacher.vocabulary(student.model) for teacher in teachers}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    if differing := [name for name in sizes if sizes[name] != sizes[smallest]]:
+        what = f"it speaks of {sizes[differing[0]]:,} tokens, and {smallest} of {sizes[smallest]:,}"
+        raise DataError(differing[0], what, "Capture it anew, of the same tokenizer")
+    aims = replace(aims, vocabulary=sizes[smallest])
     found = [teacher.seat(student, aims, layers, weights[teacher.name], view) for teacher in teachers]
     if aims.hidden_weight:
         for number, seat in enumerate(found):
             between = Projections(seat.pairs, width_of(student), seat.width, seed + number)
             student.projections.append(between.to(student.device))
-    return found
+    return aims, found
 
 
 def agree_on_tokens(
@@ -196,7 +192,7 @@ def agree_on_tokens(
         template = str(teachers[0].tokenizer.chat_template)
     if template is not None:
         tokenizer.chat_template = template
-    probes = [chat.messages for _, chat in islice(named_rows(inputs, Chat), PROBES)]
+    probes = list(islice(named_rows(inputs, Chat), PROBES))
     for teacher in teachers:
         if found := first_token_difference(tokenizer, teacher.tokenizer):
             remedy = "Choose a student and a teacher of one family, or compare them across tokenizers: divergence: alm"

@@ -153,13 +153,14 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
     aims, view = _aims(config, session), _view(config, session, split)
     for teacher in teachers:
         teacher.check(aims, [*split.train, *split.held_out], _beyond(config))
-    seated: list[Seat] = []
+    placed: list[tuple[Aims, list[Seat]]] = []
 
     def fit(scorer: "Scorer") -> None:
-        check_itself(scorer, aims, split.train)
-        seated.extend(seats(scorer, teachers, aims, config.layers, config.weights, work.seed, view))
+        placed.append(seats(scorer, teachers, aims, config.layers, config.weights, work.seed, view))
+        check_itself(scorer, placed[0][0], split.train)
 
     session.load(split, fit=fit)
+    aims, seated = placed[0]
     steps = _steps(config, session, split.train)
     task = distillation(steps, split.held_out, lessons(aims, [seat.teller for seat in seated]), _followed(config))
     happened = session.train(task)
@@ -172,7 +173,7 @@ def _aims(config: DistillConfig, session: "Session") -> "Aims":
 
     return Aims(
         Divergence(config.divergence, config.mix, config.temperature),
-        vocabulary=1 + max(session.tokenizer.get_vocab().values()),
+        vocabulary=len(session.tokenizer),
         divergence_weight=config.divergence_weight,
         likelihood_weight=config.likelihood_weight,
         hidden_weight=config.hidden_weight,

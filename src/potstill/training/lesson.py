@@ -89,6 +89,12 @@ class Lesson:
     aims: Aims
     told: tuple[Told, ...]
 
+    @property
+    def asks_head(self) -> bool:
+        """Whether what the student says of tokens is part of the loss: hidden states alone may be."""
+        speaking = any(told.says is not None for told in self.told)
+        return bool(self.aims.likelihood_weight or (self.aims.divergence_weight and speaking))
+
     def judge(self, rows: slice, logits_CV: Tensor, targets_C: Tensor, *, slope: bool) -> tuple[Tensor, Tensor | None]:
         """The figures of a chunk of positions, shape (F, C), and the loss's derivative by the student's logits.
 
