@@ -79,7 +79,7 @@ def test_a_student_answers_itself(bench: Bench, base: Model, teacher: Model, cha
 
 def test_the_teacher_may_read_more(bench: Bench, base: Model, teacher: Model, chats: Data):
     """Context distillation: the student becomes like itself with the answer before its eyes."""
-    model, _ = distilled(bench, "guided", teacher, teacher, chats, teacher_prompt="say: {answer}")
+    model, _ = distilled(bench, "guided", teacher, teacher, chats, teacher_prompt="say: {answer}", learning_rate=1e-3)
     rows = curve(model, "held_out")
     assert rows[0]["divergence"] > 0
     assert rows[-1]["divergence"] < rows[0]["divergence"]
@@ -105,7 +105,7 @@ REFUSED = [
     ({"layers": [1]}, {}, "no distributions were captured"),
     ({"top": 5}, {"on_policy": {}}, "cannot be asked about the student's own answers"),
     ({"top": 5}, {"teacher_prompt": "be kind"}, "cannot be asked about other prompts"),
-    ({"top": 5, "layers": [1]}, {"hidden_weight": 1.0, "layers": {1: 3}}, "layer 3 was not captured"),
+    ({"top": 5, "layers": [1]}, {"hidden_weight": 1.0, "layers": {1: 3}}, "no decoder layer 3"),
     ({"top": 5}, {"learn": "all"}, "are not those that were captured"),
 ]
 
@@ -115,7 +115,7 @@ def test_what_was_captured_otherwise_is_refused(
     bench: Bench, base: Model, teacher: Model, chats: Data, kept: Any, asked: Any, message: str
 ):
     """Trap: Offline logits matched to rows by step number under shuffling: key by row id and token hash."""
-    signals, _ = captured(bench, "other", teacher, chats, **kept)
+    signals, _ = captured(bench, "-".join(kept) + "".join(asked), teacher, chats, **kept)
     with pytest.raises(PotstillError, match=re.escape(message)):
         distilled(bench, "refused", base, signals, chats, **asked)
 

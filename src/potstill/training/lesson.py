@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.objectives.divergence import Divergence, compare
-from potstill.objectives.hidden import cosine, mse
+from potstill.objectives.hidden import HIDDEN
 from potstill.objectives.signal import Dense, Part, Sparse
 
 FIGURES = ("loss", "divergence", "nll", "hidden")
@@ -33,9 +33,6 @@ class Aims:
     hidden_weight: float = 0.0
     """Of how unlike the states of layers are: the mean over each teacher's pairs of layers."""
     hidden: Literal["mse", "cosine"] = "cosine"
-
-
-COMPARISONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "cosine": cosine}
 
 
 class Says(Protocol):
@@ -139,7 +136,7 @@ class Lesson:
         for each teacher, in their order."""
         if not self.layers:
             return figures_FN
-        unlike = COMPARISONS[self.aims.hidden]
+        unlike = HIDDEN[self.aims.hidden]
         hidden_N = figures_FN.new_zeros(figures_FN.shape[1])
         for told, projection in zip(self.told, projections, strict=True):
             for layer, target_NR in told.states.items():
