@@ -170,7 +170,7 @@ def _check_launch(plan: Plan, launcher: Sequence[str]) -> None:
     if not launcher:
         return
     check_launcher(launcher)
-    trained = [step for step in plan.steps.values() if step.entry.stage.trains]
+    trained = [step for step in plan.steps.values() if "sharding" in type(step.entry.config).model_fields]
     if not any(_shared(step) for step in trained):
         name = trained[-1].name if trained else "STAGE"
         what = "no stage shares its model between workers; expected sharding: fsdp2 or zero3 in one that trains"

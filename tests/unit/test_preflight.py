@@ -21,6 +21,7 @@ from potstill.training.preflight import (
     first_token_difference,
     tokenizer_hash,
     vocabulary,
+    vocabulary_of,
 )
 
 Rules = dict[str, Any]
@@ -281,6 +282,7 @@ def model(rows: int) -> PreTrainedModel:
 def test_padding_is_no_token(ours: int, theirs: int) -> None:
     """Trap: "Teacher and student vocabularies padded to different sizes (151,665 / 151,936 / 152,064)"."""
     assert vocabulary(model(SIZE + ours), model(SIZE + theirs), tiny_tokenizer()) == SIZE
+    assert vocabulary_of(model(SIZE + theirs), tiny_tokenizer(), "the teacher") == SIZE
 
 
 def test_a_model_with_fewer_rows_than_there_are_tokens() -> None:

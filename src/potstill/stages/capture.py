@@ -136,15 +136,14 @@ def _asked(
     from potstill.stages.classroom import width_of
     from potstill.training.capture import Asked
     from potstill.training.layers import check_layers, decoder_layers
-    from potstill.training.preflight import tokenizer_hash
-    from potstill.training.preflight import vocabulary as shared
+    from potstill.training.preflight import tokenizer_hash, vocabulary_of
     from potstill.training.reference import weights_hash
 
     blocks, whole = len(decoder_layers(scorer.model)), width_of(scorer)
     check_layers(config.layers, blocks, "the teacher")
     layers = sorted(set(config.layers))
     width = min(config.width or whole, whole)
-    vocabulary = shared(scorer.model, scorer.model, tokenizer)
+    vocabulary = vocabulary_of(scorer.model, tokenizer, f"teacher {config.teacher}")
     header = Header(
         vocabulary=vocabulary,
         top=min(config.top, vocabulary),

@@ -89,19 +89,27 @@ def check_layers(layers: Iterable[int], there: int, whose: str) -> None:
             raise ModelError("layers", what, f"Choose from 1 to {there}, which is the last")
 
 
-def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
-    """The model's decoder layers from the first to the last, whatever its family calls them. ModelError where they are
-    not to be found."""
+def layer_list(model: PreTrainedModel) -> nn.ModuleList | None:
+    """What holds the model's decoder layers, whatever its family calls it; None where it is not to be found."""
     body = bare(model).base_model
     expected = bare(model).config.get_text_config().num_hidden_layers
     for module in body.modules():  # from the outside in: experts inside a layer come later
         if isinstance(module, nn.ModuleList) and len(module) == expected == len(set(module)):
-            return list(module)
-    raise ModelError(
-        f"model {bare(model).name_or_path}",
-        f"its hidden states cannot be read: there is no list of {expected} decoder layers in it",
-        "Distil from its logits alone, or use a model of another architecture",
-    )
+            return module
+    return None
+
+
+def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The model's decoder layers from the first to the last. ModelError where they are not to be found."""
+    layers = layer_list(model)
+    if layers is None:
+        expected = bare(model).config.get_text_config().num_hidden_layers
+        raise ModelError(
+            f"model {bare(model).name_or_path}",
+            f"its hidden states cannot be read: there is no list of {expected} decoder layers in it",
+            "Distil from its logits alone, or use a model of another architecture",
+        )
+    return list(layers)
 
 
 @contextmanager

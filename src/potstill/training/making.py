@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from potstill.errors import ModelError
+from potstill.training.layers import layer_list
 from potstill.training.size import Size
 
 SIZED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -173,26 +174,24 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int], where: str) -> None
     Each layer that stays computes what it computed before, and so does all around them; ModelError, and the model as it
     was, where the family's code would make another model of these weights and that config.
     """
-    parent, name = _layers(model, where)
-    layers = cast(nn.ModuleList, getattr(parent, name))
+    layers = _layers(model, where)
     shared = getattr(model.config.get_text_config(), "num_kv_shared_layers", 0)
     if shared and len(kept) < len(layers):
         what = f"its last {shared} layers read keys and values of layers before them, so that none can be left out"
         raise ModelError(where, what, "Keep all layers, or choose another model")
     numbers = dict(zip(kept, range(len(kept)), strict=True))
     anew = _rebuilt(model, numbers, where)
-    remade = cast(nn.ModuleList, getattr(*_layers(anew, where)))
-    for (old, new), other in zip(numbers.items(), remade, strict=True):
+    for (old, new), other in zip(numbers.items(), _layers(anew, where), strict=True):
         if wrong := _unlike(layers[old], other, old, new):
             what = f"layer {old} would be another as layer {new}: {wrong}"
             raise ModelError(where, what, "Keep other layers, or choose another model")
-    chosen = nn.ModuleList(layers[number] for number in kept)
-    setattr(parent, name, chosen)
+    before = list(layers)
+    _hold(layers, [before[number] for number in kept])
     if wrong := _other_weight(model, anew):
-        setattr(parent, name, layers)
+        _hold(layers, before)
         what = f"layers cannot be taken out of it alone: {wrong} would have to change as well"
         raise ModelError(where, what, "Choose another model")
-    for module, other in zip(chosen.modules(), remade.modules(), strict=True):
+    for module, other in zip(layers.modules(), _layers(anew, where).modules(), strict=True):
         for attribute, value in _plain(other).items():
             setattr(module, attribute, value)
     _renumber(model.config.get_text_config(), numbers)
@@ -229,16 +228,18 @@ def _renumber(config: PreTrainedConfig, numbers: Mapping[int, int]) -> None:
     config.num_hidden_layers = len(numbers)
 
 
-def _layers(model: PreTrainedModel, where: str) -> tuple[nn.Module, str]:
-    """The module that holds the list of the decoder's layers, and what it calls it."""
-    count = model.config.get_text_config().num_hidden_layers
-    decoder = cast(nn.Module, model.get_decoder())  # type: ignore[no-untyped-call]
-    lists = [name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)]
-    found = [name for name in lists if len(getattr(decoder, name)) == count]
-    if len(found) != 1:
-        what = f"its config says that it has {count} layers, and its code holds {len(found)} lists of so many"
+def _layers(model: PreTrainedModel, where: str) -> nn.ModuleList:
+    found = layer_list(model)
+    if found is None:
+        what = "its layers cannot be chosen from: there is no list of them in it"
         raise ModelError(where, what, "Choose another model")
-    return decoder, found[0]
+    return found
+
+
+def _hold(layers: nn.ModuleList, held: Sequence[nn.Module]) -> None:
+    """Have a list hold these modules, and no others."""
+    del layers[:]
+    layers.extend(held)
 
 
 def _unlike(layer: nn.Module, other: nn.Module, old: int, new: int) -> str:

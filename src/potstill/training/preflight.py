@@ -205,17 +205,19 @@ def _neighbourhood(tokens: Sequence[str], place: int) -> Iterator[str]:
 
 
 def vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows of both heads stand for tokens: those of the tokenizer that the two share.
+    """How many rows of both heads stand for tokens; see `vocabulary_of`."""
+    return min(vocabulary_of(student, tokenizer, "the student"), vocabulary_of(teacher, tokenizer, "the teacher"))
 
-    What a model has beyond is padding, up to 151,936 rows here and 152,064 there for 151,665 tokens: it must take part
-    in no comparison. ModelError where a model has too few.
+
+def vocabulary_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, whose: str) -> int:
+    """How many rows of a model's head stand for tokens of the tokenizer; `whose` is "the teacher", for the message.
+
+    What it has beyond is padding, up to 151,936 rows here and 152,064 there for 151,665 tokens, and takes part in no
+    comparison. ModelError where there are too few, in its embeddings or in its head.
     """
-    rows = []
-    for whose, model in (("student", student), ("teacher", teacher)):
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        for table in (model.get_input_embeddings(), head):
-            rows.append(rows_of(table))
-            if wrong := wrong_vocabulary(rows[-1], tokenizer):
-                remedy = "Choose models of one vocabulary, or an objective across tokenizers"
-                raise ModelError(f"the {whose}", wrong, remedy)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    rows = [rows_of(table) for table in (model.get_input_embeddings(), head)]
+    if wrong := wrong_vocabulary(min(rows), tokenizer):
+        remedy = "Choose models of one vocabulary, or an objective across tokenizers"
+        raise ModelError(whose, wrong, remedy)
     return 1 + max(number for number in tokenizer.get_vocab().values() if number < min(rows))
