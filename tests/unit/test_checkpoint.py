@@ -9,13 +9,14 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine import random_items, tiny_model
+from kills import Done, Killed, kept, kill_in
 from torch import Tensor
 
 from potstill.errors import ModelError, Stopped, StorageError
@@ -52,26 +53,6 @@ SETTINGS = Settings(
 MUON = replace(SETTINGS, optimizer="muon")
 BEST = replace(SETTINGS, keep="best", patience=2, learning_rate=0.3, schedule="constant", warmup=0.0)
 """Too high a rate: the best is soon behind, and patience ends the run before its time."""
-
-
-class Killed(BaseException):
-    """What no code catches."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """All that a run leaves."""
-
-    weights: dict[str, Tensor]
-    curve: bytes
-    facts: dict[str, Any]
-
-    def same(self, other: "Done") -> bool:
-        return (
-            (self.curve, self.facts) == (other.curve, other.facts)
-            and self.weights.keys() == other.weights.keys()
-            and all(torch.equal(weight, other.weights[name]) for name, weight in self.weights.items())
-        )
 
 
 def scorer(settings: Settings, precision: torch.dtype = torch.float32) -> Scorer:
@@ -113,10 +94,6 @@ def steps_told(told: list[dict[str, Any]]) -> list[int]:
     return [row["step"] for row in told if row["split"] == "train"]
 
 
-def kept(out: Path) -> list[str]:
-    return sorted(path.name for path in (out / "unfinished").glob("*"))
-
-
 @pytest.mark.parametrize("settings", [SETTINGS, MUON, BEST], ids=["adamw", "muon", "best"])
 def test_stopped_behind_any_step_it_goes_on_to_the_last_bit(tmp_path: Path, settings: Settings) -> None:
     """Trap: "Order differs after resume from the second epoch on (transformers 40691); epoch 0 replayed (ms-swift
@@ -142,22 +119,6 @@ def test_asked_behind_the_last_step_it_ends_as_if_nobody_had(tmp_path: Path) -> 
     told: list[dict[str, Any]] = []
     assert run(tmp_path / "asked", follow=told.append).same(straight)
     assert told == []
-
-
-def kill_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int, *, before: bool) -> None:
-    """The at-th call of this function ends everything, before or after what it does."""
-    function, calls = getattr(owner, name), iter(range(1, 1000))
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        last = next(calls) == at
-        if last and before:
-            raise Killed
-        result = function(*args, **kwargs)
-        if last:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(owner, name, dying)
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine import VOCABULARY, random_items, tiny_model
-from test_checkpoint import Done, Killed, kept, kill_in
+from kills import Done, Killed, kept, kill_in
 
 from potstill.errors import Stopped, StorageError
 from potstill.training import on_policy

@@ -25,9 +25,6 @@ from potstill.training.sampling import Prompt, Sampling, Speaker, answered, open
 FOLDER = "own_answers"
 """Of rounds, beside the checkpoints."""
 
-NOT_SHARDED = "the student answers with its whole weights, which sharding cuts up; set sharding: none"
-"""Why a config with on-policy rows refuses workers that share the model."""
-
 Place = tuple[int, int]
 """A step, from 0 on, and a row of its global batch."""
 
