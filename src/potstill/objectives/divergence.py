@@ -126,6 +126,7 @@ def _compare_dense(divergence: Divergence, teacher_CV: Tensor, logits_CV: Tensor
     assert teacher_CV.shape == logits_CV.shape, "two vocabularies"
     assert teacher_CV.dtype in (torch.float32, torch.float64), "too coarse"
     logp_CV, p_CV, q_CV = (torch.empty_like(logits_CV) for _ in range(3))
+    teacher_CV = teacher_CV.to(logits_CV.dtype)
     if divergence.temperature == 1:
         torch.clamp(teacher_CV, min=NEVER, out=logp_CV)
     else:
