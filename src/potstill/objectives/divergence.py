@@ -24,7 +24,7 @@ DivergenceName = Literal[
 
 NEVER = -1e30
 """Stands for the logarithm of a probability of 0: e to it is 0, and 0 times it is 0, where 0 times infinity is not. So
-a divergence that is infinite comes out above 1e20, or near it, and its slope is as steep."""
+an infinite divergence comes out finite: 1e30 times the probability that is at fault, with a slope as steep."""
 
 BLOCK = 1 << 18
 """Logits that one thread looks at before it goes on, so that what is computed of them stays in its cache: in memory
@@ -36,14 +36,14 @@ class Divergence:
     """Which divergence of the student Q from the teacher P, and its parameters.
 
     - forward_kl: KL(P, Q); Hinton et al. 2015, where P and Q are softened by the temperature.
-    - reverse_kl: KL(Q, P); Gu et al. 2023 (MiniLLM), eq. 2, for one position.
+    - reverse_kl: KL(Q, P); Gu et al. 2023 (MiniLLM), for one position.
     - jsd: b KL(P, M) + (1 - b) KL(Q, M) with M = b P + (1 - b) Q; Agarwal et al. 2023 (GKD), eq. 1. It is 0 for b = 0
       and b = 1; divided by b it tends to forward KL for b to 0, divided by 1 - b to reverse KL for b to 1.
-    - skew_kl: KL(P, a P + (1 - a) Q), at most log(1 / a); Ko et al. 2024 (DistiLLM), eq. 4.
+    - skew_kl: KL(P, a P + (1 - a) Q), at most log(1 / a); Ko et al. 2024 (DistiLLM).
     - skew_reverse_kl: KL(Q, a Q + (1 - a) P); likewise.
-    - total_variation: half the sum of |p - q|; Wen et al. 2023 (f-distill), section 3.
+    - total_variation: half the sum of |p - q|; Wen et al. 2023 (f-distill).
     - adaptive_kl: forward KL by the share of sum |p - q| that lies in the teacher's head, reverse KL by its tail's;
-      Wu et al. 2024 (AKL), section 4.3. The shares are weights without a slope.
+      Wu et al. 2024 (AKL). The shares are weights without a slope.
     """
 
     name: DivergenceName = "forward_kl"
@@ -126,6 +126,7 @@ def _compare_dense(divergence: Divergence, teacher_CV: Tensor, logits_CV: Tensor
     assert teacher_CV.shape == logits_CV.shape, "two vocabularies"
     assert teacher_CV.dtype in (torch.float32, torch.float64), "too coarse"
     logp_CV, p_CV, q_CV = (torch.empty_like(logits_CV) for _ in range(3))
+    teacher_CV = teacher_CV.to(logits_CV.dtype)
     if divergence.temperature == 1:
         torch.clamp(teacher_CV, min=NEVER, out=logp_CV)
     else:
@@ -158,7 +159,7 @@ def _compare_listed(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, 
     if slope:
         slope_CE = entries.logq_CE.mul_(divergence.temperature)
         logits_CV *= slope_CE[:, -1:]
-        logits_CV.scatter_add_(1, at_CK, slope_CE[:, :-1].masked_fill(absent_CK, 0.0))
+        logits_CV.scatter_add_(1, at_CK, slope_CE[:, :-1])  # 0 where there is no entry, as p and q are
     return value_C
 
 
