@@ -46,6 +46,16 @@ class Spans:
     def __len__(self) -> int:
         return len(self.ends_S)
 
+    @property
+    def comparable_S(self) -> NDArray[np.bool_]:
+        """Whether the distributions of the spans' first tokens say the same thing on both sides.
+
+        Not where a turn ends and a template writes something of its own before the end token: `\\n` is likely there
+        because the turn ends, and of a text it would be the next line.
+        """
+        one_S = (self.student_ends_S - self.student_starts_S == 1) & (self.teacher_ends_S - self.teacher_starts_S == 1)
+        return ~self.ends_S | one_S
+
 
 def align(student: Sequence[Turn], teacher: Sequence[Turn], where: str) -> Spans:
     """The spans of one row, which both tokenizers read; see `potstill.learnt.learnt_turns`.

@@ -310,3 +310,11 @@ def test_the_tokens_that_end_a_turn_are_matched_whatever_they_are_called() -> No
     assert "<|im_end|>" not in pairs
     assert pairs["<|user|>"] == "<|user|>"
     assert pairs["<s>"] == "<s>"
+
+
+def test_an_end_of_several_tokens_is_no_distribution_to_compare() -> None:
+    for template, comparable in (("break", False), ("chatml", True)):
+        ours, theirs = turns_of("small", "default", "the cat", "sat"), turns_of("legacy", template, "the cat", "sat")
+        spans = align(ours, theirs, "row 1")
+        assert spans.ends_S.sum() == 2
+        assert (spans.comparable_S == (~spans.ends_S | comparable)).all()
