@@ -29,8 +29,8 @@ from potstill.objectives.signal import NO_ENTRY
 BLOCK = 64
 """Entries of the vocabulary that are looked at as one."""
 
-SLICE_LOGITS = 1 << 18
-"""Logits a thread's softmax works on at once, on a CPU: 1 MiB in float32, about what a core's own cache holds."""
+SLICE_LOGITS = 1 << 19
+"""Logits a thread's softmax works on at once, on a CPU: 2 MiB in float32, for what is read again lies near the core."""
 
 
 @dataclass(frozen=True)
