@@ -33,6 +33,7 @@ from potstill.sources import LocalModel, Model
 from potstill.stages import init, sft
 from potstill.training.making import keep_layers, make_model, which_layers
 from potstill.training.models import load_model, load_tokenizer, save_model
+from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary
 from potstill.training.scoring import build_scorer
 from potstill.training.size import Size
 from potstill.workspace import Hashes, Workspace
@@ -375,6 +376,9 @@ def test_the_student_speaks_as_the_model_does(tmp_path: Path, way: dict[str, Any
     assert {name: ours[name] for name in theirs} == theirs
     assert json.loads((folders[0] / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
     assert load_tokenizer(student).chat_template == tokenizer.chat_template
+    told = load_tokenizer(student), load_tokenizer(source)
+    assert first_token_difference(*told) == first_template_difference(*told) == ""
+    assert vocabulary(read(student), read(source), told[0]) == len(tiny_tokenizer())
 
 
 def test_a_family_whose_tokenizers_transformers_reads_in_its_own_way(tmp_path: Path) -> None:

@@ -116,6 +116,10 @@ def test_what_cannot_be_cut_is_refused(option, message):
 def test_a_launcher_that_nothing_is_started_by_is_refused():
     with pytest.raises(RecipeError, match=r"no stage shares its model .* Add made\.sharding=fsdp2"):
         run(load("made.sharding=none"), Path("out"), launcher=SRUN)
+    one_behind_it_that_nobody_could_share = RECIPE + "  raw: {kind: smith, data: first}\n"
+    Path("more.yaml").write_text(one_behind_it_that_nobody_could_share)
+    with pytest.raises(RecipeError, match=r"Add made\.sharding=fsdp2"):
+        run(load_recipe("more.yaml", ["made.sharding=none"]), Path("out"), launcher=SRUN)
     with pytest.raises(PotstillError, match="--launch torchrunn: there is no such program"):
         run(load(), Path("out"), launcher=["torchrunn", "--nproc-per-node", "2"])
     with pytest.raises(PotstillError, match="RANK is not in its environment"):
