@@ -46,6 +46,16 @@ class Spans:
     def __len__(self) -> int:
         return len(self.ends_S)
 
+    def only(self, which_S: NDArray[np.bool_]) -> "Spans":
+        """Some of them."""
+        return Spans(
+            self.student_starts_S[which_S],
+            self.student_ends_S[which_S],
+            self.teacher_starts_S[which_S],
+            self.teacher_ends_S[which_S],
+            self.ends_S[which_S],
+        )
+
     @property
     def comparable_S(self) -> NDArray[np.bool_]:
         """Whether the distributions of the spans' first tokens say the same thing on both sides.
@@ -54,7 +64,8 @@ class Spans:
         because the turn ends, and of a text it would be the next line.
         """
         one_S = (self.student_ends_S - self.student_starts_S == 1) & (self.teacher_ends_S - self.teacher_starts_S == 1)
-        return ~self.ends_S | one_S
+        found_S: NDArray[np.bool_] = ~self.ends_S | one_S
+        return found_S
 
 
 def align(student: Sequence[Turn], teacher: Sequence[Turn], where: str) -> Spans:

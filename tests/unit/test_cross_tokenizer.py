@@ -165,13 +165,18 @@ def test_alm_by_hand_and_by_gradcheck() -> None:
     loss = alm(ours_S, theirs_S, temperature=2.0)
     a, b = math.exp(-0.5), math.exp(-0.25)
     first = a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b))
-    assert alm(ours_S[:1], theirs_S[:1], temperature=2.0).sum.item() == pytest.approx(first)
-    assert alm(ours_S[1:2], theirs_S[1:2], temperature=2.0).sum.item() == pytest.approx(0, abs=1e-15)
-    assert loss.count == 3
-    assert gradcheck(lambda x_S: alm(x_S, theirs_S, temperature=2.0).sum, (ours_S,))
-    # (b - a) / (tau (1 - b)), the derivative of the KL of two coins by the logarithm of one's probability
-    (slope_S,) = torch.autograd.grad(loss.sum, ours_S)
-    assert slope_S[0].item() == pytest.approx((b - a) / (2 * (1 - b)))
+    assert loss[0].item() == pytest.approx(2 * first)
+    assert loss[1].item() == pytest.approx(0, abs=1e-15)
+    assert gradcheck(lambda x_S: alm(x_S, theirs_S, temperature=2.0), (ours_S,))
+    # tau times (b - a) / (tau (1 - b)), the derivative of the KL of two coins by the logarithm of one's probability
+    (slope_S,) = torch.autograd.grad(loss.sum(), ours_S)
+    assert slope_S[0].item() == pytest.approx((b - a) / (1 - b))
+
+
+def test_alm_at_a_high_temperature_compares_log_probabilities() -> None:
+    ours_S, theirs_S = torch.tensor([-0.5, -3.0]).double(), torch.tensor([-1.0, -2.0]).double()
+    limit_S = theirs_S - ours_S - theirs_S * torch.log(theirs_S / ours_S)
+    torch.testing.assert_close(alm(ours_S, theirs_S, temperature=1e6), limit_S, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -188,9 +193,9 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_slope(dtype: torch.dty
         assert compared.slope_CV.abs().max() < torch.finfo(dtype).eps
         assert compared.slope_follow_C.abs().max() < 20 * torch.finfo(dtype).eps
     logp_S = (-logits(2, 40).abs()).to(dtype).requires_grad_()
-    loss = alm(logp_S, logp_S.detach())
-    (slope_S,) = torch.autograd.grad(loss.sum, logp_S)
-    assert loss.sum == 0
+    loss_S = alm(logp_S, logp_S.detach())
+    (slope_S,) = torch.autograd.grad(loss_S.sum(), logp_S)
+    assert loss_S.sum() == 0
     assert slope_S.abs().max() < 1000 * torch.finfo(dtype).eps
 
 
@@ -256,9 +261,9 @@ def test_what_follows_with_hardly_any_probability_is_no_trouble() -> None:
         for part in merged(teacher_CW, student_CV, theirs_C, ours_C, some_shared()):
             assert part.isfinite().all()
     sure_S = torch.tensor([0.0, -1e-9, -1e4]).requires_grad_()
-    loss = alm(sure_S, torch.tensor([-1.0, 0.0, -2.0]))
-    loss.sum.backward()
-    assert loss.sum.isfinite()
+    loss_S = alm(sure_S, torch.tensor([-1.0, 0.0, -2.0]))
+    loss_S.sum().backward()
+    assert loss_S.isfinite().all()
     assert sure_S.grad is not None
     assert sure_S.grad.isfinite().all()
 
@@ -311,11 +316,11 @@ def test_spans_that_are_off_by_one_do_not_match(names: tuple[str, str]) -> None:
     values = said(teacher)
     teacher_S = by_span(values, spans.teacher_starts_S, spans.teacher_ends_S)
     assert len(spans) > 5
-    assert alm(student_S, teacher_S).sum.item() == pytest.approx(0, abs=1e-12)
-    assert alm(student_S[:-1], teacher_S[1:]).sum.item() > 0.1
+    assert alm(student_S, teacher_S).sum().item() == pytest.approx(0, abs=1e-12)
+    assert alm(student_S[:-1], teacher_S[1:]).sum().item() > 0.1
     shifted = [*values[1:], 0.0]  # every position scored for the token behind its own
     one_later_S = by_span(shifted, spans.teacher_starts_S, spans.teacher_ends_S)
-    assert alm(student_S, one_later_S).sum.item() > 0.1
+    assert alm(student_S, one_later_S).sum().item() > 0.1
 
 
 def test_distributions_that_are_off_by_one_do_not_match() -> None:

@@ -138,7 +138,7 @@ def test_weights_in_bfloat16_are_summed_in_float32(monkeypatch: pytest.MonkeyPat
     hidden_ND = torch.randn(50, 16).bfloat16().requires_grad_()
     wide_ND = hidden_ND.detach().double().requires_grad_()
     targets_N = torch.randint(0, VOCABULARY, (50,))
-    ours_N, truth_N = scorer._logps(hidden_ND, targets_N), exact._logps(wide_ND, targets_N)
+    ours_N, truth_N = scorer.logps(hidden_ND, targets_N), exact.logps(wide_ND, targets_N)
     assert ours_N.dtype == torch.float32
     assert torch.allclose(ours_N.double(), truth_N, rtol=1e-5, atol=1e-5)
     ours_N.sum().backward()

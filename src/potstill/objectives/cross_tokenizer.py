@@ -38,8 +38,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from potstill.objectives.base import Loss
-
 BLOCK = 1 << 22
 """Logits that are looked at together."""
 
@@ -157,12 +155,13 @@ def merged(
     return Compared(value_C, slope_CV, follow_slope_C)
 
 
-def alm(student_logp_S: Tensor, teacher_logp_S: Tensor, *, temperature: float = 100.0) -> Loss:
+def alm(student_logp_S: Tensor, teacher_logp_S: Tensor, *, temperature: float = 100.0) -> Tensor:
     """KL of whether a span is said: a log(a / b) + (1 - a) log((1 - a) / (1 - b)), with a = p(span)^(1/temperature) of
-    the teacher and b of the student; Minixhofer et al. 2025, with f = KL. The count is S.
+    the teacher and b of the student, times the temperature; Minixhofer et al. 2025, with f = KL. Of each span.
 
     Takes sums of log-probabilities over spans, in nats, and can be differentiated by the student's. A high temperature
-    turns all spans' probabilities towards 1, where the loss weighs the difference of log-probabilities. The authors'
+    turns all spans' probabilities towards 1: with x and y for -log p of teacher and student, the value tends to
+    y - x + x log(x / y), and the factor, which is not the paper's, keeps it and its slope from vanishing. The authors'
     code adds the teacher's entropy (a cross-entropy), which has no slope but is not 0 at a match. The paper's debiasing
     of outcome chunks, which leaves out spans that one tokenizer would not end there, is not done: a span is one where
     both tokenizers end a token.
@@ -174,7 +173,7 @@ def alm(student_logp_S: Tensor, teacher_logp_S: Tensor, *, temperature: float = 
     )
     said_S, not_said_S = theirs_S.exp(), -torch.expm1(theirs_S)
     each_S = said_S * (theirs_S - ours_S) + not_said_S * (not_said_S.log() - torch.log(-torch.expm1(ours_S)))
-    return Loss(sum=each_S.sum(), count=len(each_S))
+    return temperature * each_S
 
 
 def _blocks(teacher_CW: Tensor, student_CV: Tensor) -> list[slice]:

@@ -4,25 +4,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.errors import DataError, ModelError
-from potstill.objectives.divergence import takes_drawn
+from potstill.objectives.divergence import Divergence, DivergenceName, takes_drawn
 from potstill.records import Chat
 from potstill.signals.files import Reader
-from potstill.sources import Data, Inputs, LocalModel, Model
+from potstill.sources import Data, LocalModel, Model
 from potstill.stages.session import Session
 from potstill.stages.training import named_rows
 from potstill.training.batch import Item
+from potstill.training.data import Split
+from potstill.training.guidance import Guide
 from potstill.training.layers import Pairs, Projections, captured_map, decoder_layers, depth_map
 from potstill.training.lesson import Aims
 from potstill.training.models import load_model, load_tokenizer
 from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary
 from potstill.training.probe import bare
 from potstill.training.scoring import Scorer, build_scorer
-from potstill.training.tellers import Captured, Present, Teller, View, key_of
+from potstill.training.tasks import Teach
+from potstill.training.tellers import Captured, Present, Teller, View, key_of, lessons, same
+
+if TYPE_CHECKING:
+    from potstill.stages.distill import DistillConfig
 
 Layers = Mapping[int, int] | int
 """Which of the student's layers is to be like which of the teacher's, or how many are."""
@@ -143,8 +149,6 @@ class CapturedTeacher:
         return {"signal": "captured", "bytes_per_token": round(self.reader.bytes_per_token(), 2)}
 
 
-Teachers = Sequence[PresentTeacher | CapturedTeacher]
-
 SIGNALS_FOLDER = "signals"
 TOKENIZER_FOLDER = "tokenizer"
 """Of a captured signal: its shards, and whose tokens they speak of."""
@@ -155,51 +159,108 @@ def width_of(scorer: Scorer) -> int:
     return int(bare(scorer.model).config.get_text_config().hidden_size)
 
 
-def teachers_of(session: Session) -> Teachers:
-    """All that the field `teacher` names, models first."""
-    inputs = session.inputs
-    present = [PresentTeacher(model, session) for model in inputs.models.get("teacher", ())]
-    return [*present, *(CapturedTeacher(data) for data in inputs.data.get("teacher", ()))]
+class Classroom:
+    """Teachers who speak of the student's own tokens."""
+
+    def __init__(self, config: "DistillConfig", session: Session) -> None:
+        self.config, self.session = config, session
+        inputs = session.inputs
+        present = [PresentTeacher(model, session) for model in inputs.models.get("teacher", ())]
+        captured = [CapturedTeacher(data) for data in inputs.data.get("teacher", ())]
+        self.teachers: list[PresentTeacher | CapturedTeacher] = [*present, *captured]
+        self.aims = Aims(
+            Divergence(cast(DivergenceName, config.divergence), config.mix, config.softness),
+            vocabulary=len(session.tokenizer),
+            divergence_weight=config.divergence_weight,
+            likelihood_weight=config.likelihood_weight,
+            hidden_weight=config.hidden_weight,
+            hidden=config.hidden,
+        )
+        self._view: View = same
+        self._seats: list[Seat] = []
+
+    def agree(self) -> None:
+        """Give the student's tokenizer the template that is asked for, and refuse teachers who would read other tokens.
+        ModelError names the first difference."""
+        tokenizer = self.session.tokenizer
+        set_template(self.config, tokenizer, self.teachers[0].tokenizer)
+        probes = list(islice(named_rows(self.session.inputs, Chat), PROBES))
+        for teacher in self.teachers:
+            where = f"teacher {teacher.name}"
+            if found := first_token_difference(tokenizer, teacher.tokenizer):
+                remedy = "Choose both of one family, or compare across tokenizers: divergence: uld, gold or alm"
+                raise ModelError(where, f"its tokens are not the student's: {found}", remedy)
+            if found := first_template_difference(tokenizer, teacher.tokenizer, probes):
+                remedy = "Set template: teacher, or give the teacher the student's"
+                raise ModelError(where, f"its chat template is not the student's: {found}", remedy)
+
+    def admit(self, split: Split) -> Split:
+        """The rows that can be taught: all, or it is said which cannot. DataError, ModelError."""
+        for teacher in self.teachers:
+            teacher.check(self.aims, [*split.train, *split.held_out], self._beyond)
+        if self.config.teacher_prompt is not None:
+            self._view = self._guided(split, self.config.teacher_prompt)
+        return split
+
+    @property
+    def _beyond(self) -> str:
+        """What teachers are asked besides the rows as they are."""
+        config = self.config
+        asked = {
+            "the student's own answers (on_policy)": config.on_policy,
+            "other prompts (teacher_prompt)": config.teacher_prompt,
+        }
+        return " and ".join(what for what, option in asked.items() if option is not None)
+
+    def _guided(self, split: Split, words: str) -> View:
+        """Teachers read the same answers behind their own prompt."""
+        items = {item.row: item for item in (*split.train, *split.held_out)}
+        guides = {
+            row: Guide.of(self.session.tokenizer, items[row], chat.messages, words, chat.tools)
+            for row, chat in named_rows(self.session.inputs, Chat)
+            if row in items
+        }
+        return lambda item: guides[item.row].item(item)
+
+    def fit(self, student: Scorer) -> None:
+        """Everyone takes a seat. The student gets what has to stand between its hidden states and theirs."""
+        sizes = {teacher.name: teacher.vocabulary(student.model) for teacher in self.teachers}
+        smallest = min(sizes, key=lambda name: sizes[name])
+        if differing := [name for name in sizes if sizes[name] != sizes[smallest]]:
+            what = f"it speaks of {sizes[differing[0]]:,} tokens, and {smallest} of {sizes[smallest]:,}"
+            raise DataError(differing[0], what, "Capture it anew, of the same tokenizer")
+        self.aims = replace(self.aims, vocabulary=sizes[smallest])
+        weights, layers = self.config.weights, self.config.layers
+        for number, teacher in enumerate(self.teachers):
+            seat = teacher.seat(student, self.aims, layers, weights[teacher.name], self._view)
+            self._seats.append(seat)
+            if self.aims.hidden_weight:
+                seed = self.session.work.seed + number
+                between = Projections(seat.pairs, width_of(student), seat.width, seed)
+                student.projections.append(between.to(student.device))
+
+    def lessons(self) -> Teach:
+        """For the task, once all sit."""
+        return lessons(self.aims, [seat.teller for seat in self._seats])
+
+    @property
+    def followed(self) -> list[str]:
+        """Which figures are worth a curve."""
+        asked = {"divergence": self.aims.divergence_weight, "nll": 1.0, "hidden": self.aims.hidden_weight}
+        return [name for name, weight in asked.items() if weight]
+
+    def facts(self) -> dict[str, Any]:
+        """Who taught, for the manifest."""
+        facts: dict[str, Any] = {"teachers": {one.name: one.facts() for one in self.teachers}}
+        if self.aims.hidden_weight:
+            facts["layers"] = [[list(pair) for pair in seat.pairs] for seat in self._seats]
+        return facts
 
 
-def seats(
-    student: Scorer, teachers: Teachers, aims: Aims, layers: Layers, weights: Mapping[str, float], seed: int, view: View
-) -> tuple[Aims, list[Seat]]:
-    """Everyone's place, and the aims with the number of ids that are tokens on all sides. The student gets what has to
-    stand between its hidden states and theirs."""
-    sizes = {teacher.name: teacher.vocabulary(student.model) for teacher in teachers}
-    smallest = min(sizes, key=lambda name: sizes[name])
-    if differing := [name for name in sizes if sizes[name] != sizes[smallest]]:
-        what = f"it speaks of {sizes[differing[0]]:,} tokens, and {smallest} of {sizes[smallest]:,}"
-        raise DataError(differing[0], what, "Capture it anew, of the same tokenizer")
-    aims = replace(aims, vocabulary=sizes[smallest])
-    found = [teacher.seat(student, aims, layers, weights[teacher.name], view) for teacher in teachers]
-    if aims.hidden_weight:
-        for number, seat in enumerate(found):
-            between = Projections(seat.pairs, width_of(student), seat.width, seed + number)
-            student.projections.append(between.to(student.device))
-    return aims, found
-
-
-def agree_on_tokens(
-    tokenizer: PreTrainedTokenizerBase, teachers: Teachers, template: str | None, inputs: Inputs
-) -> None:
-    """Give the student's tokenizer the template that is asked for, and refuse teachers who would read other tokens.
-
-    ModelError names the first difference.
-    """
-    if template == "teacher":
-        template = str(teachers[0].tokenizer.chat_template)
-    if template is not None:
-        tokenizer.chat_template = template
-    probes = list(islice(named_rows(inputs, Chat), PROBES))
-    for teacher in teachers:
-        if found := first_token_difference(tokenizer, teacher.tokenizer):
-            remedy = "Choose a student and a teacher of one family, or compare them across tokenizers: divergence: alm"
-            raise ModelError(f"teacher {teacher.name}", f"its tokens are not the student's: {found}", remedy)
-        if found := first_template_difference(tokenizer, teacher.tokenizer, probes):
-            remedy = "Set template: teacher, or give the teacher the student's"
-            raise ModelError(f"teacher {teacher.name}", f"its chat template is not the student's: {found}", remedy)
+def set_template(config: "DistillConfig", tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Give the student's tokenizer the template that its stage asks for, where it does."""
+    if config.template is not None:
+        tokenizer.chat_template = str(teacher.chat_template) if config.template == "teacher" else config.template
 
 
 PROBES = 32

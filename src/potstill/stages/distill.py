@@ -1,7 +1,7 @@
 """distill: teach a model a teacher's distributions and hidden states, by its weights or by what was captured of it."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,18 +11,17 @@ from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Sta
 from potstill.stages.training import TrainingConfig, named_rows, sources
 
 if TYPE_CHECKING:
-    from potstill.stages.classroom import Seat, Teachers
     from potstill.stages.session import Session
     from potstill.training.batch import Item
-    from potstill.training.data import Split
-    from potstill.training.lesson import Aims
     from potstill.training.scoring import Scorer
-    from potstill.training.tellers import View
 
 DivergenceName = Literal[
-    "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl"
-]
-MIXED = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1, "adaptive_kl": 0.5}
+    "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl",
+    "uld", "gold", "alm",
+]  # fmt: skip
+ACROSS = ("uld", "gold", "alm")
+"""Those that compare a teacher and a student of different vocabularies."""
+MIXED = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1, "adaptive_kl": 0.5, "gold": 0.5}
 """The divergences that read `mix`, and what it is unless it is given."""
 
 
@@ -78,11 +77,14 @@ class DistillConfig(TrainingConfig):
     divergence: DivergenceName = "forward_kl"
     """How distributions are compared, teacher P and student Q: KL(P, Q); KL(Q, P); the generalized Jensen-Shannon
     divergence; KL(P, mix P + (1 - mix) Q) and KL(Q, mix Q + (1 - mix) P); total variation; or the adaptive mixture of
-    both KLs."""
+    both KLs. A teacher with other tokens is compared where both sides' tokens end at the same byte: uld by sorted
+    probabilities, gold by name where both have a token and sorted otherwise, alm by how likely each finds what stands
+    between two such places."""
     mix: float | None = Field(default=None, gt=0, lt=1)
-    """jsd's beta, 0.5 unless given; the skews' alpha, 0.1; adaptive_kl's head, 0.5 of the teacher's mass."""
-    temperature: float = Field(default=1.0, gt=0, le=100)
-    """Both sides' logits are divided by it; the divergence is multiplied by its square."""
+    """jsd's and gold's beta, 0.5 unless given; the skews' alpha, 0.1; adaptive_kl's head, 0.5 of the teacher's mass."""
+    temperature: float | None = Field(default=None, gt=0, le=1000)
+    """Both sides' logits are divided by it, 1 unless given, and the divergence is multiplied by its square (uld's by
+    itself). alm's takes the root of what spans' probabilities are, 100 unless given. gold has none."""
     divergence_weight: float = Field(default=1.0, ge=0)
     """How much the divergence counts."""
     likelihood_weight: float = Field(default=0.0, ge=0)
@@ -101,6 +103,8 @@ class DistillConfig(TrainingConfig):
     def _nothing_is_ignored(self) -> Self:
         if self.mix is not None and self.divergence not in MIXED:
             raise ValueError(f"divergence {self.divergence} does not read mix; {', '.join(MIXED)} do")
+        if self.divergence in ACROSS:
+            self._across()
         if not self.hidden_weight and self.model_fields_set & {"hidden", "layers"}:
             raise ValueError("hidden and layers are for hidden states, and hidden_weight is 0; set hidden_weight")
         if not self.divergence_weight and self.model_fields_set & {"divergence", "mix", "temperature"}:
@@ -112,6 +116,27 @@ class DistillConfig(TrainingConfig):
         if self.on_policy is not None and self.sharding != "none":
             raise ValueError("the student answers with its whole weights, which sharding cuts up; set sharding: none")
         return self
+
+    def _across(self) -> None:
+        """What cannot be compared where tokens differ."""
+        name = self.divergence
+        if self.hidden_weight:
+            raise ValueError(
+                f"hidden states stand at other places across tokenizers; leave hidden_weight out of {name}"
+            )
+        if self.on_policy is not None or self.teacher_prompt is not None:
+            raise ValueError(f"{name} aligns the data's own answers; leave on_policy and teacher_prompt out")
+        if self.learn == "all":
+            raise ValueError(f"{name} aligns what assistants say, and templates differ elsewhere; set learn: assistant")
+        if name == "gold" and self.temperature not in (None, 1.0):
+            raise ValueError(
+                "gold multiplies probabilities along a span, which are of temperature 1; leave temperature out"
+            )
+
+    @property
+    def softness(self) -> float:
+        """The temperature, as it is where none is given."""
+        return self.temperature or (100.0 if self.divergence == "alm" else 1.0)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -128,16 +153,17 @@ class DistillConfig(TrainingConfig):
 
 def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
     """Check that teachers and student speak of the same tokens, tokenize, hold out, train, keep."""
-    from potstill.stages.classroom import agree_on_tokens, seats, teachers_of
+    from potstill.stages.classroom import Classroom
+    from potstill.stages.interpreters import Interpreters
     from potstill.stages.session import Session
     from potstill.training.data import chat_items
     from potstill.training.itself import check_itself
+    from potstill.training.preflight import vocabulary_of
     from potstill.training.tasks import distillation
-    from potstill.training.tellers import lessons
 
     session = Session(config, inputs, work)
-    teachers = teachers_of(session)
-    agree_on_tokens(session.tokenizer, teachers, config.template, inputs)
+    room = Interpreters(config, session) if config.divergence in ACROSS else Classroom(config, session)
+    room.agree()
     with session.encoding():
         split = chat_items(
             session.tokenizer,
@@ -150,96 +176,37 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
             where=sources(inputs),
             store=session.store,
         )
-    aims, view = _aims(config, session), _view(config, session, split)
-    for teacher in teachers:
-        teacher.check(aims, [*split.train, *split.held_out], _beyond(config))
-    placed: list[tuple[Aims, list[Seat]]] = []
+    split = room.admit(split)
 
     def fit(scorer: "Scorer") -> None:
-        placed.append(seats(scorer, teachers, aims, config.layers, config.weights, work.seed, view))
-        check_itself(scorer, placed[0][0], split.train)
+        check_itself(scorer, vocabulary_of(scorer.model, session.tokenizer, "the student"), split.train)
+        room.fit(scorer)
 
     session.load(split, fit=fit)
-    aims, seated = placed[0]
-    steps = _steps(config, session, split.train)
-    task = distillation(steps, split.held_out, lessons(aims, [seat.teller for seat in seated]), _followed(config))
+    steps, answered = _steps(config, session, split.train)
+    task = distillation(steps, split.held_out, room.lessons(), room.followed)
     happened = session.train(task)
-    return session.finish(split, {**happened, **_facts(config, teachers, seated, steps, happened["steps"])})
+    return session.finish(split, {**happened, **room.facts(), **answered(happened["steps"])})
 
 
-def _aims(config: DistillConfig, session: "Session") -> "Aims":
-    from potstill.objectives.divergence import Divergence
-    from potstill.training.lesson import Aims
-
-    return Aims(
-        Divergence(config.divergence, config.mix, config.temperature),
-        vocabulary=len(session.tokenizer),
-        divergence_weight=config.divergence_weight,
-        likelihood_weight=config.likelihood_weight,
-        hidden_weight=config.hidden_weight,
-        hidden=config.hidden,
-    )
-
-
-def _view(config: DistillConfig, session: "Session", split: "Split") -> "View":
-    """What a teacher reads where the student reads a row: behind its own prompt, where it has one."""
-    from potstill.training.guidance import Guide
-    from potstill.training.tellers import same
-
-    if config.teacher_prompt is None:
-        return same
-    items = {item.row: item for item in (*split.train, *split.held_out)}
-    guides = {
-        row: Guide.of(session.tokenizer, items[row], chat.messages, config.teacher_prompt, chat.tools)
-        for row, chat in named_rows(session.inputs, Chat)
-        if row in items
-    }
-    return lambda item: guides[item.row].item(item)
-
-
-def _beyond(config: DistillConfig) -> str:
-    """What a teacher is asked besides the rows as they are."""
-    asked = {
-        "the student's own answers (on_policy)": config.on_policy,
-        "other prompts (teacher_prompt)": config.teacher_prompt,
-    }
-    return " and ".join(what for what, option in asked.items() if option is not None)
-
-
-def _followed(config: DistillConfig) -> list[str]:
-    """Which figures are worth a curve."""
-    asked = {"divergence": config.divergence_weight, "nll": 1.0, "hidden": config.hidden_weight}
-    return [name for name, weight in asked.items() if weight]
-
-
-def _steps(config: DistillConfig, session: "Session", train: "Sequence[Item]") -> "Sequence[Sequence[Item]]":
-    """The global batches; a share of their rows answered by the student itself, where that is asked for."""
+def _steps(
+    config: DistillConfig, session: "Session", train: "Sequence[Item]"
+) -> "tuple[Sequence[Sequence[Item]], Callable[[int], Facts]]":
+    """The global batches; a share of their rows answered by the student itself, where that is asked for, and what is
+    to be said of those answers after so many steps."""
     from potstill.training.on_policy import OnPolicySteps, Plan
-    from potstill.training.sampling import Sampling, Speaker
+    from potstill.training.sampling import Sampling, Speaker, check_room
 
-    steps = session.steps(train, config.global_batch)
-    own = config.on_policy
+    steps, own = session.steps(train, config.global_batch), config.on_policy
     if own is None:
-        return steps
-    plan = Plan(
-        own.share, own.reuse, Sampling(own.temperature, own.top_p, own.top_k, own.max_tokens), session.work.seed
-    )
+        return steps, lambda done: {}
+    check_room(session.model, train, own.max_tokens)
+    sampling = Sampling(own.temperature, own.top_p, own.top_k, own.max_tokens)
     speaker = Speaker.of(session.team.scorer, session.tokenizer)
-    return OnPolicySteps(steps, speaker, plan, session.work.state)
-
-
-def _facts(
-    config: DistillConfig, teachers: "Teachers", seated: "Sequence[Seat]", steps: "Sequence[Any]", done: int
-) -> dict[str, Any]:
-    """Who taught, and what the student answered itself."""
-    from potstill.training.on_policy import OnPolicySteps
-
-    facts: dict[str, Any] = {"teachers": {one.name: one.facts() for one in teachers}}
-    if config.hidden_weight:
-        facts["layers"] = [[list(pair) for pair in seat.pairs] for seat in seated]
-    if isinstance(steps, OnPolicySteps):
-        facts["own_answers"] = steps.facts(done)
-    return facts
+    answering = OnPolicySteps(
+        steps, speaker, Plan(own.share, own.reuse, sampling, session.work.seed), session.work.state
+    )
+    return answering, lambda done: {"own_answers": answering.facts(done)}
 
 
 STAGE = Stage(config=DistillConfig, produces="model", run=run, trains=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from potstill.tokenization import Encoded, EncodedPair, Ids, Mask
 
 if TYPE_CHECKING:
+    from potstill.training.across import SpanLesson
     from potstill.training.lesson import Lesson
 
 Signal = NDArray[np.float32]
@@ -131,7 +132,7 @@ class Batch:
     """The rows themselves, in their order."""
     signal_N: Tensor | None = None
     """What a reference says to each scored position; float32."""
-    lesson: "Lesson | None" = None
+    lesson: "Lesson | SpanLesson | None" = None
     """What teachers say to each scored position, and what is to be made of it."""
 
     @property

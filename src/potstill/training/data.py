@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -32,6 +32,13 @@ class Split:
     """Conversations that lost turns at their end because they were too long."""
     desirable: Mapping[str, bool] = field(default_factory=dict)
     """Of feedback: what was said of the answer, by the item's row."""
+
+    def without(self, rows: Mapping[str, Dropped]) -> "Split":
+        """Without some rows, by their names, which are counted with those that were left out."""
+        if not rows:
+            return self
+        train, held_out = ([item for item in side if item.row not in rows] for side in (self.train, self.held_out))
+        return replace(self, train=train, held_out=held_out, dropped=[*self.dropped, *rows.values()])
 
     def facts(self) -> dict[str, Any]:
         """Counts for the manifest."""

@@ -6,11 +6,12 @@ from dataclasses import replace
 import torch
 
 from potstill.errors import ModelError
+from potstill.objectives.divergence import Divergence
 from potstill.training.batch import Batch, Item, collate
-from potstill.training.lesson import Aims
+from potstill.training.lesson import Aims, Lesson
 from potstill.training.probe import bare
 from potstill.training.scoring import Scorer
-from potstill.training.tellers import Present, teach
+from potstill.training.tellers import Present
 
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-3}
 """Of the gradient, beside that of the likelihood, by what products are computed in. The two sides' logits are computed
@@ -18,22 +19,22 @@ in batches of other shapes, and so rounded otherwise."""
 PROBE_TOKENS = 512
 
 
-def check_itself(scorer: Scorer, aims: Aims, items: Sequence[Item]) -> None:
+def check_itself(scorer: Scorer, vocabulary: int, items: Sequence[Item]) -> None:
     """Compare the student with itself on some rows: loss and gradient have to be 0 but for rounding. ModelError.
 
     What is wrong with logits, targets, vocabularies or chunks shows here, whatever the data and the teacher are.
     """
     probe = _some(items)
     batch = collate(probe).to(scorer.device)
-    alone = replace(aims, divergence_weight=1.0, likelihood_weight=0.0, hidden_weight=0.0)
-    plain = replace(aims, divergence_weight=0.0, likelihood_weight=1.0, hidden_weight=0.0)
+    alone = Aims(Divergence(), vocabulary)
+    plain = Aims(Divergence(), vocabulary, divergence_weight=0.0, likelihood_weight=1.0)
     training = scorer.training
     scorer.eval()
     try:
         with scorer.products():
-            taught = teach(alone, [Present(scorer, aims.vocabulary)], batch)
-            value, slope = _measure(scorer, taught)
-            nll, scale = _measure(scorer, teach(plain, [], batch))
+            told = (Present(scorer, vocabulary).tell(batch),)
+            value, slope = _measure(scorer, replace(batch, lesson=Lesson(alone, told)))
+            nll, scale = _measure(scorer, replace(batch, lesson=Lesson(plain, ())))
     finally:
         scorer.train(training)
     tolerance = TOLERANCES.get(scorer.precision, 1e-3)

@@ -35,6 +35,39 @@ class Aims:
     hidden: Literal["mse", "cosine"] = "cosine"
 
 
+class Judge(Protocol):
+    """Makes figures of a chunk's logits, and their loss's derivative."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many of the student's ids are tokens; logits beyond are not looked at."""
+        ...
+
+    @property
+    def asks_head(self) -> bool:
+        """Whether there is a derivative by logits at all."""
+        ...
+
+    def judge(self, rows: slice, logits_CV: Tensor, targets_C: Tensor, *, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """The figures of these positions, shape (F, C), and the first figure's derivative by the logits.
+
+        `logits_CV`, float32 or wider and over the tokens alone, may be overwritten.
+        """
+        ...
+
+
+class Head(Protocol):
+    """A student's head, chunk by chunk; a `Scorer`."""
+
+    def logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Log-probabilities of the targets, in nats."""
+        ...
+
+    def judged(self, hidden_ND: Tensor, targets_N: Tensor, judge: Judge) -> Tensor:
+        """What the judge makes of the logits, shape (F, N)."""
+        ...
+
+
 class Says(Protocol):
     """What one teacher says of the N scored positions of a batch."""
 
@@ -85,6 +118,15 @@ class Lesson:
 
     aims: Aims
     told: tuple[Told, ...]
+
+    def figures(self, head: Head, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """For each scored position, shape (F, N); see `FIGURES`."""
+        return head.judged(hidden_ND, targets_N, self)
+
+    @property
+    def vocabulary(self) -> int:
+        """See `Aims`."""
+        return self.aims.vocabulary
 
     @property
     def asks_head(self) -> bool:

@@ -23,7 +23,7 @@ from potstill.training import attention, experts
 from potstill.training.batch import Batch
 from potstill.training.head import linear_logps
 from potstill.training.layers import collect
-from potstill.training.lesson import Lesson
+from potstill.training.lesson import Judge
 from potstill.training.neftune import Noise
 from potstill.training.paths import Kernel, Plan, copied, unshared
 from potstill.training.probe import Probe, bare
@@ -130,9 +130,9 @@ class Scorer(nn.Module):
         if want == "hidden":
             return (hidden_ND, *(states[layer] for layer in layers))
         if lesson is None:
-            scores = self._logps(hidden_ND, batch.targets_N)
+            scores = self.logps(hidden_ND, batch.targets_N)
         else:
-            scores = lesson.with_states(self._learn(hidden_ND, batch), states, self.projections)
+            scores = lesson.with_states(lesson.figures(self, hidden_ND, batch.targets_N), states, self.projections)
         if want == "scores":
             return scores
         return (scores, *experts.routing(logits, weights_R, self.experts_per_token))
@@ -201,7 +201,7 @@ class Scorer(nn.Module):
     def _noise(self, plan: Plan) -> Noise | None:
         return Noise(self.neftune_alpha, plan) if self.model.training and self.neftune_alpha else None
 
-    def _logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    def logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Log-probabilities of the targets, without N x V being there at once in full precision."""
 
         def compute(logits_CV: Tensor, rows: slice) -> Tensor:
@@ -209,14 +209,13 @@ class Scorer(nn.Module):
 
         return self._through_head(hidden_ND, partial(linear_logps, targets_N=targets_N), compute)
 
-    def _learn(self, hidden_ND: Tensor, batch: Batch) -> Tensor:
-        """The figures of the batch's lesson, likewise."""
-        lesson, targets_N = cast(Lesson, batch.lesson), batch.targets_N
+    def judged(self, hidden_ND: Tensor, targets_N: Tensor, judge: Judge) -> Tensor:
+        """What a lesson makes of the logits, likewise; shape (F, N)."""
 
         def compute(logits_CV: Tensor, rows: slice) -> Tensor:
-            return judged(logits_CV, targets_N[rows], lesson, rows)
+            return judged(logits_CV, targets_N[rows], judge, rows)
 
-        return self._through_head(hidden_ND, partial(linear_lesson, targets_N=targets_N, lesson=lesson), compute)
+        return self._through_head(hidden_ND, partial(linear_lesson, targets_N=targets_N, judge=judge), compute)
 
     def _through_head(
         self, hidden_ND: Tensor, fused: Callable[..., Tensor], compute: Callable[[Tensor, slice], Tensor]

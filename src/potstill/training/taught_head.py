@@ -13,29 +13,29 @@ import torch
 from torch import Tensor
 
 from potstill.training.head import CHUNK_LOGITS, borrow, give_back, product_of
-from potstill.training.lesson import FIGURES, Lesson
+from potstill.training.lesson import FIGURES, Judge
 
 SLAB_BYTES = 1 << 28
 """Of gradients by logits that are gathered for one product."""
 
 
 def linear_lesson(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, lesson: Lesson, scale: float, product: torch.dtype
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, judge: Judge, scale: float, product: torch.dtype
 ) -> Tensor:
-    """The lesson's figures, shape (F, N), float32 or wider, where logits are scale * hidden @ weight.T.
+    """The judge's figures, shape (F, N), float32 or wider, where logits are scale * hidden @ weight.T.
 
     Logits and all that is made of them are in float32 or wider whatever `product` is, which is the type of the
     gradients' products.
     """
     learn = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    call = _Call(targets_N, lesson, scale, product)
+    call = _Call(targets_N, judge, scale, product)
     figures_FN: Tensor = _LinearLesson.apply(hidden_ND, weight_VD, call, learn)  # type: ignore[no-untyped-call]
     return figures_FN
 
 
-def judged(logits_CV: Tensor, targets_C: Tensor, lesson: Lesson, rows: slice) -> Tensor:
+def judged(logits_CV: Tensor, targets_C: Tensor, judge: Judge, rows: slice) -> Tensor:
     """The figures of a chunk whose logits are there, for heads that are no plain linear layer; shape (F, C)."""
-    figures_FC: Tensor = _Judged.apply(logits_CV, targets_C, lesson, rows)  # type: ignore[no-untyped-call]
+    figures_FC: Tensor = _Judged.apply(logits_CV, targets_C, judge, rows)  # type: ignore[no-untyped-call]
     return figures_FC
 
 
@@ -43,7 +43,7 @@ class _Call(NamedTuple):
     """What a pass through the head needs besides hidden states and weight."""
 
     targets_N: Tensor
-    lesson: Lesson
+    judge: Judge
     scale: float
     product: torch.dtype
 
@@ -80,9 +80,9 @@ def _go_through(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Figures, and the gradients that are wanted, by hidden states and by the head's weight; each position's loss
     counts by its factor."""
-    targets_N, lesson, scale, product = call
-    wanted = wanted if lesson.asks_head else (False, False)
-    positions, vocabulary = len(targets_N), lesson.aims.vocabulary
+    targets_N, judge, scale, product = call
+    wanted = wanted if judge.asks_head else (False, False)
+    positions, vocabulary = len(targets_N), judge.vocabulary
     tokens_VD = weight_VD[:vocabulary]
     chunk = max(1, CHUNK_LOGITS // vocabulary)
     slab = min(positions, max(chunk, SLAB_BYTES // (vocabulary * product.itemsize) // chunk * chunk))
@@ -100,7 +100,7 @@ def _go_through(
             made_CV = product_of(hidden_ND[rows], tokens_VD, logits_CV[: rows.stop - start])
             if scale != 1.0:
                 made_CV *= scale
-            figures_FC, slope_CV = lesson.judge(rows, made_CV, targets_N[rows], slope=any(wanted))
+            figures_FC, slope_CV = judge.judge(rows, made_CV, targets_N[rows], slope=any(wanted))
             figures_FN[:, rows] = figures_FC
             if slope_CV is not None:
                 slope_SV[start - begin : rows.stop - begin].copy_(slope_CV)
@@ -124,11 +124,11 @@ class _Judged(torch.autograd.Function):
     """Keeps the loss's derivative by the logits."""
 
     @staticmethod
-    def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor, lesson: Lesson, rows: slice) -> Tensor:
-        tokens_CV = logits_CV[:, : lesson.aims.vocabulary].clone()
-        figures_FC, slope_CV = lesson.judge(rows, tokens_CV, targets_C, slope=ctx.needs_input_grad[0])
+    def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor, judge: Judge, rows: slice) -> Tensor:
+        tokens_CV = logits_CV[:, : judge.vocabulary].clone()
+        figures_FC, slope_CV = judge.judge(rows, tokens_CV, targets_C, slope=ctx.needs_input_grad[0])
         slope_CV = torch.zeros_like(tokens_CV) if slope_CV is None else slope_CV
-        ctx.padding = logits_CV.shape[1] - lesson.aims.vocabulary
+        ctx.padding = logits_CV.shape[1] - judge.vocabulary
         ctx.save_for_backward(slope_CV)
         return figures_FC
 

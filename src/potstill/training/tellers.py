@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -102,11 +101,10 @@ def key_of(item: Item) -> Key:
     return item.row, content_hash(item)
 
 
-def teach(aims: Aims, tellers: Sequence[Teller], batch: Batch) -> Batch:
-    """The batch with its lesson."""
-    return replace(batch, lesson=Lesson(aims, tuple(teller.tell(batch) for teller in tellers)))
-
-
 def lessons(aims: Aims, tellers: Sequence[Teller]) -> Callable[[Batch], Batch]:
-    """For a task: `teach` by these."""
-    return partial(teach, aims, tellers)
+    """For a task: gives each batch its lesson."""
+
+    def teach(batch: Batch) -> Batch:
+        return replace(batch, lesson=Lesson(aims, tuple(teller.tell(batch) for teller in tellers)))
+
+    return teach
