@@ -17,12 +17,14 @@ from potstill.tokenization import encode_chat
 LOSSLESS = ("small", "large", "greedy", "prefix", "metaspace", "legacy")
 """Families whose tokens spell every byte of the text, but for blanks that they put before one."""
 
-texts = st.text(
+any_texts = st.text(
     st.sampled_from("aehlotcn HLï é e\u0301猫上 が😀👩\u200d👧½\u2581\t\n\r,.!?123  \u00a0\u2003ﬁİ")
     | st.characters(codec="utf-8"),
     min_size=1,
     max_size=40,
 ).filter(lambda text: "\ue000" not in text and "\x00" not in text and text.strip() != "")
+texts = any_texts.filter(lambda text: "\u2581" not in text)
+"""Without the letter that stands for a blank in some vocabularies, which they cannot tell from one."""
 
 
 def chat(*answers: str) -> list[Message]:
@@ -122,7 +124,7 @@ def test_spans_are_the_same_bytes_and_as_short_as_can_be(ours: str, text: str, t
 
 @settings(max_examples=150, deadline=None)
 @given(
-    answers=st.lists(texts, min_size=1, max_size=3),
+    answers=st.lists(any_texts, min_size=1, max_size=3),
     sides=st.lists(
         st.tuples(st.sampled_from(list(FAMILIES)), st.sampled_from(list(TEMPLATES))), min_size=2, max_size=2
     ),
