@@ -63,9 +63,9 @@ class Spans:
         Not where a turn ends and a template writes something of its own before the end token: `\\n` is likely there
         because the turn ends, and of a text it would be the next line.
         """
-        one_S = (self.student_ends_S - self.student_starts_S == 1) & (self.teacher_ends_S - self.teacher_starts_S == 1)
-        found_S: NDArray[np.bool_] = ~self.ends_S | one_S
-        return found_S
+        student_S, teacher_S = self.student_ends_S - self.student_starts_S, self.teacher_ends_S - self.teacher_starts_S
+        comparable_S: NDArray[np.bool_] = ~self.ends_S | ((student_S == 1) & (teacher_S == 1))
+        return comparable_S
 
 
 def align(student: Sequence[Turn], teacher: Sequence[Turn], where: str) -> Spans:

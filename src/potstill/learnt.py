@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -136,17 +137,18 @@ class Spelling:
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Spelling":
         """As the parts of its tokenizer.json say."""
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
-        document = json.loads(tokenizer.backend_tokenizer.to_str())
-        parts = [part for name in ("normalizer", "pre_tokenizer", "decoder") for part in _parts(document[name])]
+        backend = tokenizer.backend_tokenizer
+        model = backend.model
+        normalizers = list(_parts(backend.normalizer))
+        parts = [*normalizers, *_parts(backend.pre_tokenizer), *_parts(backend.decoder)]
         kinds = {part["type"] for part in parts}
         blanks = [part["replacement"] for part in parts if part["type"] == "Metaspace"]
-        blanks += [part["content"] for part in _parts(document["normalizer"]) if _replaces_blanks(part)]
-        model = document["model"]
+        blanks += [part["content"] for part in normalizers if _replaces_blanks(part)]
         return cls(
             _letters() if "ByteLevel" in kinds else None,
-            bool(model.get("byte_fallback")) or "ByteFallback" in kinds,
+            bool(getattr(model, "byte_fallback", False)) or "ByteFallback" in kinds,
             blanks[0] if blanks else "",
-            (model.get("continuing_subword_prefix") or "") if model.get("type") == "WordPiece" else "",
+            model.continuing_subword_prefix if isinstance(model, WordPiece) else "",
             {index: token.content for index, token in tokenizer.added_tokens_decoder.items()},
         )
 
@@ -173,15 +175,16 @@ def _letters() -> dict[str, int]:
     return {letter: byte for byte, letter in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
 
 
-def _parts(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer.json, or those that it is a sequence of."""
-    if part is not None:
-        below = part.get("normalizers") or part.get("pretokenizers") or part.get("decoders")
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """A part of a tokenizer as its tokenizer.json has it, or those that it is a sequence of."""
+    waiting = [] if part is None else [json.loads(part.__getstate__())]
+    while waiting:
+        one = waiting.pop(0)
+        below = one.get("normalizers") or one.get("pretokenizers") or one.get("decoders")
         if below is None:
-            yield part
+            yield one
         else:
-            for one in below:
-                yield from _parts(one)
+            waiting = [*below, *waiting]
 
 
 def _replaces_blanks(part: dict[str, Any]) -> bool:
