@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from engine import Gradients, gradients_of, say
-from tokenizer_families import byte_fallback, byte_level
+from tokenizer_families import CHATML, byte_level, metaspace
 from torch import Tensor
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -21,7 +21,10 @@ from potstill.training.across import Interpreter, Read, SpanAims, span_lessons
 from potstill.training.batch import Item, micro_batches
 from potstill.training.scoring import Scorer, build_scorer
 
-SAID = [say("user: what?", "assistant: the cat sat on the mat 😀"), say("user: so?", "assistant: it is a cat", "user: no", "assistant: hello there")]  # fmt: skip
+SAID = [
+    say("user: what?", "assistant: the cat sat on the mat 😀"),
+    say("user: so?", "assistant: it is a cat", "user: no", "assistant: hello there"),
+]
 
 
 def made(config: Any, seed: int) -> PreTrainedModel:
@@ -38,7 +41,7 @@ class Two:
     """A student and a teacher of another family and vocabulary, and what both read."""
 
     def __init__(self, theirs: PreTrainedTokenizerFast | None = None) -> None:
-        self.ours, self.theirs = byte_level(300), theirs or byte_fallback()
+        self.ours, self.theirs = byte_level(300), theirs or metaspace(420, CHATML)
         size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 4}
         size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
         self.student = made(MistralConfig(**size, vocab_size=len(self.ours), sliding_window=None), 0)
@@ -86,7 +89,7 @@ def test_gradients_are_the_slopes_of_the_loss(name: Any, temperature: float):
     aims = SpanAims(name, len(two.ours), temperature)
     value, gradients = two.learnt(scorer, aims)
     norm = float(torch.stack([g.pow(2).sum() for g in gradients.values()]).sum().sqrt())
-    step = 1e-5 / norm
+    step = 1e-4 / norm  # transformers' norms pass through float32, whatever the model is in
     ends = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -96,7 +99,7 @@ def test_gradients_are_the_slopes_of_the_loss(name: Any, temperature: float):
         with torch.no_grad():
             for parameter, gradient in gradients.items():
                 two.student.get_parameter(parameter).sub_(sign * step * gradient)
-    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(norm**2, rel=1e-4)
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(norm**2, rel=5e-3)
     assert value > 0
 
 
@@ -138,12 +141,17 @@ STEPS: dict[str, Any] = {"model": "base", "teacher": "teacher", "data": "chats",
                          "global_batch": 8, "held_out": 6, "dtype": "float32"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["uld", "gold", "alm"])
-def test_a_teacher_of_another_vocabulary_teaches(bench: Bench, base: Model, teacher: Model, chats: Data, name: str):
-    """The held-out answers become likelier, though nobody asked for their likelihood."""
-    model, facts = bench.teach(distill, f"by-{name}", {**STEPS, "divergence": name}, chats, base, teacher)
+@pytest.mark.parametrize(("name", "likelihood"), [("uld", 1.0), ("gold", 1.0), ("alm", 0.0)])
+def test_a_teacher_of_another_vocabulary_teaches(
+    bench: Bench, base: Model, teacher: Model, chats: Data, name: str, likelihood: float
+):
+    """By how likely spans are alone, held-out answers become likelier though nobody asked for their likelihood. What
+    compares first tokens' distributions stands beside the likelihood, as in the papers: a teacher with longer tokens
+    has little to say for the student's shorter ones."""
+    config = {**STEPS, "divergence": name, "likelihood_weight": likelihood}
+    model, facts = bench.teach(distill, f"by-{name}", config, chats, base, teacher)
     rows = curve(model, "held_out")
-    assert rows[-1]["divergence"] < 0.5 * rows[0]["divergence"]
+    assert rows[-1]["divergence"] < 0.75 * rows[0]["divergence"]
     assert rows[-1]["nll"] < 0.5 * rows[0]["nll"]
     assert facts["teachers"]["teacher"]["aligned_tokens"] > 0.9 * facts["learnt_tokens"]
     shown = (Path(model.local.path) / "alignment.txt").read_text()
@@ -155,5 +163,5 @@ def test_other_tokens_are_refused_by_what_compares_token_by_token(
     bench: Bench, base: Model, teacher: Model, chats: Data
 ):
     """Trap: Same size is not same vocabulary: compare id-to-token maps."""
-    with pytest.raises(PotstillError, match="its tokens are not the student's: .*divergence: uld, gold or alm"):
+    with pytest.raises(PotstillError, match=r"its tokens are not the student's: .*divergence: uld, gold or alm"):
         bench.teach(distill, "refused", STEPS, chats, base, teacher)

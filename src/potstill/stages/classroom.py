@@ -22,7 +22,7 @@ from potstill.training.layers import Pairs, Projections, captured_map, decoder_l
 from potstill.training.lesson import Aims
 from potstill.training.models import load_model, load_tokenizer
 from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary
-from potstill.training.probe import bare
+from potstill.training.probe import bare, check_positions
 from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tasks import Teach
 from potstill.training.tellers import Captured, Present, Teller, View, key_of, lessons, same
@@ -67,6 +67,7 @@ class PresentTeacher:
 
     def check(self, aims: Aims, items: Sequence[Item], beyond: str) -> None:
         """Refuse what it cannot say. `beyond`: what it is asked besides these rows, in words. DataError, ModelError."""
+        check_positions(self.scorer.model, items, "Set max_length: {limit}, or choose a teacher that reads more")
 
     def vocabulary(self, student: PreTrainedModel) -> int:
         """How many ids are tokens on both sides."""
@@ -220,6 +221,10 @@ class Classroom:
             for row, chat in named_rows(self.session.inputs, Chat)
             if row in items
         }
+        seen = [guides[item.row].item(item) for item in items.values()]
+        for teacher in self.teachers:
+            assert isinstance(teacher, PresentTeacher), "what was captured was refused before"
+            check_positions(teacher.scorer.model, seen, "Shorten teacher_prompt, or set a lower max_length")
         return lambda item: guides[item.row].item(item)
 
     def fit(self, student: Scorer) -> None:

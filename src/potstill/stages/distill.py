@@ -33,8 +33,8 @@ class OnPolicy(Spec):
     reuse: int = Field(default=1, ge=1)
     """How many steps one round of answers serves: more are written together, which is faster, by weights that are up to
     so many steps old, less one."""
-    temperature: float = Field(default=1.0, ge=0)
-    """At which answers are drawn; 0 is greedy. The loss has its own."""
+    sampling_temperature: float = Field(default=1.0, ge=0)
+    """At which answers are drawn; 0 is greedy. It is no part of the loss, whose temperature is another."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Answers are drawn from the likeliest tokens that have this much of the mass."""
     top_k: int = Field(default=0, ge=0)
@@ -113,6 +113,8 @@ class DistillConfig(TrainingConfig):
             raise ValueError("nothing of the teacher counts; set divergence_weight or hidden_weight above 0")
         if self.teacher_prompt is not None and self.hidden_weight:
             raise ValueError("behind another prompt hidden states mean other things; leave out hidden_weight")
+        if self.on_policy is not None and self.likelihood_weight:
+            raise ValueError("likelihood_weight would teach the student its own answers; leave it out, or on_policy")
         if self.on_policy is not None and self.sharding != "none":
             raise ValueError("the student answers with its whole weights, which sharding cuts up; set sharding: none")
         return self
@@ -159,6 +161,7 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
     from potstill.training.data import chat_items
     from potstill.training.itself import check_itself
     from potstill.training.preflight import vocabulary_of
+    from potstill.training.sampling import check_room
     from potstill.training.tasks import distillation
 
     session = Session(config, inputs, work)
@@ -179,14 +182,23 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
     split = room.admit(split)
 
     def fit(scorer: "Scorer") -> None:
+        if config.on_policy is not None:
+            check_room(scorer.model, split.train, config.on_policy.max_tokens)
         check_itself(scorer, vocabulary_of(scorer.model, session.tokenizer, "the student"), split.train)
         room.fit(scorer)
 
-    session.load(split, fit=fit)
+    session.load(split, fit=fit, longest=_longest(config, split.train))
     steps, answered = _steps(config, session, split.train)
     task = distillation(steps, split.held_out, room.lessons(), room.followed)
     happened = session.train(task)
     return session.finish(split, {**happened, **room.facts(), **answered(happened["steps"])})
+
+
+def _longest(config: DistillConfig, train: "Sequence[Item]") -> "list[Item]":
+    """A stand-in for the longest answer that the student may give itself."""
+    from potstill.training.sampling import longest_answered
+
+    return [longest_answered(train, config.on_policy.max_tokens)] if config.on_policy else []
 
 
 def _steps(
@@ -195,13 +207,12 @@ def _steps(
     """The global batches; a share of their rows answered by the student itself, where that is asked for, and what is
     to be said of those answers after so many steps."""
     from potstill.training.on_policy import OnPolicySteps, Plan
-    from potstill.training.sampling import Sampling, Speaker, check_room
+    from potstill.training.sampling import Sampling, Speaker
 
     steps, own = session.steps(train, config.global_batch), config.on_policy
     if own is None:
         return steps, lambda done: {}
-    check_room(session.model, train, own.max_tokens)
-    sampling = Sampling(own.temperature, own.top_p, own.top_k, own.max_tokens)
+    sampling = Sampling(own.sampling_temperature, own.top_p, own.top_k, own.max_tokens)
     speaker = Speaker.of(session.team.scorer, session.tokenizer)
     answering = OnPolicySteps(
         steps, speaker, Plan(own.share, own.reuse, sampling, session.work.seed), session.work.state

@@ -54,10 +54,12 @@ class Session:
         *,
         referred: bool = False,
         fit: Callable[[Scorer], None] = lambda scorer: None,
+        longest: Sequence[Item] = (),
     ) -> None:
         """The stage's `model`, with room for new tokens and with an adapter, where the config asks for them.
 
         `referred`: it is the reference too, which is what it is before an adapter is attached. `fit` as in `take`.
+        `longest` stands for rows that will be made on the way, where memory is planned.
         """
         adapter, source = self.config.adapter, self.inputs.model("model")
         as_it_was = load_tokenizer(source) if new_tokens else self.tokenizer  # the model knows no new ones yet
@@ -69,7 +71,7 @@ class Session:
             self._reference = weights_hash(model, self.precision)
         if adapter is not None:
             attach(model, adapter, self.work.seed, new_tokens)
-        self.take(model, split.train, fit)
+        self.take(model, [*split.train, *longest], fit)
 
     def take(
         self, model: PreTrainedModel, items: Sequence[Item], fit: Callable[[Scorer], None] = lambda scorer: None
