@@ -15,18 +15,19 @@ from engine import VOCABULARY, random_items, tiny_model
 from torch import Tensor
 
 from potstill.errors import Stopped, StorageError
-from potstill.objectives.hidden import mse
+from potstill.objectives.divergence import Divergence
 from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach
-from potstill.training.batch import Batch
 from potstill.training.distributed import Workers
-from potstill.training.layers import Projections, collect, depth_map
+from potstill.training.layers import Projections, depth_map
+from potstill.training.lesson import FIGURES, Aims
 from potstill.training.loop import Desk, Settings, train
 from potstill.training.optimizers import make_optimizers
 from potstill.training.reference import Cache, column, with_reference
 from potstill.training.scoring import Scorer, build_scorer
-from potstill.training.tasks import Task, feedback, likelihood, preference
+from potstill.training.tasks import Task, distillation, feedback, likelihood, preference
 from potstill.training.team import Team
+from potstill.training.tellers import Present, lessons
 
 SETTINGS = Settings(
     optimizer="adamw",
@@ -114,28 +115,35 @@ def lora(team: Team, out: Path) -> dict[str, Any]:
     return {**trained(team, SFT, SETTINGS, out), "adapter": weights(team, trained_only=True)}
 
 
-class WithStates(Scorer):
-    """Takes from each log-probability how far two layers are, by learnt projections, from made-up states of a teacher
-    that is wider and deeper, so that likelihood trains them too."""
-
-    def __init__(self) -> None:
-        super().__init__(tiny_model("mistral", torch.float32), checkpoint_activations=True)
-        self.projections.append(Projections(depth_map(2, 6), 16, 20, seed=5))
-        self.register_buffer("table_VR", torch.randn(VOCABULARY, 20, generator=torch.Generator().manual_seed(1)))
-
-    def forward(self, batch: Batch, *want: Any) -> Any:
-        with collect(self.model, [1, 2]) as found:
-            logp_N = super().forward(batch, *want)
-        for layer, (states_1TD,) in found.items():
-            states_ND = states_1TD[0].index_select(0, batch.scored_N)
-            logp_N = logp_N - mse(self.projections[0](layer, states_ND), self.table_VR[batch.targets_N])
-        return logp_N
+AIMS = Aims(Divergence("jsd"), VOCABULARY, 0.8, 0.3, 0.5, "mse")
 
 
-def hidden(team: Team, out: Path) -> dict[str, Any]:
-    """Hidden states are read inside the wrapped forward, and projections are gathered and stepped as all else is."""
-    result = trained(take(team, WithStates()), SFT, replace(SETTINGS, keep="best", learning_rate=0.01), out)
+def lesson(team: Team, family: str, out: Path) -> dict[str, Any]:
+    """Whole distributions and hidden states of a teacher that every worker holds, and learnt projections, which are
+    gathered, stepped and checkpointed as all else is."""
+    ready = build_scorer(tiny_model(family, torch.float32), checkpoint_activations=True)
+    ready.chunk_logits = 4 * VOCABULARY
+    ready.projections.append(Projections(depth_map(2, 2), 16, 16, seed=5))
+    teacher = tiny_model("qwen3", torch.float32).requires_grad_(False)
+    teller = Present(build_scorer(teacher).eval(), VOCABULARY, layers={1: 1, 2: 2})
+    take(team, ready)
+    task = distillation(SFT.steps, SFT.held_out, lessons(AIMS, [teller]), FIGURES[1:])
+    result = trained(team, task, replace(SETTINGS, keep="best"), out)
     return {**result, "weights": {**result["weights"], **projections(team)}}
+
+
+def taught(team: Team, out: Path) -> dict[str, Any]:
+    return lesson(team, "mistral", out)
+
+
+def taught_capped(team: Team, out: Path) -> dict[str, Any]:
+    """By a head that caps its logits, and so is called in chunks."""
+    return lesson(team, "gemma2", out)
+
+
+def taught_experts(team: Team, out: Path) -> dict[str, Any]:
+    """A mixture, whose experts' balance is learnt beside the lesson."""
+    return lesson(team, "qwen3-moe", out)
 
 
 def projections(team: Team) -> dict[str, Tensor]:
@@ -179,7 +187,10 @@ def taken(team: Team, out: Path) -> dict[str, Any]:
 
 
 Case = Callable[[Team, Path], dict[str, Any]]
-CASES: dict[str, Case] = {case.__name__: case for case in (sft, tied, padded, dpo, kto, lora, hidden, resumed, left)}
+CASES: dict[str, Case] = {
+    case.__name__: case
+    for case in (sft, tied, padded, dpo, kto, lora, taught, taught_capped, taught_experts, resumed, left)
+}
 LATER: dict[str, Case] = {"taken": taken}
 
 
