@@ -362,7 +362,10 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
             "mean": short(float(drawn.entropy_N.mean())),
             "tenth_half_ninetenth": [short(value) for value in drawn.entropy_N.quantile(tenths).tolist()],
         },
-        "bytes_per_token": {name: short(estimates[name].bytes_per_token) for name in ("drawn 0", "rest")},
+        "bytes_per_token": {
+            "drawn": short(drawn.bytes_per_token),
+            "rest": short(estimates["rest"].bytes_per_token),
+        },
         "distinct": short(drawn.distinct),
         "curves": curves,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -38,6 +38,9 @@ with its journal on disk; `--memory` asks ten thousand times and then a million.
 Curation: `python bench/curation.py --record` runs each side over the same file, `python bench/scale.py --record` the
 whole stage over a hundred thousand dialogues and over a million, and `python bench/novelty.py --record` measures the
 novelty filter as what was kept grows. All make their rows themselves, from a seed.
+
+Distillation: `python bench/angle.py --record` compares the gradient of a sampled signal, as our files keep it, with the
+dense one's.
 """
 NOTHING = "\nNothing is recorded yet.\n"
 
@@ -50,6 +53,7 @@ TITLES = {
     "curation": "Near duplicates: documents a second",
     "scale": "The stage curate: dialogues a second, and memory",
     "novelty": "The novelty filter: instructions a second",
+    "angle": "A sampled signal: the angle of the gradient to the dense one",
 }
 
 
@@ -186,6 +190,33 @@ def _scale(row: Row) -> str:
     return "\n".join(lines)
 
 
+def _angle(row: Row) -> str:
+    config, entropy, size = row["config"], row["entropy"], row["bytes_per_token"]
+    low, middle, high = entropy["tenth_half_ninetenth"]
+    told = (
+        f"Vocabulary {config['vocabulary']:,}; a teacher of {entropy['mean']} nats in the mean (a tenth of the positions "
+        f"below {low}, half below {middle}, a tenth above {high}). {config['draws']} systematic draws a position, "
+        f"{row['distinct']} distinct: {size['drawn']} bytes a token. Beside them the {config['top']} largest entries "
+        f"({size['rest']} bytes), all others as one bucket, or renormalised on both sides. Degrees between gradients of "
+        f"the mean forward KL in all parameters, for a student with fresh weights and for one after {config['steps']} "
+        f"steps; of {config['seeds']} samples the median, least and most. {_commit(row)}."
+    )
+    lines = [
+        told,
+        "",
+        "| student | tokens | KL, nats | sampled | largest, one bucket | largest, renormalised |",
+        "|---|---|---|---|---|---|",
+    ]
+    for student, curve in row["curves"].items():
+        for at in curve:
+            drawn = at["drawn"]
+            sampled = f"{_short(drawn['median'])} ({_short(drawn['min'])} to {_short(drawn['max'])})"
+            beside = f"{_short(at['rest'])} | {_short(at['renormalised'])}"
+            divergence = _short(at["divergence"])
+            lines.append(f"| {student} | {at['tokens']:,} | {divergence} | {sampled} | {beside} |")
+    return "\n".join(lines)
+
+
 def _requests(row: Row) -> str:
     requests, versions = row["config"]["requests"], row["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in row["peers"])
@@ -217,6 +248,7 @@ DATA: Mapping[str, Callable[[Row], str]] = {
     "curation": _duplicates,
     "scale": _scale,
     "novelty": _novelty,
+    "angle": _angle,
 }
 
 
