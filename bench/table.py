@@ -194,10 +194,10 @@ def _angle(row: Row) -> str:
     config, entropy, size = row["config"], row["entropy"], row["bytes_per_token"]
     low, middle, high = entropy["tenth_half_ninetenth"]
     told = (
-        f"Vocabulary {config['vocabulary']:,}; a teacher of {entropy['mean']} nats in the mean (a tenth of the positions "
+        f"Vocabulary {config['vocabulary']:,}; a teacher of {entropy['mean']} nats in the mean (a tenth of positions "
         f"below {low}, half below {middle}, a tenth above {high}). {config['draws']} systematic draws a position, "
         f"{row['distinct']} distinct: {size['drawn']} bytes a token. Beside them the {config['top']} largest entries "
-        f"({size['rest']} bytes), all others as one bucket, or renormalised on both sides. Degrees between gradients of "
+        f"({size['rest']} bytes), all others as one bucket, or renormalised. Degrees between gradients of "
         f"the mean forward KL in all parameters, for a student with fresh weights and for one after {config['steps']} "
         f"steps; of {config['seeds']} samples the median, least and most. {_commit(row)}."
     )
