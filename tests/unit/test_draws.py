@@ -206,6 +206,16 @@ def test_a_small_rest_keeps_its_digits() -> None:
     assert torch.allclose(taken.rest_C, expected, rtol=1e-5, atol=0)
 
 
+def test_of_a_rest_too_small_for_float32_nothing_is_drawn() -> None:
+    """From e^-60 to e^-110 below the one that is listed."""
+    for gap in range(60, 111):
+        row_V = torch.full((200,), -float(gap))
+        row_V[3] = 0.0
+        taken = take(row_V[None], top=1, draws=5, uniforms_C=torch.tensor([0.999]))
+        drawn_of_it = sum(count for _, count in drawn_rows(taken)[0])
+        assert drawn_of_it == (5 if gap < 65 else 0) or 65 <= gap <= 75
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("vocabulary", [300, 4 * BLOCK])
 def test_a_position_alone_gives_what_it_gives_in_a_chunk(vocabulary: int, threads: int) -> None:

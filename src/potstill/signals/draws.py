@@ -33,6 +33,10 @@ SLICE_LOGITS = 1 << 19
 """Logits a thread's softmax works on at once, on a CPU: 2 MiB in float32, for what is read again lies near the core."""
 
 
+LEAST = 1e-30
+"""A block with less probability is never drawn from: near what float32 can hold, exp rounds to 0 or does not."""
+
+
 @dataclass(frozen=True)
 class Taken:
     """What was asked for, of each position of a chunk; the rest is None."""
@@ -56,6 +60,7 @@ class Taken:
     """int64, how many of M are each position's."""
 
 
+@torch.no_grad()
 def take(
     logits_CV: Tensor,
     *,
@@ -207,9 +212,8 @@ def _list(chunk_CV: Tensor, scan: _Scan, top: int) -> tuple[Tensor, Tensor]:
     values_CN[position_N, column_N] = logits_RS.view(-1)[place_N]
     places_CN = place_N.new_full(shape, NO_ENTRY)
     places_CN[position_N, column_N] = place_N
-    values_CN, order_CN = values_CN.sort(
-        dim=-1, descending=True, stable=True
-    )  # they stand by ascending id: so do equals
+    # Candidates stand by ascending id, and a stable sort leaves equal ones so.
+    values_CN, order_CN = values_CN.sort(dim=-1, descending=True, stable=True)
     place_CK = places_CN.gather(1, order_CN[:, :top])
     ids_CK = torch.where(place_CK < 0, NO_ENTRY, block_R[place_CK // BLOCK] * BLOCK + place_CK % BLOCK)
     logits_RS.view(-1)[place_CK[place_CK >= 0]] = -torch.inf
@@ -233,13 +237,14 @@ def _draw(chunk_CV: Tensor, scan: _Scan, draws: int, uniforms_C: Tensor) -> tupl
     """
     positions, blocks = scan.mass_CB.shape
     device = chunk_CV.device
-    ladder_CB = scan.mass_CB.cumsum(-1)
+    mass_CB = scan.mass_CB.masked_fill(scan.mass_CB < LEAST, 0)
+    ladder_CB = mass_CB.cumsum(-1)
     whole_C1 = ladder_CB[:, -1:].contiguous()
     steps_D = torch.arange(draws, dtype=torch.float64, device=device)
     points_CD = (uniforms_C.to(device, torch.float64)[:, None] + steps_D) / draws * whole_C1
     points_CD = points_CD.minimum(whole_C1.nextafter(torch.zeros_like(whole_C1)))
     block_CD = torch.searchsorted(ladder_CB, points_CD, right=True).clamp_(max=blocks - 1)
-    mass_CD = scan.mass_CB.gather(1, block_CD)
+    mass_CD = mass_CB.gather(1, block_CD)
     below_CD = ladder_CB.gather(1, block_CD) - mass_CD
     share_CD = ((points_CD - below_CD) / mass_CD).clamp_(0, 1 - 2.0**-30)
 
