@@ -112,7 +112,7 @@ def test_a_student_of_chosen_layers_is_the_teacher_that_leaves_the_others_out(tm
     """Windows, masks and experts follow the layers that they belong to, in every family. With all layers it is the
     teacher itself, weights and answers."""
     bench, source = Bench(tmp_path), teacher(tmp_path, deep(family))
-    student, facts = bench.run(init, "student", {"model": "teacher", "layers": [0, 2, 3]}, (), source)
+    student, facts = bench.run(init, "student", {"model": "teacher", "layers": [1, 3, 4]}, (), source)
     theirs, ours = weights(source), weights(student)
     numbers = {0: 0, 2: 1, 3: 2}
     for name, tensor in theirs.items():
@@ -129,7 +129,7 @@ def test_a_student_of_chosen_layers_is_the_teacher_that_leaves_the_others_out(tm
     assert torch.equal(logits(made), logits(pass_by(read(source), 1)))
     if getattr(read(source).config, "layer_types", None) == PATTERN:
         assert made.config.layer_types == [PATTERN[0], *PATTERN[2:]]
-    assert facts["kept"] == [0, 2, 3]
+    assert facts["kept"] == [1, 3, 4]
     assert facts["of"] == 4
     assert facts["parameters"] == sum(parameter.numel() for parameter in made.parameters())
     assert build_scorer(made).layout == FALLBACKS.get(family, "shared")
@@ -148,7 +148,7 @@ def test_half_precision_is_copied_as_it_is(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight.fill_(60_000.0)
     model.save_pretrained(path)
-    student, _ = Bench(tmp_path).run(init, "student", {"model": "teacher", "layers": [3]}, (), source)
+    student, _ = Bench(tmp_path).run(init, "student", {"model": "teacher", "layers": [4]}, (), source)
     ours = weights(student)
     assert {tensor.dtype for tensor in ours.values()} == {torch.float16}
     assert torch.equal(ours["model.layers.0.mlp.up_proj.weight"], weights(source)["model.layers.3.mlp.up_proj.weight"])
@@ -157,7 +157,7 @@ def test_half_precision_is_copied_as_it_is(tmp_path: Path) -> None:
 def test_the_model_in_memory_is_what_will_be_read(tmp_path: Path) -> None:
     """Generation with a cache too, which goes by each layer's own number."""
     model = model_of(deep("gemma2"))
-    keep_layers(model, (1, 3), "model m")
+    keep_layers(model, (2, 4), "model m")
     save_model(model, tiny_tokenizer(), tmp_path / "student")
     again = read(Model("student", LocalModel(path=str(tmp_path / "student"))))
     assert torch.equal(logits(model), logits(again))
@@ -175,11 +175,11 @@ def test_the_model_in_memory_is_what_will_be_read(tmp_path: Path) -> None:
 def test_layers_without_experts_stay_without(tmp_path: Path, config: dict[str, Any], experts: list[bool]) -> None:
     small = deep("qwen3-moe").to_dict() | {"num_hidden_layers": 6} | config
     source = teacher(tmp_path, Qwen3MoeConfig(**small))
-    kept = [1, 3, 4, 5]
+    kept = [2, 4, 5, 6]
     student, _ = Bench(tmp_path).run(init, "student", {"model": "teacher", "layers": kept}, (), source)
     made = read(student)
     found = [hasattr(layer.mlp, "experts") for layer in made.get_decoder().layers]  # type: ignore[union-attr]
-    assert found == [experts[layer] for layer in kept]
+    assert found == [experts[layer - 1] for layer in kept]
     assert torch.equal(logits(made), logits(pass_by(read(source), 0, 2)))
 
 
@@ -193,7 +193,7 @@ def test_layers_that_are_counted_from_the_first_are_counted_anew(tmp_path: Path)
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     source = teacher(tmp_path, DeepseekV3Config(**small))
-    student, _ = Bench(tmp_path).run(init, "student", {"model": "teacher", "layers": [1, 3]}, (), source)
+    student, _ = Bench(tmp_path).run(init, "student", {"model": "teacher", "layers": [2, 4]}, (), source)
     assert read(student).config.first_k_dense_replace == 1
     assert torch.equal(logits(read(student)), logits(pass_by(read(source), 0, 2)))
 
@@ -203,7 +203,7 @@ def test_layers_without_positions_stay_without(tmp_path: Path) -> None:
     for name in ("model_type", "head_dim", "rope_parameters"):
         small.pop(name)
     source = teacher(tmp_path, SmolLM3Config(**small, no_rope_layers=[1, 0, 1, 0]))
-    student, _ = Bench(tmp_path).run(init, "student", {"model": "teacher", "layers": [1, 2]}, (), source)
+    student, _ = Bench(tmp_path).run(init, "student", {"model": "teacher", "layers": [2, 3]}, (), source)
     assert read(student).config.no_rope_layers == [0, 1]
     assert torch.equal(logits(read(student)), logits(pass_by(read(source), 0, 3)))
 
@@ -212,12 +212,12 @@ def test_a_layer_that_computes_by_its_number_cannot_get_another() -> None:
     small: dict[str, Any] = {"vocab_size": 61, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32}
     model = model_of(GPT2Config(**small, scale_attn_by_inverse_layer_idx=True))
     before = logits(model)
-    with pytest.raises(ModelError, match=r"^model m: layer 2 would be another as layer 1: attn.scaling is 0.117"):
-        keep_layers(model, (0, 2), "model m")
+    with pytest.raises(ModelError, match=r"^model m: layer 3 would be another as layer 2: attn.scaling is 0.117"):
+        keep_layers(model, (1, 3), "model m")
     assert torch.equal(logits(model), before)
-    keep_layers(model, (0, 1), "model m")
+    keep_layers(model, (1, 2), "model m")
     plain = model_of(GPT2Config(**small))
-    keep_layers(plain, (0, 2), "model m")
+    keep_layers(plain, (1, 3), "model m")
     assert plain.config.n_layer == 2
 
 
@@ -225,17 +225,17 @@ def test_layers_that_read_the_keys_of_others_are_not_parted_from_them() -> None:
     model = model_of(deep("mistral"))
     model.config.num_kv_shared_layers = 2
     with pytest.raises(ModelError, match=r"its last 2 layers read keys and values of layers before them"):
-        keep_layers(model, (0, 3), "model m")
+        keep_layers(model, (1, 4), "model m")
 
 
 @pytest.mark.parametrize(
     ("total", "layers", "kept"),
     [
-        (12, 6, (0, 2, 4, 7, 9, 11)),  # DistilBERT's
-        (12, 3, (0, 6, 11)),
-        (32, 2, (0, 31)),
-        (32, 1, (0,)),
-        (5, 5, (0, 1, 2, 3, 4)),
+        (12, 6, (1, 3, 5, 8, 10, 12)),  # DistilBERT's
+        (12, 3, (1, 7, 12)),
+        (32, 2, (1, 32)),
+        (32, 1, (1,)),
+        (5, 5, (1, 2, 3, 4, 5)),
         (5, [4], (4,)),
     ],
 )
@@ -248,7 +248,7 @@ def test_the_first_and_the_last_are_kept_and_the_gaps_differ_by_one_at_most(size
     total, count = sizes
     kept = which_layers(count, total, "model m")
     gaps = {after - before for before, after in pairwise(kept)}
-    assert (len(kept), kept[0], kept[-1]) == (count, 0, total - 1)
+    assert (len(kept), kept[0], kept[-1]) == (count, 1, total)
     assert min(gaps) > 0
     assert max(gaps) - min(gaps) <= 1
 
@@ -256,7 +256,7 @@ def test_the_first_and_the_last_are_kept_and_the_gaps_differ_by_one_at_most(size
 @pytest.mark.parametrize(
     ("layers", "says"),
     [
-        ([0, 4], "model teacher: the model has 4 layers, 0 to 3, and none with the number 4. Name layers that it has."),
+        ([1, 5], "model teacher: the model has 4 layers, 1 to 4, and none with the number 5. Name layers that it has."),
         (5, "model teacher: the model has 4 layers, and 5 are asked for. Ask for 4 at most."),
     ],
 )
@@ -404,7 +404,7 @@ models:
 stages:
   shallow: {kind: init, model: big, layers: 2}
   other: {kind: init, model: big, family: llama, size: {layers: 1, width: 16, heads: 2, context: 64}}
-  again: {kind: init, model: shallow, layers: [1]}
+  again: {kind: init, model: shallow, layers: [2]}
 """
 """The layers of `again` are those of a student."""
 
@@ -419,9 +419,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_recipe_makes_students_and_a_second_run_finds_them(here: Path) -> None:
     sealed = run(load_recipe("students.yaml"), Path("out"), until="again")
-    assert sealed["shallow"].facts["kept"] == [0, 3]
+    assert sealed["shallow"].facts["kept"] == [1, 4]
     assert sealed["shallow"].produces == "model"
-    assert sealed["again"].facts == {**sealed["shallow"].facts, "kept": [1], "of": 2, "layers": 1} | {
+    assert sealed["again"].facts == {**sealed["shallow"].facts, "kept": [2], "of": 2, "layers": 1} | {
         "parameters": sealed["again"].facts["parameters"]
     }
     theirs = weights(Model("big", LocalModel(path="teacher")))
@@ -439,7 +439,7 @@ def test_keys_go_by_what_decides_the_student(here: Path) -> None:
     plain = keys()
     for change, changed in {
         "shallow.layers=3": {"shallow", "again"},
-        "shallow.layers=[0, 3]": {"shallow", "again"},  # said otherwise: nobody knows yet that it is the same
+        "shallow.layers=[1, 4]": {"shallow", "again"},  # said otherwise: nobody knows yet that it is the same
         "other.size.width=32": {"other"},
         "other.family=qwen3": {"other"},
         "seed=5": {"shallow", "other", "again"},
@@ -465,11 +465,11 @@ def test_a_student_is_trained_like_any_model(tmp_path: Path) -> None:
     ("fields", "says"),
     [
         ("layers: [2, 2]", "layer 2 is named twice; expected each once"),
-        ("layers: [2, 0]", "layer 0 stands behind layer 2; expected them in the model's order"),
-        ("layers: [-1]", "'shallow.layers.0' is -1: input should be greater than or equal to 0"),
+        ("layers: [2, 1]", "layer 1 stands behind layer 2; expected them in the model's order"),
+        ("layers: [-1]", "'shallow.layers.0' is -1: input should be greater than or equal to 1"),
         ("layers: 0", "'shallow.layers' is 0: input should be greater than or equal to 1"),
         ("layers: []", "'shallow.layers'"),
-        ("layers: [0, 1.5]", "'shallow.layers.1' is 1.5"),
+        ("layers: [1, 1.5]", "'shallow.layers.1' is 1.5"),
         ("layers: true", "'shallow.layers' is true"),
         ("family: llama", "family and size belong together"),
         ("size: {layers: 2}, layers: 2", "family and size belong together"),

@@ -10,7 +10,7 @@ from potstill.sources import Inputs, LocalModel, Model
 from potstill.stages.base import Facts, LocalModelName, Stage, StageConfig, Work
 from potstill.training.size import Size
 
-Layer = Annotated[int, Field(ge=0)]
+Layer = Annotated[int, Field(ge=1)]
 
 
 class InitConfig(StageConfig):
@@ -21,7 +21,7 @@ class InitConfig(StageConfig):
     """The model whose layers are kept, with its embeddings and its head. With `family`, the one whose tokenizer, chat
     template and end tokens the student has; what else the two share is nothing."""
     layers: Annotated[int, Field(ge=1)] | Annotated[tuple[Layer, ...], Field(min_length=1)] | None = None
-    """The layers that are kept, counted from 0, such as [0, 2, 4, 7, 9, 11]; or how many, at even distances, the first
+    """The layers that are kept, counted from 1, such as [1, 3, 5, 8, 10, 12]; or how many, at even distances, the first
     and the last among them. Their weights are copied."""
     family: str | None = Field(default=None, min_length=1)
     """A model_type of transformers, such as llama, qwen3 or gemma2; the weights are random, by the stage's seed."""

@@ -150,8 +150,8 @@ def _first_line(error: Exception) -> str:
 
 
 def which_layers(layers: int | Sequence[int], total: int, where: str) -> tuple[int, ...]:
-    """The layers that are kept, counted from 0. A number stands for so many at even distances, the first and the last
-    among them: of twelve, six are 0, 2, 4, 7, 9, 11, which DistilBERT began with (Sanh et al. 2019). One is the first.
+    """The layers that are kept, counted from 1. A number stands for so many at even distances, the first and the last
+    among them: of twelve, six are 1, 3, 5, 8, 10, 12, which DistilBERT began with (Sanh et al. 2019). One is the first.
 
     ModelError where there are not so many.
     """
@@ -160,16 +160,16 @@ def which_layers(layers: int | Sequence[int], total: int, where: str) -> tuple[i
             what = f"the model has {total} layers, and {layers} are asked for"
             raise ModelError(where, what, f"Ask for {total} at most")
         gaps = max(1, layers - 1)
-        return tuple((2 * place * (total - 1) + gaps) // (2 * gaps) for place in range(layers))  # rounded, halves up
-    beyond = [layer for layer in layers if not 0 <= layer < total]
+        return tuple(1 + (2 * place * (total - 1) + gaps) // (2 * gaps) for place in range(layers))  # rounded, halves up
+    beyond = [layer for layer in layers if not 1 <= layer <= total]
     if beyond:
-        what = f"the model has {total} layers, 0 to {total - 1}, and none with the number {beyond[0]}"
+        what = f"the model has {total} layers, 1 to {total}, and none with the number {beyond[0]}"
         raise ModelError(where, what, "Name layers that it has")
     return tuple(layers)
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int], where: str) -> None:
-    """Take all other layers out of the model, and out of its config. `kept`: ascending, counted from 0.
+    """Take all other layers out of the model, and out of its config. `kept`: ascending, counted from 1.
 
     Each layer that stays computes what it computed before, and so does all around them; ModelError, and the model as it
     was, where the family's code would make another model of these weights and that config.
@@ -179,14 +179,14 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int], where: str) -> None
     if shared and len(kept) < len(layers):
         what = f"its last {shared} layers read keys and values of layers before them, so that none can be left out"
         raise ModelError(where, what, "Keep all layers, or choose another model")
-    numbers = dict(zip(kept, range(len(kept)), strict=True))
+    numbers = dict(zip((layer - 1 for layer in kept), range(len(kept)), strict=True))  # in code they count from 0
     anew = _rebuilt(model, numbers, where)
     for (old, new), other in zip(numbers.items(), _layers(anew, where), strict=True):
         if wrong := _unlike(layers[old], other, old, new):
-            what = f"layer {old} would be another as layer {new}: {wrong}"
+            what = f"layer {old + 1} would be another as layer {new + 1}: {wrong}"
             raise ModelError(where, what, "Keep other layers, or choose another model")
     before = list(layers)
-    _hold(layers, [before[number] for number in kept])
+    _hold(layers, [before[number] for number in numbers])
     if wrong := _other_weight(model, anew):
         _hold(layers, before)
         what = f"layers cannot be taken out of it alone: {wrong} would have to change as well"
@@ -205,7 +205,7 @@ def _rebuilt(model: PreTrainedModel, numbers: Mapping[int, int], where: str) -> 
         with torch.device("meta"):
             return cast(PreTrainedModel, cast(Any, type(model))(type(config).from_dict(config.to_dict())))
     except Exception as error:  # of the config's own checks, or of a family that wants layers at certain places
-        what = f"its family cannot be built of layers {', '.join(map(str, numbers))} alone: {_first_line(error)}"
+        what = f"its family cannot be built of layers {', '.join(str(number + 1) for number in numbers)} alone: {_first_line(error)}"
         raise ModelError(where, what, "Keep other layers") from error
 
 
