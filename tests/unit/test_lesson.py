@@ -1,6 +1,7 @@
 """A lesson through the scorer: the same loss and gradients as by hand, however rows are cut, packed or padded."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from engine import FALLBACKS, FAMILIES, PAIRS_AND_CHATS, VOCABULARY, assert_same, gradients_of, tiny_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potstill.objectives.divergence import Divergence
 from potstill.objectives.signal import Sparse
@@ -204,3 +205,15 @@ def test_hidden_states_of_mapped_layers():
     }
     one = replace(batch, lesson=lessons(aims, [present(teacher, layers={1: 1}, speaks=False)])(batch).lesson)
     torch.testing.assert_close(scorer(one)[3].detach(), first)
+
+
+def test_a_teacher_drops_nothing_out():
+    """Trap: Teacher in train mode."""
+    config = deepcopy(FAMILIES["mistral"])
+    config.attention_dropout = 0.5
+    model = AutoModelForCausalLM.from_config(config).to(torch.float64).train()
+    teller, batch = present(model), collate(PAIRS_AND_CHATS)
+    first, second = (teller.tell(batch).says for _ in range(2))
+    assert torch.equal(first.part(slice(None)).logits_CV, second.part(slice(None)).logits_CV)
+    assert not teller.scorer.training
+    assert not first.part(slice(None)).logits_CV.requires_grad

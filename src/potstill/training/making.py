@@ -160,7 +160,9 @@ def which_layers(layers: int | Sequence[int], total: int, where: str) -> tuple[i
             what = f"the model has {total} layers, and {layers} are asked for"
             raise ModelError(where, what, f"Ask for {total} at most")
         gaps = max(1, layers - 1)
-        return tuple(1 + (2 * place * (total - 1) + gaps) // (2 * gaps) for place in range(layers))  # rounded, halves up
+        return tuple(
+            1 + (2 * place * (total - 1) + gaps) // (2 * gaps) for place in range(layers)
+        )  # rounded, halves up
     beyond = [layer for layer in layers if not 1 <= layer <= total]
     if beyond:
         what = f"the model has {total} layers, 1 to {total}, and none with the number {beyond[0]}"
@@ -205,7 +207,8 @@ def _rebuilt(model: PreTrainedModel, numbers: Mapping[int, int], where: str) -> 
         with torch.device("meta"):
             return cast(PreTrainedModel, cast(Any, type(model))(type(config).from_dict(config.to_dict())))
     except Exception as error:  # of the config's own checks, or of a family that wants layers at certain places
-        what = f"its family cannot be built of layers {', '.join(str(number + 1) for number in numbers)} alone: {_first_line(error)}"
+        kept = ", ".join(str(number + 1) for number in numbers)
+        what = f"its family cannot be built of layers {kept} alone: {_first_line(error)}"
         raise ModelError(where, what, "Keep other layers") from error
 
 
