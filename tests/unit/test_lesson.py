@@ -12,12 +12,14 @@ from engine import FALLBACKS, FAMILIES, PAIRS_AND_CHATS, VOCABULARY, assert_same
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from potstill.errors import ModelError
 from potstill.objectives.divergence import Divergence
 from potstill.objectives.signal import Sparse
 from potstill.training import taught_head
-from potstill.training.batch import Item, collate, micro_batches
+from potstill.training.batch import Batch, Item, collate, micro_batches
+from potstill.training.itself import check_itself
 from potstill.training.layers import Projections
-from potstill.training.lesson import Aims, Entries, Lesson, Told
+from potstill.training.lesson import Aims, Entries, Lesson, Told, Whole
 from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tellers import Present, lessons
 
@@ -217,3 +219,24 @@ def test_a_teacher_drops_nothing_out():
     assert torch.equal(first.part(slice(None)).logits_CV, second.part(slice(None)).logits_CV)
     assert not teller.scorer.training
     assert not first.part(slice(None)).logits_CV.requires_grad
+
+
+def test_a_student_is_compared_with_itself_and_left_as_it_was():
+    student = tiny_model("llama-tied")
+    scorer = build_scorer(student).train()
+    check_itself(scorer, VOCABULARY, PAIRS_AND_CHATS)
+    assert scorer.training
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_a_comparison_that_is_off_by_one_position_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    tell = Present.tell
+
+    def shifted(self: Present, batch: Batch) -> Told:
+        told = tell(self, batch)
+        assert isinstance(told.says, Whole)
+        return replace(told, says=replace(told.says, hidden_ND=told.says.hidden_ND.roll(1, 0)))
+
+    monkeypatch.setattr(Present, "tell", shifted)
+    with pytest.raises(ModelError, match="compared with itself, it has a divergence of"):
+        check_itself(build_scorer(tiny_model()), VOCABULARY, PAIRS_AND_CHATS)

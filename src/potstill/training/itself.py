@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from potstill.errors import ModelError
 from potstill.objectives.divergence import Divergence
@@ -16,6 +17,8 @@ from potstill.training.tellers import Present
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-3}
 """Of the gradient, beside that of the likelihood, by what products are computed in. The two sides' logits are computed
 in batches of other shapes, and so rounded otherwise."""
+LEAST = 0.01
+"""A gradient below this is as good as none: a student may know the rows by heart."""
 PROBE_TOKENS = 512
 
 
@@ -37,7 +40,7 @@ def check_itself(scorer: Scorer, vocabulary: int, items: Sequence[Item]) -> None
             nll, scale = _measure(scorer, replace(batch, lesson=Lesson(plain, ())))
     finally:
         scorer.train(training)
-    tolerance = TOLERANCES.get(scorer.precision, 1e-3)
+    tolerance, scale = TOLERANCES.get(scorer.precision, 1e-3), max(scale, LEAST)
     if not (abs(value) <= tolerance * max(nll, 1.0) and slope <= tolerance * scale):
         raise ModelError(
             f"model {bare(scorer.model).name_or_path}",
@@ -48,12 +51,23 @@ def check_itself(scorer: Scorer, vocabulary: int, items: Sequence[Item]) -> None
 
 
 def _measure(scorer: Scorer, batch: Batch) -> tuple[float, float]:
-    """The mean loss and the gradient's norm."""
-    trained = [parameter for parameter in scorer.model.parameters() if parameter.requires_grad]
-    loss = scorer(batch)[0].mean()
-    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-    norm = torch.stack([g.float().norm() for g in gradients if g is not None]).norm()
-    return float(loss.detach()), float(norm)
+    """The mean loss and the gradient's norm. Each parameter's gradient is dropped as soon as it is there."""
+    squares: list[Tensor] = []
+
+    def take(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        squares.append(parameter.grad.float().square().sum())
+        parameter.grad = None
+
+    trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+    hooks = [parameter.register_post_accumulate_grad_hook(take) for parameter in trained]  # type: ignore[no-untyped-call]
+    try:
+        loss = scorer(batch)[0].mean()
+        loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(loss.detach()), float(torch.stack(squares).sum().sqrt())
 
 
 def _some(items: Sequence[Item]) -> list[Item]:
