@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cost import teacher_flops
 from measure import OURS, Results, Round, alternate, commit, disagreement, hardware, summary
 from rows import ARCHITECTURES, Architecture, read, save_model, write
 from sides import ROOT, Side, need_peers
@@ -58,6 +59,12 @@ class Question:
     gpu_candidates: Sequence[Options]
     quick_probe: int = 0
     """Rows that each candidate is timed on with --quick on a CPU. None: the first stands, untimed."""
+    beta: float = 0.1
+    """DPO's, or the generalized JSD's."""
+    model: str = "60m"
+    """The size of what is trained, unless --model names another."""
+    teacher: str = ""
+    """The size of the model that teaches, where one does."""
 
 
 def arguments(question: Question, *, sweep: bool = False) -> argparse.Namespace:
@@ -70,7 +77,7 @@ def arguments(question: Question, *, sweep: bool = False) -> argparse.Namespace:
     parser.add_argument("--record", action="store_true", help="append the row to bench/results")
     parser.add_argument("--peers", nargs="*", choices=question.peers, help="these alone; none: ours alone")
     parser.add_argument("--rounds", type=int, help="rounds of each set, instead of its own number")
-    parser.add_argument("--model", choices=ARCHITECTURES, default="60m", help="the model's size")
+    parser.add_argument("--model", choices=ARCHITECTURES, default=question.model, help="the model's size")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args()
     chosen.tiny = os.environ.get("BENCH_TINY") == "1"
@@ -95,6 +102,7 @@ class Contest:
         self.asked = 0
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self.size = save_model(self.folder / "model", chosen.model)
+        self.teacher = self._save_teacher()
         names = [OURS, *chosen.peers]
         self.sides: dict[str, Side] = {}
         for name in names:
@@ -104,6 +112,11 @@ class Contest:
         self.versions = {name: side.ask({"do": "versions"}) for name, side in self.sides.items()}
         self.peak = self._matrix_peak()
 
+    def _save_teacher(self) -> Architecture | None:
+        """Its distributions are far enough from the student's that what rounds them otherwise is no other work."""
+        name = self.question.teacher
+        return save_model(self.folder / "teacher", name, seed=1, sharpness=5.0) if name else None
+
     def job(self, side: str, row_set: RowSet, rows: Path, **changes: Any) -> dict[str, Any]:
         """What a side is asked. What it caches goes to a workspace of this job alone, unless `changes` name another."""
         self.asked += 1
@@ -112,6 +125,7 @@ class Contest:
             "name": f"job-{self.asked}",
             "kind": self.question.kind,
             "model": str(self.folder / "model"),
+            "teacher": str(self.folder / "teacher"),
             "rows": str(rows),
             "out": str(self.folder / f"out-{side}"),
             "workspace": str(self.folder / f"workspace-{self.asked}"),
@@ -119,7 +133,7 @@ class Contest:
             "vocabulary": self.size.vocabulary,
             "options": self.options[side],
             "epochs": 1,
-            "beta": 0.1,
+            "beta": self.question.beta,
             "learning_rate": self.question.learning_rate,
             "global_batch": row_set.global_batch,
             "max_length": row_set.max_length,
@@ -188,12 +202,16 @@ class Contest:
 
     def utilisation(self, results: Results) -> dict[str, Any]:
         """The share of the measured peak that our side's necessary FLOPs are."""
-        flops = sum(self.question.flops(self.size, row) for round_ in results.rounds for row in read(round_.rows))
+        flops = sum(self._flops(row) for round_ in results.rounds for row in read(round_.rows))
         seconds = sum(answer["seconds"] for answer in results.by_side[OURS] if answer)
         per_second = flops / seconds
         precision = results.first(OURS)["facts"].get("dtype", "bfloat16")
         peak = self.peak["flops_per_second"]
         return {"flops_per_second": per_second, "precision": precision, "share_of_peak": per_second / peak[precision]}
+
+    def _flops(self, row: dict) -> float:
+        taught = teacher_flops(self.teacher, row) if self.teacher else 0.0
+        return self.question.flops(self.size, row) + taught
 
     def header(self) -> dict[str, Any]:
         """Question, commit, hardware, versions and config."""
@@ -204,6 +222,7 @@ class Contest:
         config = {
             "model": chosen.model,
             "weights": self.size.weights,
+            **({"teacher": question.teacher, "teacher_weights": self.teacher.weights} if self.teacher else {}),
             "device": chosen.device,
             "quick": chosen.quick,
             "learning_rate": question.learning_rate,
@@ -276,6 +295,7 @@ def _fitting(question: Question, chosen: argparse.Namespace) -> Question:
     """The question with as many rows as suit the device, or so few that a test can ask it."""
     if chosen.tiny:
         sets = [replace(s, rows_per_round=2, global_batch=2, quick_rounds=2, full_rounds=2) for s in question.sets]
+        question = replace(question, teacher=question.teacher and "tiny")
     elif chosen.device == "cuda":
         sets = [replace(s, rows_per_round=GPU_ROWS * s.rows_per_round) for s in question.sets]
     else:

@@ -27,6 +27,11 @@ def dpo_flops(size: Architecture, row: Mapping[str, Any]) -> float:
     return 4 * (_forward(size, paths, body_tokens(row), scored_tokens(row)) - twice)
 
 
+def teacher_flops(size: Architecture, row: Mapping[str, Any]) -> float:
+    """Of a teacher that reads a conversation and speaks at each token that is scored."""
+    return _forward(size, [body_tokens(row)], body_tokens(row), scored_tokens(row))
+
+
 def _forward(size: Architecture, paths: Sequence[int], tokens: int, scored: int) -> float:
     dense = 2.0 * size.body_weights * tokens + 2.0 * size.vocabulary * size.width * scored
     return dense + sum(_attention(size, length) for length in paths)

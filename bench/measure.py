@@ -132,7 +132,8 @@ def _of_side(results: Results, name: str) -> dict[str, Any]:
     shown = {key: first.get(key) for key in ("loss", "chosen_logp", "facts", "peak_is_own")}
     done = [answer for answer in results.by_side[name] if answer]
     reference = sum(answer.get("reference_seconds", 0.0) for answer in done) / sum(a["seconds"] for a in done)
-    return {**shown, "reference_share": short(reference)}
+    cpu = {"cpu_seconds": short(sum(a["cpu_seconds"] for a in done))} if "cpu_seconds" in first else {}
+    return {**shown, **cpu, "reference_share": short(reference)}
 
 
 AGREEMENT = 0.02

@@ -1,4 +1,4 @@
-"""Our side: the stages `sft` and `dpo` as a recipe runs them, on a folder of rows and a model in Hugging Face layout.
+"""Our side: the stages `sft`, `dpo` and `distill` as a recipe runs them, on a folder of rows and a model in Hugging Face layout.
 
 The one file here that knows potstill. Timed is what trains, the reference's pass included; reading, tokenization,
 loading and saving are not, on either side.
@@ -21,11 +21,11 @@ from torch.profiler import profile
 from potstill.artifact import write_rows
 from potstill.records import Chat, Message, Pair
 from potstill.sources import Data, Inputs, LocalModel, Model
-from potstill.stages import dpo, sft
+from potstill.stages import distill, dpo, sft
 from potstill.stages.base import Work
 from potstill.stages.session import Session
 
-STAGES = {"dpo": dpo.STAGE, "sft": sft.STAGE}
+STAGES = {"distill": distill.STAGE, "dpo": dpo.STAGE, "sft": sft.STAGE}
 
 
 def train(job: Job) -> Measured:
@@ -37,10 +37,11 @@ def train(job: Job) -> Measured:
     stage = STAGES[job["kind"]]
     config = stage.config.model_validate(_config(job))
     model = Model("model", LocalModel(path=job["model"]))
-    inputs = Inputs({"data": (_data(job["kind"], given, out),)}, {"model": (model,)}, {})
+    inputs = Inputs({"data": (_data(job["kind"], given, out),)}, {"model": (model,), **_teacher(job)}, {})
     seconds: dict[str, float] = {}
+    cpu_seconds: list[float] = []
     profiler = profile(record_shapes=True) if job.get("profile") else None
-    with _timed(seconds, profiler):
+    with _timed(seconds, cpu_seconds, profiler):
         facts = stage.run(config, inputs, Work(out, Path(job["workspace"]), seed=0, name=job["name"]))
     assert facts["tokens"] == sum(map(body_tokens, given)), "our side trained on other tokens"
     assert facts["learnt_tokens"] == sum(map(scored_tokens, given)), "our side learnt other tokens"
@@ -51,6 +52,7 @@ def train(job: Job) -> Measured:
     return {
         "seconds": sum(seconds.values()),
         "reference_seconds": seconds.get("reference", 0.0),
+        "cpu_seconds": sum(cpu_seconds),
         "loss": fmean(row["loss"] for row in first),
         "last_loss": steps[-1]["loss"],
         "chosen_logp": fmean(row["chosen_logp"] for row in first) if job["kind"] == "dpo" else None,
@@ -62,7 +64,12 @@ def train(job: Job) -> Measured:
 def _config(job: Job) -> dict[str, Any]:
     shared = {"kind": job["kind"], "model": "model", "data": "data", "schedule": "constant", "warmup": 0.0}
     own = {name: job[name] for name in ("epochs", "learning_rate", "global_batch", "max_length", "device")}
-    return {**shared, **own, **({"beta": job["beta"]} if job["kind"] == "dpo" else {})}
+    of_kind = {"dpo": {"beta": job["beta"]}, "distill": {"teacher": "teacher", "divergence": "jsd", "mix": job["beta"]}}
+    return {**shared, **own, **of_kind.get(job["kind"], {})}
+
+
+def _teacher(job: Job) -> dict[str, tuple[Model, ...]]:
+    return {"teacher": (Model("teacher", LocalModel(path=job["teacher"])),)} if job["kind"] == "distill" else {}
 
 
 def _data(kind: str, given: list[dict], out: Path) -> Data:
@@ -95,19 +102,21 @@ def _message(role: str, ids: list[int]) -> Message:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], profiler: Any) -> Iterator[None]:
+def _timed(seconds: dict[str, float], cpu_seconds: list[float], profiler: Any) -> Iterator[None]:
     """Adds up the time inside the two parts of a session that compute; the profiler sees the training alone."""
     before = {"reference": Session.refer, "training": Session.train}
 
     def measured(phase: str) -> Callable[..., Any]:
         def wrapper(*arguments: Any) -> Any:
             settle()
-            begun = time.perf_counter()
+            begun, cpu_begun = time.perf_counter(), time.process_time()
             with profiler if profiler and phase == "training" else nullcontext():
                 done = before[phase](*arguments)
             settle()
             # Held-out rows are no part of this, and there are none: their reference pass is an empty call.
             seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - begun
+            if phase == "training":
+                cpu_seconds.append(time.process_time() - cpu_begun)
             return done
 
         return wrapper

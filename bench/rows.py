@@ -52,6 +52,8 @@ ARCHITECTURES = {
     "60m": Architecture("mistral", 32_000, layers=8, width=512, heads=8, kv_heads=2, intermediate=1792),
     "1b": Architecture("llama", 128_256, 16, 2048, 32, 8, 8192, tied=True),  # as Llama 3.2 1B: 1.24 billion
     "1.5b": Architecture("qwen2", 151_936, 28, 1536, 12, 2, 8960, tied=True),  # as Qwen 2.5 1.5B: 1.54 billion
+    "56m-128k": Architecture("llama", 128_256, 4, 384, 6, 2, 1024, tied=True),  # the head is most of what it computes
+    "90m-128k": Architecture("llama", 128_256, 8, 512, 8, 2, 1536, tied=True),
     "tiny": Architecture("mistral", 512, layers=2, width=64, heads=4, kv_heads=2, intermediate=96),
 }
 
@@ -77,8 +79,9 @@ class Lengths:
         return np.clip(np.rint(raw * scale), min(8, self.mean), self.longest)
 
 
-def save_model(folder: Path, name: str, seed: int = 0) -> Architecture:
-    """A model with random weights in float32, with its tokenizer, in Hugging Face layout."""
+def save_model(folder: Path, name: str, seed: int = 0, sharpness: float = 1.0) -> Architecture:
+    """A model with random weights in float32, with its tokenizer, in Hugging Face layout. `sharpness` multiplies its
+    logits: those of random weights are nearly equal."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -107,7 +110,10 @@ def save_model(folder: Path, name: str, seed: int = 0) -> Architecture:
         eos_token_id=END,
     )
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.base_model.norm.weight.mul_(sharpness)
+    model.save_pretrained(folder)
     return size
 
 

@@ -7,6 +7,7 @@ building the trainer, loading and preparing rows.
 import json
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -23,15 +24,16 @@ class Clock(TrainerCallback):
     """Seconds of the training loop."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         settle()
-        self.begun = time.perf_counter()
+        self.begun, self.cpu_begun = time.perf_counter(), time.process_time()
 
     def on_train_end(self, args, state, control, **kwargs):
         settle()
         self.seconds = time.perf_counter() - self.begun
+        self.cpu_seconds = time.process_time() - self.cpu_begun
 
 
 class PairTrainer(DPOTrainer):
@@ -56,7 +58,7 @@ def train(job: Job) -> Measured:
     options = dict(job["options"])
     out = Path(job["out"])
     shutil.rmtree(out, ignore_errors=True)
-    per_device = options.setdefault("per_device_train_batch_size", 8)
+    per_device = options.setdefault("per_device_train_batch_size", min(8, job["global_batch"]))
     dtype = options.pop("dtype", None)
     named = {
         "output_dir": str(out),
@@ -73,9 +75,8 @@ def train(job: Job) -> Measured:
         "logging_steps": 1,
         "disable_tqdm": True,
     }
-    make = _dpo if job["kind"] == "dpo" else _sft
     clock = Clock()
-    trainer = make(job, {**named, **options}, clock)
+    trainer = _maker(job["kind"])(job, {**named, **options}, clock)
     trainer.train()
     steps = [row for row in trainer.state.log_history if "loss" in row]
     first = steps[: len(steps) // job["epochs"]]
@@ -84,11 +85,21 @@ def train(job: Job) -> Measured:
     return {
         "seconds": clock.seconds + reference,
         "reference_seconds": reference,
+        "cpu_seconds": clock.cpu_seconds,
         "loss": fmean(row["loss"] for row in first),
         "last_loss": steps[-1]["loss"],
         "chosen_logp": fmean(row["logps/chosen"] for row in first) if job["kind"] == "dpo" else None,
         "facts": {"steps": trainer.state.global_step, "resolved": _resolved(trainer)},
     }
+
+
+def _maker(kind: str):
+    """Who makes the trainer. What distils is TRL's experimental part, which costs memory to import."""
+    if kind == "distill":
+        from distill_peer import distillation
+
+        return distillation
+    return {"dpo": _dpo, "sft": _sft}[kind]
 
 
 def _dpo(job: Job, config: dict, clock: Clock) -> DPOTrainer:
@@ -141,16 +152,16 @@ def _resolved(trainer) -> dict:
         "gradient_checkpointing": args.gradient_checkpointing,
         "attention": trainer.model.config._attn_implementation,
         "optim": str(getattr(args.optim, "value", args.optim)),
-        "max_length": args.max_length,
     }
-    for name in ("precompute_ref_log_probs", "packing"):
+    for name in ("max_length", "precompute_ref_log_probs", "packing", "lmbda", "beta", "temperature"):
         if hasattr(args, name):
             found[name] = getattr(args, name)
     return json.loads(json.dumps(found))
 
 
 def _versions(job: Job) -> Measured:
-    return versions("trl", "torch", "transformers", "accelerate", "datasets")
+    liger = ["liger-kernel"] if find_spec("liger_kernel") else []
+    return versions("trl", "torch", "transformers", "accelerate", "datasets", *liger)
 
 
 if __name__ == "__main__":
