@@ -109,7 +109,7 @@ def ours(case: Case, teacher_head: str = "teacher_weight", pad: float | None = N
     student = hidden @ weight.t()
     if pad is not None:
         student = torch.nn.functional.pad(student, (0, WIDE - VOCABULARY), value=pad)
-    value, slope = compare(case.ours, Dense(tensors["teacher_hidden"] @ tensors[teacher_head].t()), student)
+    value, slope, _ = compare(case.ours, Dense(tensors["teacher_hidden"] @ tensors[teacher_head].t()), student)
     learnt = torch.ones(POSITIONS, dtype=torch.bool) if case.peer == "chunked" else tensors["labels"] != IGNORED
     slope = (slope * learnt[:, None])[:, :VOCABULARY]
     return {"loss": (value * learnt).sum().view(1), "hidden": slope @ weight, "weight": slope.t() @ hidden}

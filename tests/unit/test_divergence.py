@@ -38,7 +38,7 @@ TEACHER, STUDENT = logits(0), logits(1)
 def compared(divergence: Divergence, teacher: Part | Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """`compare` on a copy."""
     part = Dense(teacher) if isinstance(teacher, Tensor) else teacher
-    value, slope = compare(divergence, part, student.clone())
+    value, slope, _ = compare(divergence, part, student.clone())
     return value, slope
 
 
@@ -109,7 +109,7 @@ class Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, divergence: Divergence, signal: Part) -> Tensor:
-        value, slope = compare(divergence, signal, student.detach().clone())
+        value, slope, _ = compare(divergence, signal, student.detach().clone())
         ctx.save_for_backward(slope)
         return value
 
@@ -565,13 +565,27 @@ def test_the_slope_lies_in_the_students_logits_and_the_teachers_stay(divergence:
     for signal in (Dense(TEACHER.clone()), listed(TEACHER, 6, divergence.temperature)):
         before = pickle.dumps(signal)
         student = STUDENT.clone()
-        value, slope = compare(divergence, signal, student)
+        value, slope, _ = compare(divergence, signal, student)
         assert slope.data_ptr() == student.data_ptr()
         assert pickle.dumps(signal) == before
         without = compare(divergence, signal, STUDENT.clone(), slope=False)
         assert torch.equal(without.value_C, value)
         assert without.slope_CV.numel() == 0
         assert compare(divergence, none(signal), STUDENT[:0].clone()).value_C.shape == (0,)
+
+
+@pytest.mark.parametrize("divergence", ALL, ids=label)
+def test_the_students_normaliser_comes_with_it(divergence: Divergence, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.objectives.divergence.BLOCK", 2 * VOCABULARY)
+    student = 20 * STUDENT + 400
+    expected = (student / divergence.temperature).logsumexp(-1)
+    signals = [Dense(TEACHER), listed(TEACHER, 6, divergence.temperature)]
+    if takes_drawn(divergence.name):
+        mass, ids = (TEACHER / divergence.temperature).softmax(-1).topk(4)
+        signals.append(Sparse(ids, mass / mass.sum(1, keepdim=True), mass[:, 0] * 0, mass[:, 0] * 0, True))
+    for signal in signals:
+        found = compare(divergence, signal, student.clone()).size_C
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
 
 
 def test_two_vocabularies_are_refused() -> None:

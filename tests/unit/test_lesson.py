@@ -91,13 +91,15 @@ def test_every_family_learns_as_by_hand(family: str):
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "granite"])
 @pytest.mark.parametrize("budget", [1, 20, 1000])
-def test_gradients_do_not_depend_on_chunks_slabs_and_micro_batches(
+def test_gradients_do_not_depend_on_chunks_slabs_pieces_and_micro_batches(
     family: str, budget: int, monkeypatch: pytest.MonkeyPatch
 ):
     student = tiny_model(family)
     theirs = gradients_of(student, by_hand(student, teacher_model(), AIMS))
     monkeypatch.setattr(taught_head, "CHUNK_LOGITS", 3 * VOCABULARY)
+    monkeypatch.setattr(taught_head, "LEAST_ROWS", 1)
     monkeypatch.setattr(taught_head, "SLAB_BYTES", 7 * VOCABULARY * 8)
+    monkeypatch.setattr(taught_head, "PIECE", 5)
     scorer = build_scorer(student)
     scorer.chunk_logits = 5 * VOCABULARY
     ours = gradients_of(student, by_lesson(scorer, AIMS, present(teacher_model()), budget=budget))

@@ -80,6 +80,8 @@ class Compared(NamedTuple):
     """Nats, times the temperature squared: the loss."""
     slope_CV: Tensor
     """The derivative of each value by its position's logits, as the head gives them; empty where it was not asked."""
+    size_C: Tensor
+    """The logarithm of the sum of e to the student's softened logits, which was needed on the way."""
 
 
 def takes_drawn(name: DivergenceName) -> bool:
@@ -96,20 +98,20 @@ def compare(divergence: Divergence, teacher: Part, logits_CV: Tensor, *, slope: 
     a probability of 0.
     """
     assert logits_CV.dtype in (torch.float32, torch.float64), "too coarse"
-    value_C = logits_CV.new_empty(len(logits_CV))
+    value_C, size_C = logits_CV.new_empty(2, len(logits_CV)).unbind()
     rows = _rows_at_once(logits_CV)
     for start in range(0, len(logits_CV), rows):
         at = slice(start, start + rows)
         if isinstance(teacher, Dense):
-            value_C[at] = _compare_dense(divergence, teacher.logits_CV[at], logits_CV[at], slope)
+            value_C[at], size_C[at] = _compare_dense(divergence, teacher.logits_CV[at], logits_CV[at], slope)
         else:
             some = Sparse(
                 teacher.ids_CK[at], teacher.mass_CK[at], teacher.rest_C[at], teacher.entropy_C[at], teacher.drawn
             )
             of_kind = _compare_drawn if teacher.drawn else _compare_listed
-            value_C[at] = of_kind(divergence, some, logits_CV[at], slope)
+            value_C[at], size_C[at] = of_kind(divergence, some, logits_CV[at], slope)
     value_C *= divergence.temperature**2
-    return Compared(value_C, logits_CV if slope else logits_CV[:0])
+    return Compared(value_C, logits_CV if slope else logits_CV[:0], size_C)
 
 
 def _rows_at_once(logits_CV: Tensor) -> int:
@@ -121,8 +123,8 @@ def _rows_at_once(logits_CV: Tensor) -> int:
     return max(threads, BLOCK * threads // vocabulary)
 
 
-def _compare_dense(divergence: Divergence, teacher_CV: Tensor, logits_CV: Tensor, slope: bool) -> Tensor:
-    """The value before the temperature's square; the slope lies in `logits_CV`."""
+def _compare_dense(divergence: Divergence, teacher_CV: Tensor, logits_CV: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
+    """The value before the temperature's square, and the normaliser; the slope lies in `logits_CV`."""
     assert teacher_CV.shape == logits_CV.shape, "two vocabularies"
     assert teacher_CV.dtype in (torch.float32, torch.float64), "too coarse"
     logp_CV, p_CV, q_CV = (torch.empty_like(logits_CV) for _ in range(3))
@@ -132,16 +134,17 @@ def _compare_dense(divergence: Divergence, teacher_CV: Tensor, logits_CV: Tensor
     else:
         torch.mul(teacher_CV, 1 / divergence.temperature, out=logp_CV).clamp_(min=NEVER)
     _soften(logits_CV, divergence.temperature)
-    logp_CV -= _softmax(logp_CV, p_CV)
-    logits_CV -= _softmax(logits_CV, q_CV)
+    logp_CV -= softmax(logp_CV, p_CV)
+    size_C1 = softmax(logits_CV, q_CV)
+    logits_CV -= size_C1
     entries = _Entries(p_CV, logp_CV, q_CV, logits_CV, whole=True)
     value_C = _FUNCTIONS[divergence.name](entries, divergence.share, slope)
     if slope and divergence.temperature != 1:
         logits_CV *= divergence.temperature
-    return value_C
+    return value_C, size_C1[:, 0]
 
 
-def _compare_listed(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, slope: bool) -> Tensor:
+def _compare_listed(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
     """Likewise. The student's mass outside the list is summed up there: 1 less the mass in the list would be all
     rounding where it is small. So is its shape, which the slope follows: that of a softmax over the others alone."""
     _soften(logits_CV, divergence.temperature)
@@ -149,9 +152,10 @@ def _compare_listed(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, 
     absent_CK = teacher.ids_CK == NO_ENTRY
     listed_CK = logits_CV.gather(1, at_CK).masked_fill_(absent_CK, NEVER)
     logits_CV.scatter_add_(1, at_CK, torch.full_like(listed_CK, NEVER).masked_fill_(absent_CK, 0.0))
-    others_C1 = _softmax(logits_CV, logits_CV)
+    others_C1 = softmax(logits_CV, logits_CV)
     logq_CE = torch.cat([listed_CK, others_C1], 1)
-    logq_CE -= logq_CE.logsumexp(1, keepdim=True)
+    size_C1 = logq_CE.logsumexp(1, keepdim=True)
+    logq_CE -= size_C1
     rest_C1 = teacher.rest_C[:, None].masked_fill(others_C1 < NEVER / 2, 0.0)  # where all is listed, it is rounding
     p_CE = torch.cat([teacher.mass_CK, rest_C1], 1).to(logits_CV.dtype)
     entries = _Entries(p_CE, p_CE.log().clamp_(min=NEVER), logq_CE.exp(), logq_CE.clamp_(min=NEVER), whole=False)
@@ -160,21 +164,22 @@ def _compare_listed(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, 
         slope_CE = entries.logq_CE.mul_(divergence.temperature)
         logits_CV *= slope_CE[:, -1:]
         logits_CV.scatter_add_(1, at_CK, slope_CE[:, :-1])  # 0 where there is no entry, as p and q are
-    return value_C
+    return value_C, size_C1[:, 0]
 
 
-def _compare_drawn(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, slope: bool) -> Tensor:
+def _compare_drawn(divergence: Divergence, teacher: Sparse, logits_CV: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
     """Likewise: the cross-entropy of the entries less the teacher's entropy."""
     assert takes_drawn(divergence.name), f"{divergence.name} is not linear in the teacher"
     _soften(logits_CV, divergence.temperature)
     at_CK, mass_CK = teacher.ids_CK.clamp(min=0), teacher.mass_CK.to(logits_CV.dtype)
     logq_CK = logits_CV.gather(1, at_CK)
-    logq_CK -= _softmax(logits_CV, logits_CV)
+    size_C1 = softmax(logits_CV, logits_CV)
+    logq_CK -= size_C1
     value_C = -(mass_CK * logq_CK).sum(1) - teacher.entropy_C
     if slope:
         logits_CV *= divergence.temperature * mass_CK.sum(1, keepdim=True)
         logits_CV.scatter_add_(1, at_CK, -divergence.temperature * mass_CK)
-    return value_C
+    return value_C, size_C1[:, 0]
 
 
 def _soften(logits_CV: Tensor, temperature: float) -> None:
@@ -183,7 +188,7 @@ def _soften(logits_CV: Tensor, temperature: float) -> None:
     logits_CV.clamp_(min=NEVER)
 
 
-def _softmax(logits_CV: Tensor, into_CV: Tensor) -> Tensor:
+def softmax(logits_CV: Tensor, into_CV: Tensor) -> Tensor:
     """The logarithm of the normaliser, of shape (C, 1), and by the way the softmax, which may take the logits' place.
     Of the likeliest entry all is known but the normaliser, so no second exponential is taken for it."""
     top_C1 = logits_CV.amax(1, keepdim=True)

@@ -58,6 +58,22 @@ _spare: dict[torch.dtype, Tensor] = {}
 and give it anew, page by page, which takes longer than to compute what goes into it."""
 
 
+class Room:
+    """Room for what is made again and again and never kept, on a CPU; see `borrow`."""
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def of(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """Not initialised; what it was lent for before is overwritten. None elsewhere than on a CPU."""
+        if device.type != "cpu":
+            return None
+        size = shape[0] * shape[1]
+        if self._flat.dtype != dtype or len(self._flat) < size:
+            self._flat = torch.empty(size, dtype=dtype)
+        return self._flat[:size].view(shape)
+
+
 def borrow(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Room for a residual, not initialised."""
     size = shape[0] * shape[1]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from potstill.objectives.divergence import Divergence, compare
+from potstill.objectives.divergence import Divergence, compare, softmax
 from potstill.objectives.hidden import HIDDEN
 from potstill.objectives.signal import Dense, Part, Sparse
 
@@ -94,7 +94,7 @@ class Whole:
 
     hidden_ND: Tensor
     logits: Callable[[Tensor], Tensor]
-    """From hidden states to logits over the tokens, float32 or wider."""
+    """From hidden states to logits over the tokens, float32 or wider. Those of the call before may be overwritten."""
 
     def part(self, rows: slice) -> Dense:
         with torch.no_grad():
@@ -143,28 +143,28 @@ class Lesson:
         figures_FC = logits_CV.new_zeros(len(FIGURES), len(targets_C))
         loss_C, divergence_C, nll_C, _ = figures_FC.unbind()
         target_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
-        size_C = logits_CV.logsumexp(-1)
-        torch.sub(size_C, target_C, out=nll_C)
-        learnt_CV = None
-        if aims.likelihood_weight:
-            loss_C.add_(nll_C, alpha=aims.likelihood_weight)
-            if slope:
-                learnt_CV = (logits_CV - size_C[:, None]).exp_()
-                learnt_CV.scatter_add_(1, targets_C[:, None], learnt_CV.new_full((len(targets_C), 1), -1.0))
-                learnt_CV.mul_(aims.likelihood_weight)
         speaking = [told for told in self.told if told.says is not None] if aims.divergence_weight else []
+        size_C = learnt_CV = None
+        if aims.likelihood_weight:
+            size_C, learnt_CV = _learnt(logits_CV, targets_C, aims.likelihood_weight)
+            loss_C.add_(size_C - target_C, alpha=aims.likelihood_weight)
+        elif not speaking or aims.divergence.temperature != 1:
+            size_C = logits_CV.logsumexp(-1)
         for number, told in enumerate(speaking, start=1):
             assert told.says is not None
             own_CV = logits_CV if number == len(speaking) else logits_CV.clone()
-            value_C, slope_CV = compare(aims.divergence, told.says.part(rows), own_CV, slope=slope)
+            compared = compare(aims.divergence, told.says.part(rows), own_CV, slope=slope)
             weight = aims.divergence_weight * told.weight
-            loss_C.add_(value_C, alpha=weight)
-            divergence_C.add_(value_C, alpha=told.weight / aims.divergence.temperature**2)
+            loss_C.add_(compared.value_C, alpha=weight)
+            divergence_C.add_(compared.value_C, alpha=told.weight / aims.divergence.temperature**2)
+            size_C = compared.size_C if size_C is None else size_C
             if slope:
                 if weight != 1.0:
-                    slope_CV.mul_(weight)
-                learnt_CV = slope_CV if learnt_CV is None else learnt_CV.add_(slope_CV)
-        return figures_FC, learnt_CV
+                    compared.slope_CV.mul_(weight)
+                learnt_CV = compared.slope_CV if learnt_CV is None else learnt_CV.add_(compared.slope_CV)
+        assert size_C is not None
+        torch.sub(size_C, target_C, out=nll_C)
+        return figures_FC, learnt_CV if slope else None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -187,3 +187,11 @@ class Lesson:
         loss_N, divergence_N, nll_N, _ = figures_FN.unbind()
         loss_N = loss_N + self.aims.hidden_weight * hidden_N
         return torch.stack([loss_N, divergence_N, nll_N, hidden_N.detach()])
+
+
+def _learnt(logits_CV: Tensor, targets_C: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """The logarithm of the normaliser, and the derivative of `weight` times -log p of the targets by the logits."""
+    learnt_CV = torch.empty_like(logits_CV)
+    size_C = softmax(logits_CV, learnt_CV)[:, 0]
+    learnt_CV.scatter_add_(1, targets_C[:, None], learnt_CV.new_full((len(targets_C), 1), -1.0))
+    return size_C, learnt_CV.mul_(weight)

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from potstill.errors import ModelError
 from potstill.training import attention, experts
 from potstill.training.batch import Batch
-from potstill.training.head import linear_logps
+from potstill.training.head import Room, linear_logps, product_of
 from potstill.training.layers import collect
 from potstill.training.lesson import Judge
 from potstill.training.neftune import Noise
@@ -260,6 +260,24 @@ class Scorer(nn.Module):
         """How often the head has to be called for so many scored positions, where it is no plain linear one."""
         vocabulary: int = bare(self.model).config.get_text_config().vocab_size
         return max(1, -(-scored // max(1, self.chunk_logits // vocabulary)))
+
+    @torch.no_grad()
+    def said(self, hidden_CD: Tensor, vocabulary: int, room: Room) -> Tensor:
+        """As `logits`, of the first tokens alone, for a teacher: where its head is a plain linear one they lie in the
+        room, which keeps a processor from fetching so much memory anew for each chunk."""
+
+        def product(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+            tokens_VD = weight_VD[:vocabulary]
+            wide = torch.promote_types(weight_VD.dtype, torch.float32)
+            out = room.of((len(hidden_CD), len(tokens_VD)), wide, weight_VD.device)
+            return product_of(hidden_CD, tokens_VD, out)
+
+        if self._is_plain:
+            with torch.autocast(self.device.type, enabled=False), _Fused(product) as mode:
+                out_CV: Tensor = self._output(hidden_CD)
+            if mode.done:
+                return out_CV if self._scale == 1.0 else out_CV.mul_(self._scale)
+        return self.logits(hidden_CD)[:, :vocabulary]
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """The head's, all after them in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel

@@ -1,10 +1,11 @@
 """A lesson through the student's head: figures of each scored position, and gradients, without holding N x V.
 
-Logits of some positions are made, judged and turned into their own gradients while they lie in the caches; gradients
-of many are gathered in a slab, so that the products with the head are large. All of it happens in the forward: what is
+Logits of some positions are made, judged and turned into their own gradients; gradients of many are gathered in a slab,
+so that the products with the head are large. Those go through the head piece by piece, so that nothing besides its
+gradient is as large as the head. All of it happens in the forward: what is
 kept for the backward is as large as the hidden states and the head, whose gradients they are.
 
-Suffixes: N scored positions, C of a chunk, S of a slab, V vocabulary, D hidden width, F figures.
+Suffixes: N scored positions, C of a chunk, S of a slab, P of a piece of the V tokens, D hidden width, F figures.
 """
 
 from typing import Any, NamedTuple
@@ -15,8 +16,15 @@ from torch import Tensor
 from potstill.training.head import CHUNK_LOGITS, borrow, give_back, product_of
 from potstill.training.lesson import FIGURES, Judge
 
-SLAB_BYTES = 1 << 28
+LEAST_ROWS = 128
+"""Positions whose logits are computed at once at least: products of fewer are slower."""
+
+SLAB_BYTES = 1 << 27
 """Of gradients by logits that are gathered for one product."""
+
+PIECE = 1 << 13
+"""Tokens of the head that a product is over at once on a CPU, so that what it gives is in the caches when it is added up.
+"""
 
 
 def linear_lesson(
@@ -84,13 +92,12 @@ def _go_through(
     wanted = wanted if judge.asks_head else (False, False)
     positions, vocabulary = len(targets_N), judge.vocabulary
     tokens_VD = weight_VD[:vocabulary]
-    chunk = max(1, CHUNK_LOGITS // vocabulary)
+    chunk = max(LEAST_ROWS, CHUNK_LOGITS // vocabulary)
     slab = min(positions, max(chunk, SLAB_BYTES // (vocabulary * product.itemsize) // chunk * chunk))
     wide = torch.promote_types(weight_VD.dtype, torch.float32)
     figures_FN = hidden_ND.new_zeros((len(FIGURES), positions), dtype=wide)
     grad_ND = torch.zeros_like(hidden_ND) if wanted[0] else None
     grad_VD = torch.zeros_like(weight_VD) if wanted[1] else None
-    learnt = tokens_VD.to(product) if any(wanted) else None
     logits_CV = borrow((min(chunk, positions), vocabulary), wide, weight_VD.device)
     slope_SV = borrow((slab if any(wanted) else 0, vocabulary), product, weight_VD.device)
     for begin in range(0, positions, slab):
@@ -104,20 +111,33 @@ def _go_through(
             figures_FN[:, rows] = figures_FC
             if slope_CV is not None:
                 slope_SV[start - begin : rows.stop - begin].copy_(slope_CV)
-        if learnt is None:
+        if not any(wanted):
             continue
-        slope_sV, hidden_sD = slope_SV[: end - begin], hidden_ND[begin:end]
         factor_s1 = scale * hidden_ND.new_ones(end - begin, 1, dtype=wide)
         if factor_N is not None:
             factor_s1 *= factor_N[begin:end, None]
+        scaled_sD = (hidden_ND[begin:end].to(wide) * factor_s1).to(product)
+        learnt_sD = _add_up(slope_SV[: end - begin], tokens_VD, scaled_sD, wanted[0], grad_VD)
         if grad_ND is not None:
-            grad_ND[begin:end] = (slope_sV @ learnt).to(wide) * factor_s1
-        if grad_VD is not None:
-            scaled_sD = (hidden_sD.to(wide) * factor_s1).to(product)
-            grad_VD[:vocabulary].add_(slope_sV.t() @ scaled_sD)
+            grad_ND[begin:end] = learnt_sD.mul_(factor_s1)
     give_back(logits_CV)
     give_back(slope_SV)
     return figures_FN, grad_ND, grad_VD
+
+
+def _add_up(slope_sV: Tensor, tokens_VD: Tensor, scaled_sD: Tensor, wanted: bool, grad_VD: Tensor | None) -> Tensor:
+    """slope @ tokens, where that is `wanted`, shape (s, D), float32 or wider; slope.T @ scaled is added to `grad_VD`."""
+    vocabulary = len(tokens_VD)
+    piece = PIECE if tokens_VD.device.type == "cpu" else vocabulary
+    learnt_sD = scaled_sD.new_zeros(scaled_sD.shape, dtype=torch.promote_types(tokens_VD.dtype, torch.float32))
+    for start in range(0, vocabulary, piece):
+        tokens = slice(start, min(start + piece, vocabulary))
+        slope_sP = slope_sV[:, tokens]
+        if wanted:
+            learnt_sD += slope_sP @ tokens_VD[tokens].to(slope_sV.dtype)
+        if grad_VD is not None:
+            grad_VD[tokens] += slope_sP.t() @ scaled_sD
+    return learnt_sD
 
 
 class _Judged(torch.autograd.Function):

@@ -14,6 +14,7 @@ from potstill.signals.rows import RowSignal
 from potstill.signals.sparse import to_sparse
 from potstill.signals.states import Kept
 from potstill.training.batch import Batch, Item, collate
+from potstill.training.head import Room
 from potstill.training.lesson import Aims, Entries, Lesson, Told, Whole
 from potstill.training.reference import content_hash
 from potstill.training.scoring import Scorer
@@ -49,6 +50,8 @@ class Present:
     speaks: bool = True
     """Whether its distributions are asked for."""
     view: View = same
+    room: Room = field(default_factory=Room)
+    """Where its logits lie, those of a chunk after those of another."""
 
     def tell(self, batch: Batch) -> Told:
         seen = batch
@@ -62,7 +65,7 @@ class Present:
         return Told(says, dict(zip(self.layers, states, strict=True)), self.weight)
 
     def _logits(self, hidden_CD: Tensor) -> Tensor:
-        return self.scorer.logits(hidden_CD)[:, : self.vocabulary]
+        return self.scorer.said(hidden_CD, self.vocabulary, self.room)
 
 
 @dataclass(frozen=True)
