@@ -65,6 +65,9 @@ class Question:
     """The size of what is trained, unless --model names another."""
     teacher: str = ""
     """The size of the model that teaches, where one does."""
+    few_steps: bool = False
+    """A round is so short that what the one before it left in a process would count for much of the peak memory: it is
+    given back to the system first. All sets are warmed up, as where shapes are compiled for."""
 
 
 def arguments(question: Question, *, sweep: bool = False) -> argparse.Namespace:
@@ -127,6 +130,7 @@ class Contest:
             "model": str(self.folder / "model"),
             "teacher": str(self.folder / "teacher"),
             "rows": str(rows),
+            "trim": self.question.few_steps,
             "out": str(self.folder / f"out-{side}"),
             "workspace": str(self.folder / f"workspace-{self.asked}"),
             "device": self.chosen.device,
@@ -163,7 +167,8 @@ class Contest:
 
     def warm_up(self) -> None:
         """What nobody times: each side does once what a process does only once. A GPU compiles for each shape too."""
-        for row_set in self.question.sets if self.chosen.device == "cuda" else self.question.sets[:1]:
+        every = self.chosen.device == "cuda" or self.question.few_steps
+        for row_set in self.question.sets if every else self.question.sets[:1]:
             (round_,) = self.rounds(row_set, 1, seed=2)
             for name, side in self.sides.items():
                 side.ask(self.job(name, row_set, round_.rows))

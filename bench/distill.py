@@ -20,11 +20,11 @@ BEST = {"dtype": "bfloat16", "gradient_checkpointing": False}
 
 
 def _alike(seed: int, count: int, vocabulary: int) -> list[dict]:
-    return chats(seed, count, vocabulary, Lengths(128, 128, 0.0), exchanges=1)
+    return chats(seed, count, vocabulary, Lengths(160, 160, 0.0), exchanges=1)
 
 
 def _varied(seed: int, count: int, vocabulary: int) -> list[dict]:
-    return chats(seed, count, vocabulary, Lengths(96, 160, 0.5), exchanges=1)
+    return chats(seed, count, vocabulary, Lengths(112, 160, 0.5), exchanges=1)
 
 
 QUESTION = Question(
@@ -35,8 +35,8 @@ QUESTION = Question(
     flops=sft_flops,
     learning_rate=2e-5,
     sets=(
-        RowSet("varied", _varied, 8, 8, 1024, 1, 4, "log-normal, mean 96 tokens, at most 160, 80% learnt"),
-        RowSet("alike", _alike, 8, 8, 1024, 3, 8, "conversations of 128 tokens, all alike, 80% learnt"),
+        RowSet("varied", _varied, 8, 8, 1024, 1, 4, "log-normal, mean 112 tokens, at most 160, 80% learnt"),
+        RowSet("alike", _alike, 8, 8, 1024, 3, 8, "conversations of 160 tokens, all alike, 80% learnt"),
     ),
     peers={
         "trl": {},
@@ -48,6 +48,7 @@ QUESTION = Question(
     gpu_candidates=[{"per_device_train_batch_size": size} for size in (2, 4, 8)],
     quick_probe=8,
     beta=0.5,
+    few_steps=True,
     model="56m-128k",
     teacher="90m-128k",
 )

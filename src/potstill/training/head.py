@@ -59,7 +59,7 @@ and give it anew, page by page, which takes longer than to compute what goes int
 
 
 class Room:
-    """Room for what is made again and again and never kept, on a CPU; see `borrow`."""
+    """Room for what is made anew for each chunk and never kept, on a CPU; see `_spare`."""
 
     def __init__(self) -> None:
         self._flat = torch.empty(0)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from potstill.training.head import CHUNK_LOGITS, borrow, give_back, product_of
+from potstill.training.head import CHUNK_LOGITS, product_of
 from potstill.training.lesson import FIGURES, Judge
 
 LEAST_ROWS = 128
@@ -98,8 +98,8 @@ def _go_through(
     figures_FN = hidden_ND.new_zeros((len(FIGURES), positions), dtype=wide)
     grad_ND = torch.zeros_like(hidden_ND) if wanted[0] else None
     grad_VD = torch.zeros_like(weight_VD) if wanted[1] else None
-    logits_CV = borrow((min(chunk, positions), vocabulary), wide, weight_VD.device)
-    slope_SV = borrow((slab if any(wanted) else 0, vocabulary), product, weight_VD.device)
+    logits_CV = hidden_ND.new_empty((min(chunk, positions), vocabulary), dtype=wide)
+    slope_SV = hidden_ND.new_empty((slab if any(wanted) else 0, vocabulary), dtype=product)
     for begin in range(0, positions, slab):
         end = min(begin + slab, positions)
         for start in range(begin, end, chunk):
@@ -120,8 +120,6 @@ def _go_through(
         learnt_sD = _add_up(slope_SV[: end - begin], tokens_VD, scaled_sD, wanted[0], grad_VD)
         if grad_ND is not None:
             grad_ND[begin:end] = learnt_sD.mul_(factor_s1)
-    give_back(logits_CV)
-    give_back(slope_SV)
     return figures_FN, grad_ND, grad_VD
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -50,8 +51,6 @@ class Present:
     speaks: bool = True
     """Whether its distributions are asked for."""
     view: View = same
-    room: Room = field(default_factory=Room)
-    """Where its logits lie, those of a chunk after those of another."""
 
     def tell(self, batch: Batch) -> Told:
         seen = batch
@@ -61,11 +60,9 @@ class Present:
         with torch.no_grad():
             asked = tuple(self.layers.values())
             hidden_ND, *states = cast(tuple[Tensor, ...], self.scorer(seen, "hidden", asked))
-        says = Whole(hidden_ND, self._logits) if self.speaks else None
+        said = partial(self.scorer.said, vocabulary=self.vocabulary, room=Room())
+        says = Whole(hidden_ND, said) if self.speaks else None
         return Told(says, dict(zip(self.layers, states, strict=True)), self.weight)
-
-    def _logits(self, hidden_CD: Tensor) -> Tensor:
-        return self.scorer.said(hidden_CD, self.vocabulary, self.room)
 
 
 @dataclass(frozen=True)
