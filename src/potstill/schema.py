@@ -135,7 +135,10 @@ def _open_to_variables(body: dict[str, Any]) -> dict[str, Any]:
 def _open_to_families(body: dict[str, Any]) -> dict[str, Any]:
     """A stage's config with `for`, which may hold what is needed."""
     rest = {key: value for key, value in body.items() if key != "required"}
-    properties = {**body["properties"], "for": {"$ref": "#/$defs/For"}}
+    properties = {
+        **body["properties"],
+        "for": {"$ref": "#/$defs/For", "description": "Values of fields: a stage each."},
+    }
     needed = {"anyOf": [{"required": body["required"]}, {"required": ["for"]}]} if "required" in body else {}
     return {**rest, "properties": properties, **needed}
 
