@@ -105,7 +105,10 @@ class Declared:
 
 
 class Families:
-    """All stages of a recipe once those that read families are families themselves."""
+    """All stages of a recipe once those that read families are families themselves.
+
+    RecipeError where two families cannot be read together, a member is not there, or stages read each other.
+    """
 
     def __init__(self, document: Document, declared: Mapping[str, Declared], configs: Configs) -> None:
         """`configs`: those of all `declared`, by their names."""
@@ -140,8 +143,10 @@ class Families:
 
     def _find_axes(self, name: str, path: tuple[str, ...]) -> Axes:
         """What a stage runs through: what those that it reads run through, and its own `for`."""
-        if name in path:  # stages that read each other: refused where they are ordered
-            return {}
+        if name in path:
+            circle = " → ".join((*path[path.index(name) :], name))
+            what = f"stages that read each other: {circle}"
+            raise RecipeError(self._document.place(("stages", name)), what, "Break the circle")
         if name not in self._axes:
             declared = self._declared[name]
             own = {axis: declared.axes[axis] for axis in declared.axes}
@@ -179,7 +184,7 @@ class Families:
     def _named(self, member: str) -> Iterator[tuple[Slot, str, str]]:
         """The fields and names of a config that may mean a stage, with their place."""
         for slot in slots(self._configs[member][1]):
-            for named in slot.names:
+            for named in slot.names if "function" not in slot.accepts else ():
                 yield slot, self._document.place(("stages", member, *named.steps)), named.name
 
     def _read(self, text: str, place: str, path: tuple[str, ...]) -> tuple[Iterable[tuple[str, Axis]], Labels]:

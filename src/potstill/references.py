@@ -359,18 +359,16 @@ class Resolver:
 
 
 def ordered(entries: Mapping[str, Entry]) -> list[str]:
-    """Names in an order in which the stages can run, as near to the recipe's as can be."""
+    """Names in an order in which the stages can run, as near to the recipe's as can be. None reads itself in the end:
+    `Families` sees to that."""
     order: list[str] = []
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            circle = " → ".join((*path[path.index(name) :], name))
-            raise RecipeError(entries[name].place, f"stages that read each other: {circle}", "Break the circle")
+    def visit(name: str) -> None:
         if name not in order:
             for read in entries[name].reads:
-                visit(read, (*path, name))
+                visit(read)
             order.append(name)
 
     for name in entries:
-        visit(name, ())
+        visit(name)
     return order

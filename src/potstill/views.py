@@ -20,7 +20,7 @@ from potstill.teachers.journal import JOURNAL, Journal, Total
 from potstill.workspace import Description, Workspace
 
 ROOM_FOR_DATES = 110
-"""Columns of a terminal from which on `status` says when each stage was sealed."""
+"""Columns of a terminal from which on `status` says when each stage was sealed, and families what they differ in."""
 
 
 def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
@@ -36,7 +36,7 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
         cost = [sum(_usd(step)[end] for step in waiting) for end in (0, 1)]
         usd = [_between(*cost) if any(_prices(step) for step in waiting) else ""] if priced else []
         table.add_row(
-            _named(family, names, "bold" if runs else "dim"),
+            _named(family, names, "bold" if runs else "dim", wide=console.width >= ROOM_FOR_DATES),
             Text(str(steps[0].head["kind"]), style="" if runs else "dim"),
             _state(steps, waiting),
             f"{'~' if runs else ''}{expected.rows:,}" if expected.rows else "",
@@ -49,9 +49,10 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     console.print(_sum(plan, workspace), soft_wrap=True)
 
 
-def _named(family: str, names: Sequence[str], style: str) -> Text:
-    """A stage, or a family with what its members differ in."""
-    return Text.assemble((family, style), (f"  {spoken(names)}" if [family] != names else "", "dim"))
+def _named(family: str, names: Sequence[str], style: str, *, wide: bool) -> Text:
+    """A stage, or a family with how many it has, or, where there is room, with what they differ in."""
+    more = "" if [family] == names else f"  {spoken(names)}" if wide else f" ×{len(names)}"
+    return Text.assemble((family, style), (more, "dim"))
 
 
 def _state(steps: Sequence[Step], waiting: Sequence[Step]) -> Text:
@@ -181,7 +182,7 @@ def status_view(console: Console, workspace: Workspace) -> None:
     table.expand = True
     table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
     for family, names in families(described.stages).items():
-        kind, label = described.stages[names[0]].kind, _named(family, names, "")
+        kind, label = described.stages[names[0]].kind, _named(family, names, "", wide=wide)
         sealed = [one for name in names if (one := find(workspace.artifacts / described.stages[name].folder))]
         open_ = [name for name in names if find(workspace.artifacts / described.stages[name].folder) is None]
         left += open_
