@@ -194,7 +194,7 @@ class Bars:
         grid.add_column(width=self._width)
         grid.add_column(width=TOOK_WIDTH, justify="right")
         grid.add_column(overflow="fold")
-        grid.add_row(mark, name, took, facts)
+        grid.add_row(mark, Text(name), took, facts)
         self._console.print(grid, highlight=False)
 
     def _moving(self, step: Step) -> Text:
@@ -314,7 +314,7 @@ def side_by_side_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("mean [95% interval]", header_style="dim", no_wrap=True)
     for suite in rows[0]["suites"]:
         table.add_column(suite, justify="right")
-        table.add_column(f"− {against}", justify="right")
+        table.add_column(Text(f"− {against}"), justify="right")
     for name in ("training", "steps", "bytes/token"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -336,7 +336,7 @@ def _tall_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(suite.replace("_", " "), justify="right")
     for model in summary["models"]:
         found = [summary["scores"][suite].get(model) for suite in summary["scores"]]
-        table.add_row(model, *(_interval(one, ".2f", " ") for one in found))
+        table.add_row(Text(model), *(_interval(one, ".2f", " ") for one in found))
     return table
 
 
@@ -356,7 +356,7 @@ def score_table(summary: Mapping[str, Any], width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("mean [95% interval]" if names > 20 else "mean", header_style="dim", no_wrap=True)
     for model in [*models, f"{models[-1]} − {models[-2]}"] if pair else models:
-        table.add_column(model, justify="right")
+        table.add_column(Text(model), justify="right")
     group = ""
     for suite, scores in suites.items():
         above, _, name = suite.rpartition("/")

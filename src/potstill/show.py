@@ -19,7 +19,7 @@ from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json
 from potstill.console import clean, facts_line, number, score_table
 from potstill.errors import StorageError
 from potstill.files import quote
-from potstill.members import families
+from potstill.members import families, pools
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
 from potstill.reporting.judges import judge_table
@@ -43,7 +43,9 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
     members = families(stages).get(stage, []) if stage not in stages else []
     if members:
         console.print(_family_view(workspace, {name: stages[name] for name in members}))
-        console.print(f"\nTo see one: potstill show {workspace.path} {shlex.quote(members[0])}", soft_wrap=True)
+        console.print(
+            f"\nTo see one: potstill show {workspace.path} {shlex.quote(members[0])}", soft_wrap=True, markup=False
+        )
         return
     artifact = _artifact(workspace, stage)
     damaged = artifact.damaged()
@@ -320,10 +322,10 @@ def _audit(path: Path, stage: str) -> RenderableType:
 
 def _scores(path: Path, width: int) -> RenderableType:
     scores = read_json(path / "scores.json")
-    suites = scores["suites"]
+    suites = {name: {**suite, **suite.get("pooled", {})} for name, suite in scores["suites"].items()}
     return score_table(
         {
-            "models": scores["models"],
+            "models": list(pools(scores["models"])),
             "scores": {name: suite["models"] for name, suite in suites.items()},
             "paired": {name: suite["paired"] for name, suite in suites.items()},
         },

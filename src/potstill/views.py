@@ -205,7 +205,7 @@ def status_view(console: Console, workspace: Workspace) -> None:
         console.print(f"Process {holder} works in {workspace.path}.", soft_wrap=True)
     elif left:
         console.print(f"{len(left)} of {len(described.stages)} stages are left. Go on with:", soft_wrap=True)
-        console.print(f"  {_resume(described, workspace, left)}", soft_wrap=True)
+        console.print(f"  {_resume(described, workspace, left)}", soft_wrap=True, markup=False)
     else:
         console.print(f"All {len(described.stages)} stages are sealed in {workspace.path}.", soft_wrap=True)
 

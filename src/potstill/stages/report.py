@@ -66,7 +66,9 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
     report: dict[str, Any] = {
         "title": config.title,
         "models": list(pools(scored)),
-        "members": {name: names for name, names in pools([*scored, *stages]).items() if names != [name]},
+        "members": {
+            name: names for name, names in pools({**scored, **dict.fromkeys(stages)}).items() if names != [name]
+        },
         "against": config.against,
         "suites": _suites(scores),
         "answers": _answers(scores, config.answers, work.seed),
