@@ -292,7 +292,7 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
     if summary is not None:
         console.print()
         beside = "side_by_side" in summary
-        console.print(side_by_side_table(summary) if beside else score_table(summary, console.width))
+        console.print(side_by_side_table(summary, console.width) if beside else score_table(summary, console.width))
         console.print()
         for finding in summary.get("headline", ()):
             console.print(Text(finding), soft_wrap=True)
@@ -306,25 +306,30 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
         console.print(Text.assemble((f"{label:<12}", "dim"), command), soft_wrap=True, highlight=False)
 
 
-def side_by_side_table(summary: Mapping[str, Any]) -> Table:
+def side_by_side_table(summary: Mapping[str, Any], width: int) -> Table:
     """Models, or families of them, by what each scored and took; beside each score the difference to the one that all
-    are set against, which stands out where its interval leaves out 0."""
+    are set against, which stands out where its interval leaves out 0. Where there is little room, less of it."""
     rows, against = summary["side_by_side"], summary["against"]
+    names, each = max(len(row["name"]) for row in rows) + 6, len(rows[0]["suites"])
+    whole = width >= names + 2 * CELL_WIDTH * each + len("training  steps  bytes/token")
+    between, roomy = " " if whole else "\n", width >= names + 32 * each + len("training  steps  bytes/token")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("mean [95% interval]", header_style="dim", no_wrap=True)
+    table.add_column("mean [95% interval]" if names > 20 else "", header_style="dim", no_wrap=True)
     for suite in rows[0]["suites"]:
         table.add_column(suite, justify="right")
         table.add_column(Text(f"− {against}"), justify="right")
-    for name in ("training", "steps", "bytes/token"):
+    for name in ("training", "steps", "bytes/token") if roomy else ("training",):
         table.add_column(name, justify="right")
     for row in rows:
         label = Text.assemble(row["name"], (f"  ×{len(row['seeds'])}" if row["seeds"] else "", "dim"))
         cells: list[Text] = []
         for found in row["suites"].values():
-            cells += [_interval(found, ".2f", " "), _interval(found and found["difference"], "+.2f", " ")]
+            alone = found if roomy or found is None else {**found, "low": None}
+            difference = _interval(found and found["difference"], "+.2f", between)
+            cells += [_interval(alone, ".2f", between), difference]
         took = "" if row["seconds"] is None else duration(row["seconds"])
-        each = "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:,.0f}"
-        table.add_row(label, *cells, took, "" if row["steps"] is None else f"{row['steps']:,.0f}", each)
+        figures = ["" if row[one] is None else f"{row[one]:,.0f}" for one in ("steps", "bytes_per_token") if roomy]
+        table.add_row(label, *cells, took, *figures)
     return table
 
 
