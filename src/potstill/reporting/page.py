@@ -239,7 +239,6 @@ def _ladder(
     """Everything against one, as the template shows it."""
     rows = side_by_side(report, timings)
     suites = {name: report["suites"][name] for name in rows[0]["suites"]} if rows else {}
-    reach = {name: _reach([row["suites"][name] for row in rows]) for name in suites}
     return {
         "suites": [{"name": name, "lower": not suite["higher_is_better"]} for name, suite in suites.items()],
         "rows": [
@@ -247,9 +246,11 @@ def _ladder(
                 "name": row["name"],
                 "colour": colours[row["name"]],
                 "seeds": ", ".join(row["seeds"]),
-                "cells": [_against(row["suites"][name], suite, reach[name]) for name, suite in suites.items()],
+                "cells": [_against(row["suites"][name], suite) for name, suite in suites.items()],
                 "seconds": row["seconds"],
-                "figures": [amount(row[what]) for what in ("steps", "learnt_tokens", "signal_bytes")],
+                "steps": amount(row["steps"]),
+                "tokens": amount(row["learnt_tokens"]),
+                "bytes": amount(row["signal_bytes"]),
                 "per_token": "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:,.1f}",
             }
             for row in rows
@@ -257,14 +258,7 @@ def _ladder(
     }
 
 
-def _reach(cells: Sequence[Mapping[str, Any] | None]) -> float:
-    """How far from zero the differences go."""
-    found = [cell["difference"] for cell in cells if cell is not None and cell["difference"] is not None]
-    ends = [abs(one[part]) for one in found for part in ("mean", "low", "high") if one[part] is not None]
-    return 1.08 * max(ends, default=1.0) or 1.0
-
-
-def _against(cell: Mapping[str, Any] | None, suite: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
+def _against(cell: Mapping[str, Any] | None, suite: Mapping[str, Any]) -> dict[str, Any] | None:
     """A score and its difference."""
     if cell is None:
         return None
@@ -273,14 +267,11 @@ def _against(cell: Mapping[str, Any] | None, suite: Mapping[str, Any], reach: fl
     shown: dict[str, Any] = {**_cell(cell, suite), "spread": spread, "gain": None}
     paired = cell["difference"]
     if paired is not None and paired["mean"] is not None:
-        verdict = verdict_of(paired, suite["higher_is_better"])
-        ends = (paired["mean"], paired["low"], paired["high"])
         shown["gain"] = {
-            "verdict": verdict,
+            "verdict": verdict_of(paired, suite["higher_is_better"]),
             "mean": signed(paired, suite),
             "range": signed_range(paired, suite),
             "seeds": in_seeds(paired),
-            "strip": charts.interval(*ends, (-reach, reach), verdict, zero=True),
         }
     return shown
 
