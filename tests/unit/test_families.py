@@ -1,5 +1,6 @@
 """Families: what `for` makes of a stage, who follows, what reruns, and that whatever is wrong is one line."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -8,8 +9,10 @@ import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from potstill import cli
+from potstill.console import Bars
 from potstill.errors import PotstillError, RecipeError
 from potstill.lineage import ancestry
 from potstill.members import labels, pools, read_member
@@ -333,3 +336,14 @@ def test_people_see_a_family_as_one(potstill, monkeypatch):
     said = potstill("chat", "f", "made", code=2)
     assert "'made' is a family of 6 models (seed 0, 1, 2; heat 1, 2)" in said
     assert "'made[seed=0,heat=1]'" in said
+
+
+def test_on_a_terminal_a_sealed_family_is_one_line_and_its_names_are_no_markup():
+    def run_at(recipe, out):
+        run(recipe, Path("out"), Bars(Console(file=out, width=100, force_terminal=True, color_system=None)))
+        return out.getvalue()
+
+    assert re.search("✓ +made\\[seed=1\\]", run_at(chain("", "{seed: [0, 1]}"), io.StringIO()))
+    again = run_at(chain("", "{seed: [0, 1]}"), io.StringIO())
+    assert re.search("· +made +sealed +2 members: seed 0, 1", again)
+    assert "made[seed" not in again.partition("Talk to it")[0]

@@ -15,7 +15,7 @@ from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
 from potstill.reporting.findings import findings
-from potstill.reporting.page import duration
+from potstill.reporting.page import amount, duration, size
 from potstill.sources import Data
 from potstill.stages import report
 
@@ -451,3 +451,23 @@ def test_a_curve_of_a_family_is_the_mean_and_answers_are_of_one_member(families,
 def test_against_has_to_be_one_of_the_models():
     with pytest.raises(ValueError, match="against names 'sft', which is none of models"):
         report.Report.model_validate({"kind": "report", "scores": ["s"], "models": ["dpo"], "against": "sft"})
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, ""),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (87_207, "87 kB"),
+        (2_023_191, "2.0 MB"),
+        (5e13, "50 TB"),
+    ],
+)
+def test_sizes_as_people_read_them(count, text):
+    assert size(count) == text
+
+
+def test_counts_as_people_read_them():
+    assert [amount(count) for count in (None, 84.0, 21_996, 271_660, 12_345_678)] == ["", "84", "21,996", "272k", "12M"]

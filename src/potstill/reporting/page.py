@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -250,7 +251,7 @@ def _ladder(
                 "seconds": row["seconds"],
                 "steps": amount(row["steps"]),
                 "tokens": amount(row["learnt_tokens"]),
-                "bytes": amount(row["signal_bytes"]),
+                "bytes": size(row["signal_bytes"]),
                 "per_token": "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:,.1f}",
             }
             for row in rows
@@ -281,6 +282,15 @@ def amount(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value < 100_000 else f"{value / 1e3:,.0f}k" if value < 1e7 else f"{value / 1e6:,.0f}M"
+
+
+def size(count: float | None) -> str:
+    """Bytes as people read them: 87 kB, 2.1 MB; thousands, not 1,024s."""
+    if count is None or count < 1000:
+        return "" if count is None else f"{count:.0f} B"
+    power = min(4, int(math.log10(count)) // 3)
+    shown = count / 1000**power
+    return f"{shown:.{0 if shown >= 10 else 1}f} {('k', 'M', 'G', 'T')[power - 1]}B"
 
 
 def _controlled(report: Mapping[str, Any]) -> list[dict[str, Any]]:
