@@ -15,7 +15,7 @@ from typing import Any
 from potstill.document import Document
 from potstill.errors import RecipeError
 from potstill.members import SEED, Member, labels, read_member
-from potstill.references import Configs, Slot, slots
+from potstill.references import Configs, slots
 from potstill.stages.base import Stage, StageConfig
 from potstill.validation import nearest
 
@@ -148,57 +148,47 @@ class Families:
             what = f"stages that read each other: {circle}"
             raise RecipeError(self._document.place(("stages", name)), what, "Break the circle")
         if name not in self._axes:
-            declared = self._declared[name]
-            own = {axis: declared.axes[axis] for axis in declared.axes}
-            inherited: dict[str, Axis] = {}
-            origins = dict.fromkeys(own, name)
-            for member in declared.configs:
-                for slot, place, text in self._named(member):
-                    read, fixed = self._read(text, place, (*path, name))
-                    for variable, axis in {} if slot.reference.collects else read:
-                        if variable in fixed:
-                            continue
-                        known = own.get(variable) or inherited.setdefault(variable, axis)
-                        if known.labels != axis.labels:
-                            self._refuse_clash(name, variable, origins, known, text, axis, place)
-                        origins.setdefault(variable, text)
-            inherited = {variable: axis for variable, axis in inherited.items() if variable not in own}
-            axes = {**inherited, **own}
+            own = self._declared[name].axes
+            found = {variable: (axis, "its own for") for variable, axis in own.items()}
+            for text, place, read in self._read(name, (*path, name)):
+                for variable, axis in read.items():
+                    known, origin = found.setdefault(variable, (axis, f"'{text}'"))
+                    if known.labels != axis.labels:
+                        what = (
+                            f"'{name}' runs through '{variable}' twice: {', '.join(known.labels)} by {origin}, and "
+                            f"{', '.join(axis.labels)} by '{text}'"
+                        )
+                        raise RecipeError(place, what, "Give both the same values, or name one member")
+            axes = {variable: axis for variable, (axis, _) in found.items() if variable not in own} | dict(own)
             if (count := size(axes)) > MOST_MEMBERS:
                 what = f"'{name}' reads families whose members come to {count:,}; at most {MOST_MEMBERS:,} can be"
                 raise RecipeError(self._document.place(("stages", name)), what, "Shorten a list")
             self._axes[name] = axes
         return self._axes[name]
 
-    @staticmethod
-    def _refuse_clash(
-        name: str, variable: str, origins: Mapping[str, str], known: Axis, text: str, axis: Axis, place: str
-    ) -> None:
-        here = "its own for" if origins[variable] == name else f"'{origins[variable]}'"
-        what = (
-            f"'{name}' runs through '{variable}' twice: {', '.join(known.labels)} by {here}, and "
-            f"{', '.join(axis.labels)} by '{text}'"
-        )
-        raise RecipeError(place, what, "Give both the same values, or name one member")
+    def _read(self, name: str, path: tuple[str, ...]) -> Iterator[tuple[str, str, Axes]]:
+        """The stages that a stage names one member of, for each of its own: as it is written, the place, and what the
+        name leaves open."""
+        for member in self._declared[name].configs:
+            for slot in slots(self._configs[member][1]):
+                for named in slot.names if "function" not in slot.accepts else ():
+                    place = self._document.place(("stages", member, *named.steps))
+                    read = self._open(named.name, place, path)
+                    if not slot.reference.collects:
+                        yield named.name, place, read
 
-    def _named(self, member: str) -> Iterator[tuple[Slot, str, str]]:
-        """The fields and names of a config that may mean a stage, with their place."""
-        for slot in slots(self._configs[member][1]):
-            for named in slot.names if "function" not in slot.accepts else ():
-                yield slot, self._document.place(("stages", member, *named.steps)), named.name
-
-    def _read(self, text: str, place: str, path: tuple[str, ...]) -> tuple[Iterable[tuple[str, Axis]], Labels]:
-        """What a family that is named runs through, and what of it the name says."""
+    def _open(self, text: str, place: str, path: tuple[str, ...]) -> Axes:
+        """What a stage that is named runs through, but for what the name says of it."""
         family, fixed = read_member(text)
         if family not in self._declared:
-            return (), {}
+            return {}
         axes = self._find_axes(family, path)
         for variable, label in fixed.items():
             if variable not in axes or label not in axes[variable].labels:
                 there = "; ".join(f"{name}: {', '.join(axis.labels)}" for name, axis in axes.items())
                 what = f"'{text}' is no member of '{family}', which " + (f"has {there}" if there else "is no family")
                 raise RecipeError(place, what, "Name a value that it has" if there else f"Write {family}")
-        return axes.items(), fixed
+        return {variable: axis for variable, axis in axes.items() if variable not in fixed}
 
     def _add(self, member: str, name: str, said: Labels) -> None:
         """The config of a member: that of its own `for`, with families where it collects as their members."""
