@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from potstill.artifact import find
 from potstill.console import clean
 from potstill.errors import ModelError, PotstillError
+from potstill.members import families, read_member, spoken
 from potstill.records import Message
 from potstill.sources import LocalModel, Model
 from potstill.teachers.base import Request, request_seed
@@ -83,11 +84,15 @@ def find_model(run: str, name: str | None) -> tuple[str, Path]:
             str(workspace.path), "no model of this run is sealed yet", f"Go on with: potstill status {run}"
         )
     chosen = name if name is not None else sealed[-1]
+    members = [model for model in models if read_member(model).family == chosen]
+    if chosen not in models and members:
+        what = f"'{chosen}' is a family of {len(members)} models ({spoken(members)})"
+        raise ModelError(str(workspace.path), what, f"Name one, in quotes: '{members[0]}'")
     if chosen not in models:
         raise ModelError(
             str(workspace.path),
             f"this run has no model '{chosen}'{nearest(chosen, models)}",
-            f"Name one of: {', '.join(models)}",
+            f"Name one of: {', '.join(families(models))}",
         )
     if chosen not in sealed:
         raise ModelError(str(workspace.path), f"the model '{chosen}' is not sealed yet", f"See: potstill status {run}")

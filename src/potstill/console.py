@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from typing import IO, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.artifact import Artifact
+from potstill.members import families, read_member, spoken
 from potstill.pipeline import Listener
 from potstill.plan import Plan, Step
 from potstill.records import ROWS
@@ -23,6 +25,8 @@ FACTS_SHOWN = 4
 TOOK_WIDTH = 7
 CELL_WIDTH = 22
 """Room for a mean and its interval: +0.52 [+0.31, +0.74]."""
+MOST_COLUMNS = 6
+"""Of models, before they become rows."""
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -134,14 +138,23 @@ class Bars:
         self._live: Live | None = None
         self._pace = Pace()
         self._width, self._began = 0, 0.0
+        self._whole: dict[str, str] = {}
 
     def planned(self, plan: Plan, workspace: Workspace) -> None:
+        sealed = {name: step.artifact is not None for name, step in plan.steps.items()}
+        self._whole = {
+            names[0]: f"{len(names)} members: {spoken(names)}" for names in families(sealed).values()
+            if len(names) > 1 and all(sealed[name] for name in names)
+        }  # fmt: skip
         self._width = max(len(name) for name in plan.steps)
         self._console.print(opening(plan, workspace), highlight=False)
         self._console.print()
 
     def found(self, step: Step, artifact: Artifact) -> None:
-        self._line("[dim]·[/]", step.name, "[dim]sealed[/]", f"[dim]{escape(facts_line(artifact))}[/]")
+        if step.name in self._whole:  # all of a family: one line
+            self._line("[dim]·[/]", step.entry.family, "[dim]sealed[/]", f"[dim]{self._whole[step.name]}[/]")
+        elif not any(step.entry.family == read_member(first).family for first in self._whole):
+            self._line("[dim]·[/]", step.name, "[dim]sealed[/]", f"[dim]{escape(facts_line(artifact))}[/]")
 
     def started(self, step: Step) -> None:
         self._pace, self._began = Pace(), time.monotonic()
@@ -181,7 +194,7 @@ class Bars:
         grid.add_column(width=self._width)
         grid.add_column(width=TOOK_WIDTH, justify="right")
         grid.add_column(overflow="fold")
-        grid.add_row(mark, name, took, facts)
+        grid.add_row(mark, Text(name), took, facts)
         self._console.print(grid, highlight=False)
 
     def _moving(self, step: Step) -> Text:
@@ -278,18 +291,58 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
     """The scores, and what to do next."""
     if summary is not None:
         console.print()
-        console.print(score_table(summary, console.width))
+        beside = "side_by_side" in summary
+        console.print(side_by_side_table(summary, console.width) if beside else score_table(summary, console.width))
         console.print()
         for finding in summary.get("headline", ()):
             console.print(Text(finding), soft_wrap=True)
     models = [step.name for step in plan.steps.values() if step.entry.produces == "model"]
-    rows = [("Talk to it", f"potstill chat {workspace.path} {models[-1]}")] if models else []
+    rows = [("Talk to it", f"potstill chat {workspace.path} {shlex.quote(models[-1])}")] if models else []
     if summary is not None:
         rows.append(("Read it", str(workspace.path / "report.html")))
     if rows:
         console.print()
     for label, command in rows:
         console.print(Text.assemble((f"{label:<12}", "dim"), command), soft_wrap=True, highlight=False)
+
+
+def side_by_side_table(summary: Mapping[str, Any], width: int) -> Table:
+    """Models, or families of them, by what each scored and took; beside each score the difference to the one that all
+    are set against, which stands out where its interval leaves out 0. Where there is little room, less of it."""
+    rows, against = summary["side_by_side"], summary["against"]
+    names, each = max(len(row["name"]) for row in rows) + 6, len(rows[0]["suites"])
+    whole = width >= names + 2 * CELL_WIDTH * each + len("training  steps  bytes/token")
+    between, roomy = " " if whole else "\n", width >= names + 32 * each + len("training  steps  bytes/token")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("mean [95% interval]" if names > 20 else "", header_style="dim", no_wrap=True)
+    for suite in rows[0]["suites"]:
+        table.add_column(suite, justify="right")
+        table.add_column(Text(f"− {against}"), justify="right")
+    for name in ("training", "steps", "bytes/token") if roomy else ("training",):
+        table.add_column(name, justify="right")
+    for row in rows:
+        label = Text.assemble(row["name"], (f"  ×{len(row['seeds'])}" if row["seeds"] else "", "dim"))
+        cells: list[Text] = []
+        for found in row["suites"].values():
+            alone = found if roomy or found is None else {**found, "low": None}
+            difference = _interval(found and found["difference"], "+.2f", between)
+            cells += [_interval(alone, ".2f", between), difference]
+        took = "" if row["seconds"] is None else duration(row["seconds"])
+        figures = ["" if row[one] is None else f"{row[one]:,.0f}" for one in ("steps", "bytes_per_token") if roomy]
+        table.add_row(label, *cells, took, *figures)
+    return table
+
+
+def _tall_table(summary: Mapping[str, Any]) -> Table:
+    """Models by suites: for more models than a terminal has columns for."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("mean [95% interval]", header_style="dim", no_wrap=True)
+    for suite in summary["scores"]:
+        table.add_column(suite.replace("_", " "), justify="right")
+    for model in summary["models"]:
+        found = [summary["scores"][suite].get(model) for suite in summary["scores"]]
+        table.add_row(Text(model), *(_interval(one, ".2f", " ") for one in found))
+    return table
 
 
 def score_table(summary: Mapping[str, Any], width: int) -> Table:
@@ -301,12 +354,14 @@ def score_table(summary: Mapping[str, Any], width: int) -> Table:
     models, suites = list(summary["models"]), summary["scores"]
     names = 4 + max(len(part) for suite in suites for part in suite.split("/"))
     room = (width - names) // CELL_WIDTH
+    if len(models) > max(MOST_COLUMNS, room):
+        return _tall_table(summary)
     pair = f"{models[-1]}-{models[-2]}" if 1 < len(models) < room else ""
     between = " " if len(models) <= room else "\n"
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("mean [95% interval]" if names > 20 else "mean", header_style="dim", no_wrap=True)
     for model in [*models, f"{models[-1]} − {models[-2]}"] if pair else models:
-        table.add_column(model, justify="right")
+        table.add_column(Text(model), justify="right")
     group = ""
     for suite, scores in suites.items():
         above, _, name = suite.rpartition("/")

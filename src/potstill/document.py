@@ -89,6 +89,12 @@ class Document:
         self.places = {old: place for old, place in self.places.items() if old[: len(steps)] != steps}
         self.places |= {steps + inner: place for inner, place in part.places.items()}
 
+    def alias(self, old: Steps, new: Steps) -> None:
+        """Let the place of what stands at `old` be that of `new` too, for parts that are made of those written."""
+        self.places |= {
+            new + steps[len(old) :]: place for steps, place in self.places.items() if steps[: len(old)] == old
+        }
+
 
 def dotted(steps: Steps) -> str:
     """A way as a person writes it: stages.dpo.beta."""

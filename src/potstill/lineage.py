@@ -10,6 +10,7 @@ from typing import Any
 
 from potstill.artifact import Artifact, find
 from potstill.errors import StorageError
+from potstill.members import read_member
 
 KEY_LENGTH = 12
 """How much of a key stands in the name of an artifact's folder."""
@@ -34,7 +35,7 @@ def ancestry(folders: Iterable[Path]) -> list[Artifact]:
         if artifact.key in order:
             return
         for source in _sources(artifact):
-            before = find(artifact.path.parent / f"{source['name']}-{source['key'][:KEY_LENGTH]}")
+            before = find(artifact.path.parent / folder_name(source["name"], source["key"]))
             if before is not None and before.key == source["key"]:
                 visit(before)
         order[artifact.key] = artifact
@@ -45,6 +46,11 @@ def ancestry(folders: Iterable[Path]) -> list[Artifact]:
             raise StorageError(str(folder), "this is no sealed artifact", "Run its stage again")
         visit(artifact)
     return list(order.values())
+
+
+def folder_name(stage: str, key: str) -> str:
+    """What the artifact's folder of a stage, or of a member of a family, is called."""
+    return f"{read_member(stage).family}-{key[:KEY_LENGTH]}"
 
 
 def _sources(artifact: Artifact) -> Iterator[Mapping[str, Any]]:

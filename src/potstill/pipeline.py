@@ -99,11 +99,12 @@ def run(
         workspace.note_run(describe(whole, until, launcher))
         listener.planned(plan, workspace)
         sealed: dict[str, Artifact] = {}
-        means = _Means(workspace, servers, listener, launcher, open_ledger(recipe, workspace), hashes)
+        wanted = frozenset(step.folder for step in whole.to_run)
+        means = _Means(workspace, servers, listener, launcher, open_ledger(recipe, workspace), hashes, wanted)
         for step in plan.steps.values():
             if step.artifact is not None:
                 sealed[step.name] = step.artifact
-                workspace.forget_unfinished(step.name)
+                workspace.forget_unfinished(step.entry.family, but=wanted)
                 listener.found(step, step.artifact)
             else:
                 sealed[step.name] = _run_step(plan, step, sealed, means)
@@ -187,6 +188,8 @@ class _Means:
     launcher: Sequence[str]
     ledger: Ledger
     hashes: Hashes
+    wanted: frozenset[str]
+    """The folders of all that the recipe has not sealed yet: other members of a family are not to be forgotten."""
 
 
 def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Means) -> Artifact:
@@ -195,7 +198,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
     began = time.monotonic()
     desk = workspace.work / step.name
     draft = desk / "draft"
-    workspace.forget_unfinished(step.name, but=step.folder)
+    workspace.forget_unfinished(step.entry.family, but=means.wanted)
     try:
         draft.mkdir(parents=True)
         refuse_changed(plan, step, means.hashes)
@@ -213,7 +216,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
         shutil.rmtree(desk, ignore_errors=True)
     seconds = time.monotonic() - began
     workspace.note_time(step.key, step.name, seconds)
-    workspace.forget_unfinished(step.name)
+    workspace.forget_unfinished(step.entry.family, but=means.wanted - {step.folder})
     listener.sealed(step, artifact, seconds)
     return artifact
 

@@ -10,6 +10,7 @@ from potstill.artifact import Artifact, digest, find
 from potstill.document import Steps, dotted
 from potstill.errors import DataError, RecipeError
 from potstill.files import count_rows, shards
+from potstill.members import families
 from potstill.miniature import MEANING
 from potstill.recipe import Recipe
 from potstill.records import ROWS
@@ -44,7 +45,7 @@ class Step:
     @property
     def folder(self) -> str:
         """Its artifact's name under artifacts/."""
-        return f"{self.name}-{self.key[:KEY_LENGTH]}"
+        return f"{self.entry.family}-{self.key[:KEY_LENGTH]}"
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,18 @@ class Plan:
         return [step for step in self.steps.values() if step.artifact is None]
 
     def until(self, stage: str | None) -> "Plan":
-        """Only this stage and what it needs; None: everything. RecipeError where there is no such stage."""
+        """Only this stage, or family, and what it needs; None: everything. RecipeError where there is no such stage."""
         if stage is None:
             return self
-        if stage not in self.steps:
+        known = families(self.steps)
+        if stage not in self.steps and stage not in known:
             raise RecipeError(
                 "command line, --until",
-                f"the recipe has no stage '{stage}'{nearest(stage, self.steps)}",
-                f"Name one of: {', '.join(self.steps)}",
+                f"the recipe has no stage '{stage}'{nearest(stage, [*known, *self.steps])}",
+                f"Name one of: {', '.join(known)}",
             )
-        needed, waiting = {stage}, [stage]
+        waiting = [stage] if stage in self.steps else list(known[stage])
+        needed = set(waiting)
         while waiting:
             new = set(self.steps[waiting.pop()].entry.reads) - needed
             needed |= new
@@ -96,7 +99,7 @@ class _Planner:
         entry = self._recipe.stages[name]
         identities = {link.steps: _identity(self._recipe, self.steps, self._hashes, link) for link in entry.links}
         dump = entry.config.model_dump(mode="json")
-        seed = stage_seed(self._recipe.seed, name)
+        seed = stage_seed(self._recipe.seed if entry.seed is None else entry.seed, entry.family)
         shown = replaced(dump, {link.steps: _shown(link) for link in entry.links})
         meaning = {
             "kind": shown["kind"],
@@ -106,7 +109,7 @@ class _Planner:
         }
         key = digest(meaning)
         head = {
-            "stage": name,
+            "stage": entry.family,
             "kind": shown["kind"],
             "version": entry.stage.version,
             "produces": entry.produces,
@@ -115,7 +118,7 @@ class _Planner:
             "config": shown,
             "inputs": _inputs(entry.links, identities),
         }
-        artifact = find(self._workspace.artifacts / f"{name}-{key[:KEY_LENGTH]}")
+        artifact = find(self._workspace.artifacts / f"{entry.family}-{key[:KEY_LENGTH]}")
         if artifact is not None and artifact.key != key:
             artifact = None
         why = "" if artifact else self._why(entry, head)
@@ -182,7 +185,7 @@ def refuse_changed(plan: Plan, step: Step, hashes: Hashes) -> None:
 def _identity(recipe: Recipe, steps: Mapping[str, Step], hashes: Hashes, link: Link) -> Any:
     """What a reference adds to the key: names count, because rows and scores carry them."""
     if link.stage:
-        return [[link.stage, steps[link.stage].key]]
+        return [[link.name, steps[link.stage].key]]
     if link.file:
         return [[link.file.name, _file(link.file, hashes)]]
     if link.function:
@@ -230,7 +233,7 @@ def _check_models(entry: Entry) -> None:
     places: dict[str, str] = {}
     for link in entry.links:
         if "model" in accepts[link.field]:
-            made = (Model(link.stage, LocalModel(path=link.stage)),) if link.stage else link.models
+            made = (Model(link.name, LocalModel(path=link.stage)),) if link.stage else link.models
             models.setdefault(link.field, []).extend(made)
             places.setdefault(link.field, link.place)
     try:
@@ -286,9 +289,9 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
         if link.stage:
             artifact = sealed[link.stage]
             if artifact.produces == "model":
-                models[link.field].append(Model(link.stage, LocalModel(path=str(artifact.path))))
+                models[link.field].append(Model(link.name, LocalModel(path=str(artifact.path))))
             else:
-                data[link.field].append(Data(link.stage, artifact.produces, artifact.path, link.weight))
+                data[link.field].append(Data(link.name, artifact.produces, artifact.path, link.weight))
         elif link.file:
             data[link.field].append(Data(link.file.name, "file", link.file, link.weight))
         elif link.function:

@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from potstill import stages
 from potstill.document import Document, Steps, dotted, interpolate, parse, read_document
 from potstill.errors import RecipeError, reason
+from potstill.families import FOR, Declared, Families, combinations, read_axes
+from potstill.members import SEED, Member
 from potstill.own import is_own
 from potstill.references import Entry, Resolver, find_function, find_path, ordered, with_evaluations
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Model, Spec
@@ -154,15 +156,16 @@ class _Builder:
         servers = {name: self._server(name) for name in self._names("servers")}
         models = {name: self._model(name, servers) for name in self._names("models")}
         self._domain = self._read_domain()
-        configs = {name: self._stage(name) for name in self._names("stages")}
-        if not configs:
+        declared = {name: self._stage(name) for name in self._names("stages")}
+        if not declared:
             raise RecipeError(self._document.name, "the recipe has no stages", "Name at least one under 'stages:'")
+        configs = {name: (one.stage, config) for one in declared.values() for name, config in one.configs.items()}
         if self._domain and not any("domain" in type(config).model_fields for _, config in configs.values()):
             what = "no stage of this recipe reads a domain"
             raise RecipeError(self._document.place(("domain",)), what, "Remove it, or add a stage that does")
-        configs = with_evaluations(self._document, configs)
-        resolver = Resolver(self._document, self._folder, servers, models, configs)
-        entries = {name: resolver.entry(name) for name in configs}
+        families = Families(self._document, declared, with_evaluations(self._document, configs))
+        resolver = Resolver(self._document, self._folder, servers, models, families.configs, families)
+        entries = {name: resolver.entry(name) for name in families.configs}
         in_order = {entry: entries[entry] for entry in ordered(entries)}
         budget = self._budget()
         return Recipe(name, seed, self._variables, servers, models, in_order, self._source, self._overrides, budget)
@@ -299,26 +302,41 @@ class _Builder:
             )
         return spec if found is None else spec.model_copy(update={"path": str(found)})
 
-    def _stage(self, name: str) -> tuple[Stage, StageConfig]:
+    def _stage(self, name: str) -> Declared:
+        """The stage with the config of each combination that its `for` lists."""
         steps = ("stages", name)
         value = self._mapping(steps, "{kind: sft, ...}")
-        kind = value.get("kind")
+        lists = value.pop(FOR, None)
+        stage = self._kind(name, value.get("kind"))
+        axes = read_axes(self._document, name, lists, stage.config, value)
+        if self._domain is not None and "domain" in stage.config.model_fields:
+            value = {"domain": self._domain, **value}
+        configs: dict[str, StageConfig] = {}
+        for labels, values in combinations(axes):
+            member = Member(name, labels).name
+            if axes:
+                self._document.alias(steps, ("stages", member))
+            for variable, label in labels.items():
+                at = (*steps, FOR, variable, axes[variable].labels.index(label))
+                self._document.alias(at, ("stages", member, variable))
+            fields = {variable: one for variable, one in values.items() if variable != SEED}
+            configs[member] = self._spec(stage.config, {**value, **fields}, ("stages", member))
+        return Declared(stage, axes, configs)
+
+    def _kind(self, name: str, kind: Any) -> Stage:
+        """What kind of stage it is."""
+        place = self._document.place(("stages", name, "kind"))
         if isinstance(kind, str) and is_own(kind):
             from potstill.stages.own import own_stage
 
-            found = own_stage(find_function(kind, self._folder, self._document.place((*steps, "kind"))), kind)
-            return found, self._spec(found.config, value, steps)
+            return own_stage(find_function(kind, self._folder, place), kind)
         if not isinstance(kind, str) or kind not in stages.MODULES:
             what = (
                 "has no 'kind'" if kind is None else f"is of the unknown kind '{kind}'{nearest(kind, stages.MODULES)}"
             )
-            place = self._document.place((*steps, "kind"))
             remedy = f"Choose one of: {', '.join(stages.MODULES)}; or your own function, mine.py:name"
             raise RecipeError(place, f"the stage '{name}' {what}", remedy)
-        found = stages.stage(kind)
-        if self._domain is not None and "domain" in found.config.model_fields:
-            value = {"domain": self._domain, **value}
-        return found, self._spec(found.config, value, steps)
+        return stages.stage(kind)
 
 
 def json_schema() -> dict[str, Any]:

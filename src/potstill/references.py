@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Protocol, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -12,6 +12,7 @@ from potstill import own
 from potstill.document import Document, Steps, dotted
 from potstill.errors import DataError, RecipeError, reason
 from potstill.files import shards
+from potstill.members import read_member
 from potstill.records import ROWS
 from potstill.sources import EndpointModel, Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
@@ -49,7 +50,7 @@ class Slot:
 @dataclass(frozen=True)
 class Link:
     """One name in a config, and what it turned out to be: exactly one of stage, file, function, models and server
-    is set."""
+    is set. The name is the one that is written; of a family, the stage is the member that is meant."""
 
     field: str
     steps: Steps
@@ -73,6 +74,13 @@ class Entry:
     slots: tuple[Slot, ...]
     links: tuple[Link, ...]
     place: str
+    seed: int | None = None
+    """What its seed is made from; None: the recipe's."""
+
+    @property
+    def family(self) -> str:
+        """Its name, or that of the family which it is a member of: what the recipe calls it."""
+        return read_member(self.name).family
 
     @property
     def produces(self) -> str:
@@ -243,6 +251,16 @@ def find_function(text: str, folder: Path, place: str) -> Function:
     return function
 
 
+class Members(Protocol):
+    """Which stage of a family a name means."""
+
+    def meant(self, owner: str, text: str) -> str:
+        """The stage that a name in the config of another means."""
+
+    def seed(self, name: str) -> int | None:
+        """The seed that the stage of that name is to have in place of the recipe's."""
+
+
 class Resolver:
     """Finds what each name in the stages' configs means. RecipeError where it means nothing, or the wrong thing."""
 
@@ -252,9 +270,10 @@ class Resolver:
         folder: Path,
         servers: Mapping[str, MiniatureServer],
         models: Mapping[str, tuple[Model, ...]],
-        configs: Mapping[str, tuple[Stage, StageConfig]],
+        configs: Configs,
+        members: "Members",
     ) -> None:
-        self._document, self._folder = document, folder
+        self._document, self._folder, self._members = document, folder, members
         self._servers, self._models, self._configs = servers, models, configs
         self._makes = {name: stage.output(config) for name, (stage, config) in configs.items()}
 
@@ -268,7 +287,8 @@ class Resolver:
             for named in slot.names
             if "word" not in slot.accepts or own.is_own(named.name)
         ]
-        return Entry(name, stage, config, found, tuple(links), self._document.place(("stages", name)))
+        place = self._document.place(("stages", name))
+        return Entry(name, stage, config, found, tuple(links), place, self._members.seed(name))
 
     def _link(self, owner: str, slot: Slot, named: Named) -> Link:
         steps, text, weight = named
@@ -277,9 +297,10 @@ class Resolver:
         if "function" in slot.accepts:
             return Link(slot.field, steps, text, place, function=find_function(text, self._folder, place))
         wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
-        made = self._makes.get(text)
+        stage = self._members.meant(owner, text)
+        made = self._makes.get(stage)
         if made in slot.accepts:
-            return Link(slot.field, steps, text, place, stage=text, weight=weight)
+            return Link(slot.field, steps, text, place, stage=stage, weight=weight)
         if "model" in slot.accepts and text in self._models:
             return Link(slot.field, steps, text, place, models=self._suitable(text, slot.reference, label, place))
         if "server" in slot.accepts and text in self._servers:
@@ -326,7 +347,7 @@ class Resolver:
 
     def _fitting(self, accepts: Sequence[str]) -> list[str]:
         """Every name that a slot would take."""
-        names = [name for name, made in self._makes.items() if made in accepts]
+        names = list(dict.fromkeys(read_member(name).family for name, made in self._makes.items() if made in accepts))
         names += self._models if "model" in accepts else []
         return names + (list(self._servers) if "server" in accepts else [])
 
@@ -338,18 +359,16 @@ class Resolver:
 
 
 def ordered(entries: Mapping[str, Entry]) -> list[str]:
-    """Names in an order in which the stages can run, as near to the recipe's as can be."""
+    """Names in an order in which the stages can run, as near to the recipe's as can be. None reads itself in the end:
+    `Families` sees to that."""
     order: list[str] = []
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        if name in path:
-            circle = " → ".join((*path[path.index(name) :], name))
-            raise RecipeError(entries[name].place, f"stages that read each other: {circle}", "Break the circle")
+    def visit(name: str) -> None:
         if name not in order:
             for read in entries[name].reads:
-                visit(read, (*path, name))
+                visit(read)
             order.append(name)
 
     for name in entries:
-        visit(name, ())
+        visit(name)
     return order

@@ -10,6 +10,13 @@ from potstill.sources import EndpointModel, LocalModel, MiniatureServer
 from potstill.stages.domain import Domain
 from potstill.validation import LONGEST_NAME
 
+FAMILY = {
+    "type": ["object", "null"],
+    "minProperties": 1,
+    "additionalProperties": {"anyOf": [{"type": "array", "minItems": 1}, {"$ref": "#/$defs/Variable"}]},
+    "description": "Makes a family: one stage for each combination of these values of fields; the word seed stands for "
+    "the stage's own seed. A stage that reads it becomes a family too, unless the field takes all members.",
+}
 VARIABLE = {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": "A variable of the recipe."}
 
 
@@ -19,6 +26,10 @@ def recipe_schema() -> dict[str, Any]:
     classes: list[type[BaseModel]] = [LocalModel, EndpointModel, MiniatureServer, Domain, *configs.values()]
     names, definitions = models_json_schema([(cls, "validation") for cls in classes], ref_template="#/$defs/{model}")
     pieces = {name: _open_to_variables(_tidy(body)) for name, body in definitions["$defs"].items()}
+
+    for config in configs.values():
+        name = names[(config, "validation")]["$ref"].rpartition("/")[2]
+        pieces[name] = _open_to_families(pieces[name])
 
     def at(cls: Any) -> dict[str, Any]:
         return {"$ref": names[(cls, "validation")]["$ref"]}
@@ -94,7 +105,7 @@ def recipe_schema() -> dict[str, Any]:
                 "description": "Stages by name. What a stage reads, it names; nothing else orders them.",
             },
         },
-        "$defs": {"Model": one_model, "Stage": stage, "Variable": VARIABLE, **pieces},
+        "$defs": {"Model": one_model, "Stage": stage, "Variable": VARIABLE, "For": FAMILY, **pieces},
     }
 
 
@@ -119,6 +130,17 @@ def _open_to_variables(body: dict[str, Any]) -> dict[str, Any]:
         name: piece if "const" in piece else _or_variable(piece) for name, piece in body["properties"].items()
     }
     return {**body, "properties": properties}
+
+
+def _open_to_families(body: dict[str, Any]) -> dict[str, Any]:
+    """A stage's config with `for`, which may hold what is needed."""
+    rest = {key: value for key, value in body.items() if key != "required"}
+    properties = {
+        **body["properties"],
+        "for": {"$ref": "#/$defs/For", "description": "Values of fields: a stage each."},
+    }
+    needed = {"anyOf": [{"required": body["required"]}, {"required": ["for"]}]} if "required" in body else {}
+    return {**rest, "properties": properties, **needed}
 
 
 def _or_variable(piece: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What `show` prints: an artifact's manifest, and what lies in it, as a person reads it."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -15,15 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
-from potstill.console import clean, number, score_table
+from potstill.console import clean, facts_line, number, score_table
 from potstill.errors import StorageError
 from potstill.files import quote
+from potstill.members import families, pools
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
 from potstill.reporting.judges import judge_table
 from potstill.teachers.ratings import INCONSISTENT, NOT_APPLICABLE, UNREAD, is_inconsistent, is_unread
 from potstill.validation import nearest
-from potstill.workspace import Workspace
+from potstill.workspace import Asked, Workspace
 
 LONGEST_TEXT = 1500
 EXAMPLES = 2
@@ -33,7 +35,18 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped: bool) -> None:
-    """Print a stage's artifact. StorageError where it is not sealed, or its bytes are not those that were sealed."""
+    """Print a stage's artifact, or what there is of a family.
+
+    StorageError where it is not sealed, or its bytes are not those that were sealed.
+    """
+    stages = workspace.describe().stages
+    members = families(stages).get(stage, []) if stage not in stages else []
+    if members:
+        console.print(_family_view(workspace, {name: stages[name] for name in members}))
+        console.print(
+            f"\nTo see one: potstill show {workspace.path} {shlex.quote(members[0])}", soft_wrap=True, markup=False
+        )
+        return
     artifact = _artifact(workspace, stage)
     damaged = artifact.damaged()
     console.print(manifest_view(artifact, "every file is as it was sealed" if damaged is None else "do not fit"))
@@ -69,10 +82,11 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
 def _artifact(workspace: Workspace, stage: str) -> Artifact:
     stages = workspace.describe().stages
     if stage not in stages:
+        known = families(stages)
         raise StorageError(
             str(workspace.path),
-            f"this run has no stage '{stage}'{nearest(stage, stages)}",
-            f"It has: {', '.join(stages)}",
+            f"this run has no stage '{stage}'{nearest(stage, [*known, *stages])}",
+            f"It has: {', '.join(known)}",
         )
     artifact = find(workspace.artifacts / stages[stage].folder)
     if artifact is None:
@@ -80,6 +94,17 @@ def _artifact(workspace: Workspace, stage: str) -> Artifact:
             str(workspace.path), f"'{stage}' is not sealed yet", f"See: potstill status {workspace.path}"
         )
     return artifact
+
+
+def _family_view(workspace: Workspace, members: Mapping[str, Asked]) -> RenderableType:
+    """Each member with what was counted when it was made."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, asked in members.items():
+        artifact = find(workspace.artifacts / asked.folder)
+        table.add_row(Text(name, "bold" if artifact else "dim"), Text(facts_line(artifact) if artifact else "not yet"))
+    return table
 
 
 def manifest_view(artifact: Artifact, hashes: str) -> RenderableType:
@@ -297,10 +322,10 @@ def _audit(path: Path, stage: str) -> RenderableType:
 
 def _scores(path: Path, width: int) -> RenderableType:
     scores = read_json(path / "scores.json")
-    suites = scores["suites"]
+    suites = {name: {**suite, **suite.get("pooled", {})} for name, suite in scores["suites"].items()}
     return score_table(
         {
-            "models": scores["models"],
+            "models": list(pools(scores["models"])),
             "scores": {name: suite["models"] for name, suite in suites.items()},
             "paired": {name: suite["paired"] for name, suite in suites.items()},
         },

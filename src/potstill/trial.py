@@ -95,9 +95,10 @@ def _few(step: Step, inputs: Inputs, there: Mapping[str, Artifact], rows: int) -
     """The same inputs, a few rows of each, taken evenly where it is known how many there are."""
 
     def part(data: Data) -> Data:
-        known = int(there[data.name].facts.get("rows", 0)) if data.name in there else 0
+        known = int(there[stages[data.name]].facts.get("rows", 0)) if data.name in stages else 0
         return replace(data, part=(rows, max(1, known // rows)))
 
+    stages = {link.name: link.stage for link in step.entry.links if link.stage}
     whole = step.entry.config.WHOLE
     data = {name: group if name in whole else tuple(map(part, group)) for name, group in inputs.data.items()}
     return replace(inputs, data=data)

@@ -12,14 +12,15 @@ from rich.text import Text
 
 from potstill.artifact import find
 from potstill.console import duration, facts_line
+from potstill.members import families, spoken
 from potstill.plan import Plan, Step
 from potstill.sources import EndpointModel, Model, Price
-from potstill.stages.base import Range
+from potstill.stages.base import Expected, Range
 from potstill.teachers.journal import JOURNAL, Journal, Total
 from potstill.workspace import Description, Workspace
 
 ROOM_FOR_DATES = 110
-"""Columns of a terminal from which on `status` says when each stage was sealed."""
+"""Columns of a terminal from which on `status` says when each stage was sealed, and families what they differ in."""
 
 
 def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
@@ -28,14 +29,16 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     priced = any(_prices(step) for step in plan.to_run)
     for name in ("rows", "calls", "tokens", *(["USD"] if priced else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    for step in plan.steps.values():
-        runs, expected = step.artifact is None, step.expected
-        state = Text.assemble(("will run", "cyan"), f"  {step.why}") if runs else Text("sealed", "green")
-        usd = [_between(*_usd(step)) if runs and _prices(step) else ""] if priced else []
+    for family, names in families(plan.steps).items():
+        steps = [plan.steps[name] for name in names]
+        waiting = [step for step in steps if step.artifact is None]
+        runs, expected = bool(waiting), _together([step.expected for step in waiting or steps])
+        cost = [sum(_usd(step)[end] for step in waiting) for end in (0, 1)]
+        usd = [_between(*cost) if any(_prices(step) for step in waiting) else ""] if priced else []
         table.add_row(
-            Text(step.name, style="bold" if runs else "dim"),
-            Text(str(step.head["kind"]), style="" if runs else "dim"),
-            state,
+            _named(family, names, "bold" if runs else "dim", wide=console.width >= ROOM_FOR_DATES),
+            Text(str(steps[0].head["kind"]), style="" if runs else "dim"),
+            _state(steps, waiting),
             f"{'~' if runs else ''}{expected.rows:,}" if expected.rows else "",
             _ranged(expected.calls, expected.calls_range) if runs and expected.calls else "",
             _ranged(expected.tokens, expected.tokens_range) if runs and expected.tokens else "",
@@ -44,6 +47,37 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     console.print(table)
     console.print()
     console.print(_sum(plan, workspace), soft_wrap=True)
+
+
+def _named(family: str, names: Sequence[str], style: str, *, wide: bool) -> Text:
+    """A stage, or a family with how many it has, or, where there is room, with what they differ in."""
+    more = "" if [family] == names else f"  {spoken(names)}" if wide else f" ×{len(names)}"
+    return Text.assemble((family, style), (more, "dim"))
+
+
+def _state(steps: Sequence[Step], waiting: Sequence[Step]) -> Text:
+    """Whether a stage, or a family's members, will run, and why."""
+    if not waiting:
+        return Text("sealed", "green")
+    whys = list(dict.fromkeys(step.why for step in waiting))
+    words = "will run" if len(waiting) == len(steps) else f"{len(waiting)} of {len(steps)} will run"
+    return Text.assemble((words, "cyan"), f"  {whys[0]}{'; ...' if whys[1:] else ''}")
+
+
+def _together(expected: Sequence[Expected]) -> Expected:
+    """What is expected of all of them."""
+
+    def ends(ranges: Sequence[Range | None]) -> Range | None:
+        known = [found for found in ranges if found is not None]
+        return (sum(low for low, _ in known), sum(high for _, high in known)) if len(known) == len(ranges) else None
+
+    return Expected(
+        rows=sum(one.rows for one in expected),
+        calls=sum(one.calls for one in expected),
+        tokens=sum(one.tokens for one in expected),
+        calls_range=ends([one.calls_range for one in expected]),
+        tokens_range=ends([one.tokens_range for one in expected]),
+    )
 
 
 def _ranged(value: int, between: Range | None) -> str:
@@ -76,7 +110,7 @@ def _sum(plan: Plan, workspace: Workspace) -> str:
     words += f", ${_between(low, high)}" if high else ""
     words += _time(asking, workspace)
     totals = _totals(workspace)
-    names = {step.name for step in asking}
+    names = {step.entry.family for step in asking}
     if kept := sum(total.calls - total.pruned for total in totals if total.stage in names):
         words += f". {kept:,} replies that these stages asked for are kept already: where they ask the same, it is free"
     if plan.recipe.budget_usd is not None:
@@ -85,7 +119,7 @@ def _sum(plan: Plan, workspace: Workspace) -> str:
         words += ": too little, so the run would stop on the way" if left < low else ""
     if unpriced := sorted({model.name for step in asking for model in _unpriced(step)} if high else ()):
         words += f". Without a price, and so not counted: {', '.join(unpriced)}"
-    guessed = [step.name for step in asking if step.expected.calls_range is None]
+    guessed = list(families(step.name for step in asking if step.expected.calls_range is None))
     if guessed:
         words += f". Guesses, marked ~: {', '.join(guessed)}; a trial tells better: potstill plan ... --trial 50"
     return f"{words}."
@@ -147,19 +181,22 @@ def status_view(console: Console, workspace: Workspace) -> None:
     table = _table("stage", "kind", "", *(["sealed at"] if wide else []), "took")
     table.expand = True
     table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
-    for name, asked in described.stages.items():
-        artifact = find(workspace.artifacts / asked.folder)
-        if artifact is None:
-            left.append(name)
-            state = Text("not yet", "dim")
-            if (workspace.work / name).exists():
+    for family, names in families(described.stages).items():
+        kind, label = described.stages[names[0]].kind, _named(family, names, "", wide=wide)
+        sealed = [one for name in names if (one := find(workspace.artifacts / described.stages[name].folder))]
+        open_ = [name for name in names if find(workspace.artifacts / described.stages[name].folder) is None]
+        left += open_
+        took = [times[artifact.key] for artifact in sealed if artifact.key in times]
+        seconds = duration(sum(one.seconds for one in took)) if took else ""
+        when = [max((one.sealed_at for one in took), default="")] if wide else []
+        if open_:
+            state = Text(f"{len(sealed)} of {len(names)} sealed" if sealed else "not yet", "dim")
+            if any((workspace.work / name).exists() for name in open_):
                 state = Text("runs now", "cyan") if holder else Text("unsealed work", "yellow")
-            table.add_row(name, asked.kind, state)
+            table.add_row(label, kind, state, *([""] if wide else []), seconds)
             continue
-        took = times.get(artifact.key)
-        when = [took.sealed_at if took else ""] if wide else []
-        seconds = duration(took.seconds) if took else ""
-        table.add_row(name, asked.kind, Text("sealed", "green"), *when, seconds, escape(facts_line(artifact)))
+        facts = facts_line(sealed[0]) if len(names) == 1 else ""
+        table.add_row(label, kind, Text("sealed", "green"), *when, seconds, escape(facts))
     console.print(table)
     console.print()
     if spent := _spent(described, workspace):
@@ -168,7 +205,7 @@ def status_view(console: Console, workspace: Workspace) -> None:
         console.print(f"Process {holder} works in {workspace.path}.", soft_wrap=True)
     elif left:
         console.print(f"{len(left)} of {len(described.stages)} stages are left. Go on with:", soft_wrap=True)
-        console.print(f"  {_resume(described, workspace, left)}", soft_wrap=True)
+        console.print(f"  {_resume(described, workspace, left)}", soft_wrap=True, markup=False)
     else:
         console.print(f"All {len(described.stages)} stages are sealed in {workspace.path}.", soft_wrap=True)
 

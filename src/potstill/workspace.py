@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -207,10 +207,10 @@ class Workspace:
             else:
                 leftover.unlink()
 
-    def forget_unfinished(self, stage: str, but: str = "") -> None:
-        """Remove what earlier runs of a stage kept and nobody will finish; `but` names what is still wanted."""
+    def forget_unfinished(self, stage: str, but: Collection[str] = ()) -> None:
+        """Remove what earlier runs of a stage or a family kept and nobody will finish; `but`: what is still wanted."""
         for folder in (self.path / UNFINISHED).glob(f"{stage}-*"):
-            if folder.name != but and folder.name[len(stage) + 1 :].isalnum():
+            if folder.name not in but and folder.name[len(stage) + 1 :].isalnum():
                 shutil.rmtree(folder, ignore_errors=True)
 
     def link(self, stage: str, target: Path) -> None:

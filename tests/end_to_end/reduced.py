@@ -42,3 +42,40 @@ def run(out: Path, *overrides: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+LADDER = (
+    "articles.editions=1",
+    "questions.per_category=2",
+    *(
+        f"{stage}.{field}"
+        for stage in ("teacher_base", "student_base")
+        for field in ("width=64", "heads=2", "kv_heads=1")
+    ),
+    *(f"{stage}.block_length=128" for stage in ("teacher_base", "student_base")),
+    "random.size={layers: 2, width: 64, heads: 2, kv_heads: 1, expansion: 3, tied: true, context: 512}",
+    "prompts.count=280",
+    "teacher_prompts.limit=96",
+    "teacher.epochs=2",
+    "student_prompts.skip=96",
+    "student_prompts.limit=32",
+    "rung_prompts.skip=128",
+    "rung_prompts.limit=140",
+    "first_answers.truncated=keep",
+    "said.truncated=keep",
+    "answers.limit=96",
+    "pairs.largest_margins=16",
+    *(f"{stage}.epochs=1" for stage in ("text", "logits", "hidden", "both", "on_policy", "start")),
+    *(
+        f"{stage}.for.seed=[0, 1]"
+        for stage in ("text", "logits", "hidden", "both", "on_policy", "dpo", "random", "start")
+    ),
+    "dpo.epochs=6",
+    *(f"{stage}.max_tokens=24" for stage in ("first_answers", "said", "own_answers", "teacher_answers", "scores")),
+    "on_policy.on_policy.max_tokens=24",
+)
+
+
+def ladder(out: Path) -> list[str]:
+    """The command that runs the reduced ladder in a folder."""
+    return [sys.executable, "-m", "potstill.cli", "run", "miniature-ladder", *LADDER, "--out", str(out)]

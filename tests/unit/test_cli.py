@@ -355,6 +355,48 @@ def test_the_table_of_scores_fits_a_narrow_terminal():
     assert rows[:3] == [["mean", "sft", "dpo"], ["chat", "5.00", "6.25"], ["[4.50, 5.50]", "[6.00, 6.50]"]]
 
 
+def beside(name, chat, difference, seeds=("0", "1")):
+    ends = {"low": chat - 0.5, "high": chat + 0.5}
+    found = {"mean": chat, **ends, "difference": difference}
+    return {
+        "name": name, "seeds": list(seeds), "suites": {"chat": found}, "seconds": 12.4, "steps": 84.0,
+        "learnt_tokens": 100.0, "signal_bytes": 800.0, "bytes_per_token": 8.0,
+    }  # fmt: skip
+
+
+def test_everything_against_one_fits_the_terminal():
+    rows = [
+        beside("text", 3.0, None),
+        beside("start[model=random]", 4.25, {"mean": 1.25, "low": 0.5, "high": 2.0}, ()),
+    ]
+    summary = {"side_by_side": rows, "against": "text"}
+
+    def lines(width):
+        out = io.StringIO()
+        Console(file=out, width=width).print(console.side_by_side_table(summary, width))
+        return [re.split(r"  +", line.strip()) for line in out.getvalue().splitlines()]
+
+    assert lines(120) == [
+        ["mean [95% interval]", "chat", "− text", "training", "steps", "bytes/token"],
+        ["text", "×2", "3.00 [2.50, 3.50]", "-", "12 s", "84", "8"],
+        ["start[model=random]", "4.25 [3.75, 4.75]", "+1.25 [+0.50, +2.00]", "12 s", "84", "8"],
+    ]
+    assert lines(70) == [
+        ["mean [95% interval]", "chat", "− text", "training"],
+        ["text", "×2", "3.00", "-", "12 s"],
+        ["start[model=random]", "4.25", "+1.25", "12 s"],
+        ["[+0.50, +2.00]"],
+    ]
+
+
+def test_many_models_are_rows_not_columns():
+    names = [f"m[beta={i}]" for i in range(8)]
+    summary = {"models": names, "scores": {"chat": {name: {"mean": 1.0, "low": None} for name in names}}, "paired": {}}
+    out = io.StringIO()
+    Console(file=out, width=80).print(console.score_table(summary, 80))
+    assert [line.split()[0] for line in out.getvalue().splitlines()[1:]] == names
+
+
 def test_facts_in_few_words():
     facts = {"rows": 8120, "dropped": {"tie": 2, "hedge": 12}, "cut": 0, "mean_margin": 1.234, "keep": "best"}
     artifact = Artifact(Path("x"), {"produces": "pairs", "facts": facts})

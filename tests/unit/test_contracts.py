@@ -25,14 +25,14 @@ SOURCE = ROOT / "src" / "potstill"
 # Imports point down this list, or stay inside one line of it.
 LAYERS = [
     ["errors"],
-    ["records", "document", "money"],
+    ["records", "document", "money", "members"],
     ["artifact"],
     ["sources"],
     ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],
     ["tokenization", "learnt", "alignment", "objectives"],
     ["signals", "training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills"],
     ["stages"],
-    ["references", "validation", "schema", "recipe"],
+    ["references", "validation", "families", "schema", "recipe"],
     ["workspace"],
     ["plan"],
     ["launch", "overlap"],

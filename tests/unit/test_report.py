@@ -15,7 +15,7 @@ from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
 from potstill.reporting.findings import findings
-from potstill.reporting.page import duration
+from potstill.reporting.page import amount, duration, size
 from potstill.sources import Data
 from potstill.stages import report
 
@@ -80,8 +80,8 @@ def made(folder, name, kind, config, steps=3):
     return local(name, str(sealed.path))
 
 
-def sealed_report(folder, given, models=(), seed=1, **changes):
-    config = report.Report.model_validate({"kind": "report", "scores": ["scores"], **changes})
+def sealed_report(folder, given, models=(), seed=1, named=(), **changes):
+    config = report.Report.model_validate({"kind": "report", "scores": ["scores"], "models": named, **changes})
     job = work(folder / "report", seed)
     report.run(config, inputs({"scores": tuple(given)}, {"models": tuple(models)}), job)
     return job.path
@@ -344,3 +344,130 @@ def test_a_radar_puts_values_on_their_axes():
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+SEEDS = {"text": (4.0, 4.4, 4.5), "logits": (5.0, 4.3, 5.1)}
+TOOK = {f"{name}[seed={seed}]": {"seconds": 10.0 + seed, "sealed_before": False} for name in SEEDS for seed in range(3)}
+
+
+@pytest.fixture
+def families(tmp_path):
+    """Two families of three seeds each beside a plain model, scored on two suites, made of rows and of a capture."""
+    draft = tmp_path / "rows"
+    draft.mkdir()
+    (draft / "rows.jsonl").write_text("x" * 5_000)
+    whole = {"kind": "x", "version": 1, "seed": 0, "config": {}, "inputs": {}, "facts": {}}
+    chats = {**whole, "stage": "chats", "produces": "chats", "key": "c" * 64}
+    seal(draft, tmp_path / "artifacts" / f"chats-{'c' * 12}", chats)
+    (tmp_path / "signals" / "signals").mkdir(parents=True)
+    (tmp_path / "signals" / "signals" / "0.shard").write_text("x" * 20_000)
+    said = {**whole, "stage": "said", "produces": "signals", "key": "d" * 64}
+    seal(tmp_path / "signals", tmp_path / "artifacts" / f"said-{'d' * 12}", said)
+    models = [made(tmp_path, "base", "pretrain", {"layers": 4})]
+    for name, fields in (("text", ["data"]), ("logits", ["data", "teacher"])):
+        for seed in range(3):
+            member, folder = f"{name}[seed={seed}]", tmp_path / f"draft-{name}-{seed}"
+            folder.mkdir()
+            lines = [{"step": s, "split": "train", "loss": s + seed} for s in (1, 2)]
+            (folder / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            sources = {"data": [{"name": "chats", "key": "c" * 64}], "teacher": [{"name": "said", "key": "d" * 64}]}
+            manifest = {
+                "stage": name, "kind": name, "version": 1, "produces": "model", "key": member, "seed": seed,
+                "inputs": {field: sources[field] for field in fields}, "config": {"kind": name, "epochs": 3},
+                "facts": {"steps": 84, "learnt_tokens": 1000},
+            }  # fmt: skip
+            sealed = seal(folder, tmp_path / "artifacts" / f"{name}-{seed}", manifest)
+            models.append(local(member, str(sealed.path)))
+    names = {
+        "base": 3.0,
+        **{f"{name}[seed={i}]": mean for name, means in SEEDS.items() for i, mean in enumerate(means)},
+    }
+    suites = {
+        "chat": suite(names),
+        "loss": suite({name: 9 - mean for name, mean in names.items()}, "answer_loss", (0.0, None), higher=False),
+    }
+    given = [scores(tmp_path, "scores", suites, answers(models=list(names)), list(names))]
+    return given, models
+
+
+def family_page(families, tmp_path, **changes):
+    given, models = families
+    folder = sealed_report(tmp_path / "report", given, models, named=["base", "text", "logits"], **changes)
+    out = tmp_path / "out"
+    out.mkdir()
+    render(folder, TOOK, out)
+    return read_json(out / "summary.json"), (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_members_that_differ_in_their_seed_alone_are_one_row(families, tmp_path):
+    found, text = family_page(families, tmp_path)
+    assert found["models"] == ["base", "text", "logits"]
+    assert found["members"]["text"] == ["text[seed=0]", "text[seed=1]", "text[seed=2]"]
+    chat = found["scores"]["chat"]
+    members = chat["logits"]["members"]
+    assert list(members) == [f"logits[seed={seed}]" for seed in range(3)]
+    assert chat["logits"]["mean"] == pytest.approx(math.fsum(members.values()) / 3)
+    assert chat["logits"]["n"] == 12  # questions, not answers
+    assert chat["logits"]["low"] < chat["logits"]["mean"] < chat["logits"]["high"]
+    paired = found["paired"]["chat"]["logits-text"]
+    assert paired["mean"] == pytest.approx(math.fsum(paired["members"].values()) / 3)
+    assert [one > 0 for one in paired["members"].values()] == [True, False, True]
+    assert "side_by_side" not in found
+    assert "Side by side" not in text
+    assert "of this sign in 2 of 3 seeds" in found["headline"][0]
+    assert text.count("<summary>What text[seed=") == 1
+    assert "text (seed 0, 1, 2)" in text
+
+
+def test_everything_stands_against_one_in_a_table_with_what_it_took(families, tmp_path):
+    found, text = family_page(families, tmp_path, against="text")
+    rows = {row["name"]: row for row in found["side_by_side"]}
+    assert list(rows) == ["base", "text", "logits"]
+    assert (rows["logits"]["seconds"], rows["logits"]["steps"], rows["logits"]["seeds"]) == (11.0, 84, ["0", "1", "2"])
+    assert (rows["text"]["signal_bytes"], rows["text"]["bytes_per_token"]) == (5_000, 5.0)
+    assert (rows["logits"]["signal_bytes"], rows["logits"]["bytes_per_token"]) == (25_000, 25.0)
+    assert rows["logits"]["learnt_tokens"] == 3_000
+    assert rows["text"]["suites"]["chat"]["difference"] is None
+    straight, turned = (rows[name]["suites"]["chat"]["difference"] for name in ("logits", "base"))
+    assert straight == found["paired"]["chat"]["logits-text"]
+    known = found["paired"]["chat"]["text-base"]
+    assert (turned["mean"], turned["low"], turned["high"]) == (-known["mean"], -known["high"], -known["low"])
+    assert found["headline"][0].startswith("Of 2 set against text on chat, 1 better and 1 worse: ")
+    assert [line.split(":")[0] for line in found["headline"][1:3]] == [
+        "base does worse than text on chat", "logits does better than text on chat",
+    ]  # fmt: skip
+    assert "Side by side, against text" in text
+    assert "2 of 3 seeds" in text
+    assert "seeds 0, 1, 2" in text
+
+
+def test_a_curve_of_a_family_is_the_mean_and_answers_are_of_one_member(families, tmp_path):
+    _, text = family_page(families, tmp_path)
+    assert text.count('aria-label="text: loss"') == 1
+    assert "<b>text[seed=0]</b>" in text
+    assert "text[seed=1]</b>" not in text
+
+
+def test_against_has_to_be_one_of_the_models():
+    with pytest.raises(ValueError, match="against names 'sft', which is none of models"):
+        report.Report.model_validate({"kind": "report", "scores": ["s"], "models": ["dpo"], "against": "sft"})
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, ""),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (87_207, "87 kB"),
+        (2_023_191, "2.0 MB"),
+        (5e13, "50 TB"),
+    ],
+)
+def test_sizes_as_people_read_them(count, text):
+    assert size(count) == text
+
+
+def test_counts_as_people_read_them():
+    assert [amount(count) for count in (None, 84.0, 21_996, 271_660, 12_345_678)] == ["", "84", "21,996", "272k", "12M"]

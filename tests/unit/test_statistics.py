@@ -12,6 +12,7 @@ from potstill.evaluation.statistics import (
     mean_estimate,
     paired_difference,
     paired_differences,
+    pooled,
     share_estimate,
     student_quantile,
 )
@@ -150,3 +151,21 @@ def test_shares_hold_the_truth_19_times_in_20(truth):
     chance = random.Random(1)
     covered = _covered(lambda: rows([float(chance.random() < truth) for _ in range(200)]), truth, share_estimate)
     assert 0.93 <= covered <= 0.975
+
+
+def test_members_of_a_family_are_averaged_question_by_question():
+    """So that three seeds make nobody surer of other questions than one: the cluster is the question."""
+    seeds = [[2.0, 4.0, 9.0], [4.0, 4.0, 3.0], [6.0, 1.0, 3.0]]
+    found = pooled([rows(values) for values in seeds])
+    assert [row.value for row in found] == pytest.approx([4.0, 3.0, 5.0])
+    assert mean_estimate(found) == mean_estimate(rows([4.0, 3.0, 5.0]))
+    assert mean_estimate(pooled([rows([1.0, 2.0, 4.0])] * 3)) == mean_estimate(rows([1.0, 2.0, 4.0]))
+
+
+def test_what_one_member_has_no_value_for_is_the_mean_of_the_others():
+    found = pooled([rows([None, None]), rows([3.0, None]), rows([5.0, None])])
+    assert [row.value for row in found] == [4.0, None]
+
+
+def test_members_that_weigh_a_question_differently_have_no_mean_of_it():
+    assert pooled([rows([1.0], weights=[2.0]), rows([2.0], weights=[3.0])])[0].value is None

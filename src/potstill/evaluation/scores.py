@@ -1,7 +1,8 @@
 """One suite's part of scores.json: estimates per model and category, and every paired difference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 from potstill.evaluation.statistics import (
@@ -9,9 +10,12 @@ from potstill.evaluation.statistics import (
     Observation,
     by_category,
     mean_estimate,
+    paired_difference,
     paired_differences,
+    pooled,
     share_estimate,
 )
+from potstill.members import pools, seeds
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,39 @@ class SuiteResult:
     observations: Mapping[str, Sequence[Observation]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in scores.json under the suite's name."""
+        """As it stands in scores.json under the suite's name.
+
+        Where rows differ in their seed alone, `pooled` says the same of each of those families as one row.
+        """
+        found = self._json()
+        groups = {name: names for name, names in pools(self.observations).items() if names != [name]}
+        return {**found, "pooled": self._pooled(groups, found["models"])} if groups else found
+
+    def _pooled(self, groups: Mapping[str, Sequence[str]], alone: Mapping[str, Any]) -> dict[str, Any]:
+        """The rows with each family's members as one, whose value for a question is the mean over its members."""
+        rows = {name: pooled([self.observations[n] for n in names]) for name, names in pools(self.observations).items()}
+        found = replace(self, observations=rows)._json()
+        for name, names in groups.items():
+            row, whole = found["models"][name], [row for one in names for row in self.observations[one]]
+            row["coverage"] = sum(one.value is not None for one in whole) / len(whole) if whole else 0.0
+            row["members"] = {one: alone[one]["mean"] for one in names}
+        for earlier, later in combinations(rows, 2):
+            found["paired"][f"{later}-{earlier}"]["members"] = self._by_seed(pools(self.observations), later, earlier)
+        return {key: found[key] for key in ("models", "categories", "paired")}
+
+    def _by_seed(self, groups: Mapping[str, Sequence[str]], later: str, earlier: str) -> dict[str, float | None]:
+        """The difference in each seed that both have, or of each seed of one to the other, which has none."""
+        by_seed = [
+            {seeds([name])[0] if seeds([name]) else "": name for name in groups[one]} for one in (later, earlier)
+        ]
+        found: dict[str, float | None] = {}
+        for seed in dict.fromkeys(seed for one in by_seed for seed in one if seed):
+            ends = [one.get(seed, one.get("")) for one in by_seed]
+            if ends[0] is not None and ends[1] is not None:
+                found[seed] = paired_difference(self.observations[ends[0]], self.observations[ends[1]]).mean
+        return found
+
+    def _json(self) -> dict[str, Any]:
         groups = {name: by_category(rows) for name, rows in self.observations.items()}
         categories = list(dict.fromkeys(category for found in groups.values() for category in found))
         differences = paired_differences(list(self.observations), self.observations)

@@ -9,7 +9,7 @@ Wilson's. Nothing here returns NaN: what cannot be said is None.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from statistics import NormalDist
 
@@ -98,6 +98,25 @@ def paired_difference(later: Iterable[Observation], earlier: Iterable[Observatio
             continue
         rows.append((row.question, row.value - other.value, row.weight))
     return Difference(*_clustered(rows, None), len(rows))
+
+
+def pooled(members: Sequence[Sequence[Observation]]) -> list[Observation]:
+    """What several draws of one thing, models of other seeds, come to: each question's and part's mean over those that
+    have a value. One that they weigh differently is not on one scale, and has none.
+
+    An interval of these is of other questions, asked of these very members; how members differ it does not say.
+    """
+    if len(members) == 1:
+        return list(members[0])
+    found: dict[tuple[str, str], list[Observation]] = defaultdict(list)
+    for row in (row for rows in members for row in rows):
+        found[row.question, row.part].append(row)
+    rows = []
+    for group in found.values():
+        values = [row.value for row in group if row.value is not None]
+        alike = len({row.weight for row in group if row.value is not None}) == 1
+        rows.append(replace(group[0], value=math.fsum(values) / len(values) if values and alike else None))
+    return rows
 
 
 def by_category(observations: Iterable[Observation]) -> dict[str, list[Observation]]:

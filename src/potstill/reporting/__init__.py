@@ -28,6 +28,7 @@ def render(report_artifact: Path, timings: Timings, out: Path) -> None:
 def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
     """The result in one small JSON object: models, scores[suite][model], paired[suite]["b-a"], stages[name]."""
     from potstill.reporting.findings import findings
+    from potstill.reporting.side_by_side import side_by_side
 
     suites = report["suites"]
     return {
@@ -37,6 +38,12 @@ def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
         "paired": {name: suite["paired"] for name, suite in suites.items()},
         "categories": {name: suite["categories"] for name, suite in suites.items() if suite["categories"]},
         "stages": {name: dict(times) for name, times in timings.items()},
+        **({"members": report["members"]} if report.get("members") else {}),
+        **(
+            {"against": report["against"], "side_by_side": side_by_side(report, timings)}
+            if report.get("against")
+            else {}
+        ),
     }
 
 

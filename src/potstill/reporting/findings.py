@@ -35,14 +35,33 @@ class Finding:
 def findings(report: Mapping[str, Any]) -> list[Finding]:
     """The comparisons that matter, the weightiest first: the last model with the one before it, on the first suite.
 
-    Those of the last model on every suite, then the other neighbours in the order of the models. Aspects speak only
+    Where the report sets all against one: each with that one, behind how many do better and worse. Otherwise those of
+    the last model on every suite, then the other neighbours in the order of the models. Aspects speak only
     where nothing else was measured; their table is elsewhere.
     """
     suites = {name: suite for name, suite in report["suites"].items() if suite["protocol"] != "aspects"}
     suites = suites or dict(report["suites"])
     order = sorted(suites, key=lambda name: suites[name]["protocol"] != "mt_bench")
+    against = report.get("against")
+    if against is not None:
+        return [finding for name in order for finding in _against(name, suites[name], report["models"], against)]
     found = [finding for name in order for finding in _of_suite(name, suites[name], report["models"])]
     return sorted(found, key=lambda finding: finding.later != report["models"][-1])
+
+
+def _against(name: str, suite: Mapping[str, Any], models: Sequence[str], against: str) -> Iterator[Finding]:
+    """How many do better and worse than one model, so that none is picked from many; then each of them."""
+    others = [model for model in models if model in suite["models"] and model != against]
+    found = [one for other in others if (one := compare(name, suite, other, against)) is not None]
+    if not found:
+        return
+    groups = {word: [one.later for one in found if one.verdict == word] for word in ("better", "worse", "unclear")}
+    counts = [f"{len(groups[word])} {does}" for word, does in (("better", "better"), ("worse", "worse"))]
+    opening = f"Of {len(found)} set against {against} on {name}, {' and '.join(counts)}"
+    words = [f"{word}: {', '.join(groups[word])}" for word in ("better", "worse") if groups[word]]
+    words += [f"cannot be told: {', '.join(groups['unclear'])}"] if groups["unclear"] else []
+    yield Finding(name, "", against, "unclear", opening, f"{'; '.join(words)}.")
+    yield from found
 
 
 def _of_suite(name: str, suite: Mapping[str, Any], models: Sequence[str]) -> Iterator[Finding]:
@@ -59,7 +78,7 @@ def _of_suite(name: str, suite: Mapping[str, Any], models: Sequence[str]) -> Ite
 
 def compare(name: str, suite: Mapping[str, Any], later: str, earlier: str) -> Finding | None:
     """What the paired difference of two rows says; None where nothing could be paired."""
-    paired = suite["paired"].get(f"{later}-{earlier}")
+    paired = difference_of(suite, later, earlier)
     if paired is None or paired["mean"] is None:
         return None
     verdict = verdict_of(paired, suite["higher_is_better"])
@@ -73,6 +92,29 @@ def compare(name: str, suite: Mapping[str, Any], later: str, earlier: str) -> Fi
     return Finding(name, later, earlier, verdict, opening, _detail(suite, later, earlier))
 
 
+def difference_of(suite: Mapping[str, Any], later: str, earlier: str) -> dict[str, Any] | None:
+    """The paired difference of two rows, whichever stands first; None where there is none."""
+    paired: Mapping[str, Any] | None = suite["paired"].get(f"{later}-{earlier}")
+    if paired is not None:
+        return dict(paired)
+    paired = suite["paired"].get(f"{earlier}-{later}")
+    if paired is None:
+        return None
+    mean, low, high = (None if paired[part] is None else -paired[part] for part in ("mean", "high", "low"))
+    turned = {**paired, "mean": mean, "low": low, "high": high}
+    if "members" in paired:
+        turned["members"] = {seed: None if one is None else -one for seed, one in paired["members"].items()}
+    return turned
+
+
+def in_seeds(paired: Mapping[str, Any]) -> str:
+    """In how many seeds a difference has the sign that it has on the whole; nothing where there are none."""
+    found = [one for one in paired.get("members", {}).values() if one is not None]
+    if not found or not paired["mean"]:
+        return ""
+    return f"{sum(one * paired['mean'] > 0 for one in found)} of {len(found)} seeds"
+
+
 def verdict_of(paired: Mapping[str, Any], higher_is_better: bool) -> Verdict:
     """Better or worse only where the whole interval lies on one side of zero."""
     low, high = paired["low"], paired["high"]
@@ -82,13 +124,15 @@ def verdict_of(paired: Mapping[str, Any], higher_is_better: bool) -> Verdict:
 
 
 def _detail(suite: Mapping[str, Any], later: str, earlier: str) -> str:
-    paired = suite["paired"][f"{later}-{earlier}"]
+    paired = difference_of(suite, later, earlier)
+    assert paired is not None
     digits = digits_of(paired, suite)
     means = [number(suite["models"][row]["mean"], suite, digits) for row in (later, earlier)]
     values = f"{means[0]} against {means[1]}{_scale(suite)}"
     if paired["low"] is None:
         return f"{values}. One question is too few to say more."
     difference = f"{signed(paired, suite)}{_points(suite)} (95% interval {signed_range(paired, suite)})"
+    difference += f", of this sign in {seeds}" if (seeds := in_seeds(paired)) else ""
     return f"{values}, a difference of {difference}.{_caution(suite, (later, earlier))}"
 
 

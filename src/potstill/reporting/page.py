@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill import __version__
+from potstill.members import families, pools, spoken
 from potstill.reporting import charts
-from potstill.reporting.findings import SHARES, compare, findings, number, signed, signed_range, verdict_of
+from potstill.reporting.findings import (
+    SHARES,
+    compare,
+    findings,
+    in_seeds,
+    number,
+    signed,
+    signed_range,
+    verdict_of,
+)
 from potstill.reporting.judges import judge_table
+from potstill.reporting.side_by_side import side_by_side
 
 RADAR_AXES = 3
 """Fewer categories than this make no radar."""
@@ -29,6 +41,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
     """The whole page as text."""
     style = _environment().get_template("style.css").render()
     colours = charts.colour_classes(report["models"])
+    colours |= {one: colours[row] for row, members in report["members"].items() for one in members if row in colours}
     found = findings(report)
     text = (
         _environment()
@@ -42,6 +55,9 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             colours=colours,
             headline=found[0] if found else None,
             findings=found[1:],
+            against=report["against"],
+            ladder=_ladder(report, timings, colours) if report["against"] else None,
+            members={name: spoken(names) for name, names in report["members"].items()},
             suites=[_suite(name, suite, report, colours) for name, suite in _plain_suites(report).items()],
             aspects=_aspects(report, colours),
             controlled=_controlled(report),
@@ -218,6 +234,65 @@ def _coverage(estimate: Mapping[str, Any]) -> dict[str, str]:
     return {"coverage": "" if estimate["coverage"] == 1 else f"{estimate['coverage']:.0%} scored"}
 
 
+def _ladder(
+    report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | bool]], colours: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything against one, as the template shows it."""
+    rows = side_by_side(report, timings)
+    suites = {name: report["suites"][name] for name in rows[0]["suites"]} if rows else {}
+    return {
+        "suites": [{"name": name, "lower": not suite["higher_is_better"]} for name, suite in suites.items()],
+        "rows": [
+            {
+                "name": row["name"],
+                "colour": colours[row["name"]],
+                "seeds": ", ".join(row["seeds"]),
+                "cells": [_against(row["suites"][name], suite) for name, suite in suites.items()],
+                "seconds": row["seconds"],
+                "steps": amount(row["steps"]),
+                "tokens": amount(row["learnt_tokens"]),
+                "bytes": size(row["signal_bytes"]),
+                "per_token": "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:,.1f}",
+            }
+            for row in rows
+        ],
+    }
+
+
+def _against(cell: Mapping[str, Any] | None, suite: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A score and its difference."""
+    if cell is None:
+        return None
+    members = [one for one in cell.get("members", {}).values() if one is not None]
+    spread = f"{number(min(members), suite)} to {number(max(members), suite)}" if len(members) > 1 else ""
+    shown: dict[str, Any] = {**_cell(cell, suite), "spread": spread, "gain": None}
+    paired = cell["difference"]
+    if paired is not None and paired["mean"] is not None:
+        shown["gain"] = {
+            "verdict": verdict_of(paired, suite["higher_is_better"]),
+            "mean": signed(paired, suite),
+            "range": signed_range(paired, suite),
+            "seeds": in_seeds(paired),
+        }
+    return shown
+
+
+def amount(value: float | None) -> str:
+    """A count as people read it: 1,234,567 to three figures where it is long."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value < 100_000 else f"{value / 1e3:,.0f}k" if value < 1e7 else f"{value / 1e6:,.0f}M"
+
+
+def size(count: float | None) -> str:
+    """Bytes as people read them: 87 kB, 2.1 MB; thousands, not 1,024s."""
+    if count is None or count < 1000:
+        return "" if count is None else f"{count:.0f} B"
+    power = min(4, int(math.log10(count)) // 3)
+    shown = count / 1000**power
+    return f"{shown:.{0 if shown >= 10 else 1}f} {('k', 'M', 'G', 'T')[power - 1]}B"
+
+
 def _controlled(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What one field did, where two models differ in nothing else: the paired differences, read as an experiment."""
     lines = []
@@ -232,7 +307,7 @@ def _controlled(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict[str, Any]]:
     """A chart for each model's loss, and one for its accuracy where it has one."""
     shown = []
-    for model, splits in report["curves"].items():
+    for model, splits in _mean_curves(report["curves"]).items():
         metrics = [m for split in splits.values() for m in split if m == "loss" or "accuracy" in m]
         for metric in dict.fromkeys(metrics):
             series = {split: named[metric] for split, named in splits.items() if named.get(metric)}
@@ -243,11 +318,30 @@ def _curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict[
     return shown
 
 
+def _mean_curves(curves: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a family as one: the mean over its members at every step that all of them have."""
+    found: dict[str, Any] = {}
+    for name, members in pools(curves).items():
+        first = curves[members[0]]
+        found[name] = {
+            split: {metric: _mean_curve([curves[one].get(split, {}).get(metric, []) for one in members])
+                    for metric in named}
+            for split, named in first.items()
+        }  # fmt: skip
+    return found
+
+
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    lines = [{point[0]: point[1] for point in curve} for curve in curves]
+    steps = [step for step in lines[0] if all(step in line for line in lines)]
+    return [[step, sum(line[step] for line in lines) / len(lines)] for step in steps]
+
+
 def _made(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each stage counted and decided while it made its model."""
     return [
         {"name": name, "kind": stage["kind"], "facts": list(_flat(stage["facts"]))}
-        for name, stage in report["stages"].items()
+        for name, stage in ((names[0], report["stages"][names[0]]) for names in pools(report["stages"]).values())
     ]
 
 
@@ -267,16 +361,21 @@ def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str
 
 
 def _times(timings: Mapping[str, Mapping[str, float | bool]]) -> dict[str, Any]:
-    longest = max((float(t["seconds"]) for t in timings.values()), default=0.0) or 1.0
+    """A row a stage; the members of a family together."""
+    seconds = {
+        family: sum(float(timings[one]["seconds"]) for one in names) for family, names in families(timings).items()
+    }
+    longest = max(seconds.values(), default=0.0) or 1.0
     return {
         "rows": [
             {
-                "name": name,
-                "seconds": float(t["seconds"]),
-                "before": bool(t["sealed_before"]),
-                "bar": charts.bar(float(t["seconds"]) / longest),
+                "name": family,
+                "members": spoken(names),
+                "seconds": seconds[family],
+                "before": all(timings[one]["sealed_before"] for one in names),
+                "bar": charts.bar(seconds[family] / longest),
             }
-            for name, t in timings.items()
+            for family, names in families(timings).items()
         ],
         "total": sum(float(t["seconds"]) for t in timings.values()),
     }

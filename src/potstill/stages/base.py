@@ -35,14 +35,17 @@ class Reference:
     """Of models: the name may stand for several of them."""
     weights: bool = False
     """Of models: their weights are needed, so that none behind an endpoint will do."""
+    collects: bool = False
+    """The name of a family stands for all its members; in other fields, for the one of the reader's own values. For
+    fields that hold a list of names."""
 
 
 ModelName = Annotated[str, Reference(("model",))]
 """A model of the recipe, or a stage that makes one."""
 LocalModelName = Annotated[str, Reference(("model",), weights=True)]
 """A model whose weights are at hand."""
-PoolName = Annotated[str, Reference(("model",), pool=True)]
-"""A model, or a pool of them."""
+PoolName = Annotated[str, Reference(("model",), pool=True, collects=True)]
+"""A model, a pool of them, or a family with all its members."""
 ServerName = Annotated[str, Reference(("server",))]
 
 

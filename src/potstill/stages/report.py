@@ -6,11 +6,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from potstill.artifact import Artifact, find, read_json, write_json
+from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
+from potstill.lineage import folder_name
+from potstill.members import pools
+from potstill.records import ROWS
 from potstill.sources import Data, Inputs, LocalModel, Model
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
@@ -30,16 +33,24 @@ class Report(StageConfig):
     """One page on what came out."""
 
     kind: Literal["report"]
-    scores: tuple[Annotated[str, Reference(("scores",))], ...] = Field(min_length=1)
+    scores: tuple[Annotated[str, Reference(("scores",), collects=True)], ...] = Field(min_length=1)
     """The evaluations to show."""
     models: tuple[PoolName, ...] = ()
     """The models whose training curves to show, and which the page says how to use: the last one first of all."""
-    audits: tuple[Annotated[str, Reference(("audit",))], ...] = ()
+    audits: tuple[Annotated[str, Reference(("audit",), collects=True)], ...] = ()
     """The audits of judges to show."""
+    against: str | None = None
+    """One of `models`, a family perhaps: the others are set against it, with what each took and what it learnt from."""
     title: str = ""
     """What stands at the head of the page; by default the name of the run's folder."""
     answers: int = Field(default=10, ge=0, le=100)
     """How many questions to show with every model's answer, chosen by seed across the categories."""
+
+    @model_validator(mode="after")
+    def _against_one_of_them(self) -> Self:
+        if self.against is not None and self.against not in self.models:
+            raise ValueError(f"against names '{self.against}', which is none of models; expected one of them")
+        return self
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """It makes one file."""
@@ -51,14 +62,19 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
     scores = inputs.data["scores"]
     models = inputs.models.get("models", ())
     stages = {model.name: made for model in models if (made := _made_by_a_stage(model)) is not None}
-    report = {
+    scored = dict.fromkeys(name for data in scores for name in read_json(data.path / SCORES_FILE)["models"])
+    report: dict[str, Any] = {
         "title": config.title,
-        "models": list(dict.fromkeys(name for data in scores for name in read_json(data.path / SCORES_FILE)["models"])),
+        "models": list(pools(scored)),
+        "members": {
+            name: names for name, names in pools({**scored, **dict.fromkeys(stages)}).items() if names != [name]
+        },
+        "against": config.against,
         "suites": _suites(scores),
         "answers": _answers(scores, config.answers, work.seed),
         "curves": {name: _curves(made.path / CURVES_FILE) for name, made in stages.items()},
-        "stages": {name: {"kind": made.manifest["kind"], "facts": made.facts} for name, made in stages.items()},
-        "controlled": _controlled(stages),
+        "stages": {name: _told(made) for name, made in stages.items()},
+        "controlled": _controlled({pool: stages[names[0]] for pool, names in pools(stages).items()}),
     }
     audits = inputs.data.get("audits", ())
     if audits:
@@ -72,11 +88,44 @@ def _made_by_a_stage(model: Model) -> Artifact | None:
     return find(Path(model.spec.path)) if isinstance(model.spec, LocalModel) else None
 
 
+def _told(made: Artifact) -> dict[str, Any]:
+    """What a model was made with, and how much lay on disk for it to learn from."""
+    config, facts = made.manifest["config"], made.facts
+    own = config.get("on_policy") or {}
+    fields = ("teacher",) if own.get("share") == 1 else ("data", "teacher")  # of rows that it answers itself: no answer
+    sources = [source for field in fields for source in made.manifest["inputs"].get(field, ())]
+    found = [find(made.path.parent / folder_name(source["name"], source["key"])) for source in sources]
+    told = {"kind": made.manifest["kind"], "facts": facts, "signal_bytes": sum(_bytes(one) for one in found if one)}
+    if "own_answers" in facts:
+        told["learnt_tokens"] = round(facts["own_answers"]["tokens"] + (1 - own["share"]) * _learnt(made))
+    elif "learnt_tokens" in facts:
+        told["learnt_tokens"] = round(_learnt(made))
+    return told
+
+
+def _learnt(made: Artifact) -> float:
+    """Tokens of answers that were learnt over all epochs."""
+    return float(made.facts["learnt_tokens"] * made.manifest["config"].get("epochs", 1))
+
+
+def _bytes(artifact: Artifact) -> int:
+    """Of the rows or the signals that lie there."""
+    files = {name: int(stamp["bytes"]) for name, stamp in artifact.manifest["files"].items()}
+    if artifact.produces == "signals":
+        return sum(size for name, size in files.items() if name.startswith(f"{artifact.produces}/"))
+    return files.get(ROWS_FILE, 0) if artifact.produces in ROWS else 0
+
+
 def _suites(scores: Sequence[Data]) -> dict[str, Any]:
     """The suites of all evaluations; a name that two of them use is told apart by the evaluation's."""
     found = [(data.name, name, suite) for data in scores for name, suite in _read_suites(data).items()]
     names = [name for _, name, _ in found]
-    return {name if names.count(name) == 1 else f"{origin}: {name}": suite for origin, name, suite in found}
+    return {name if names.count(name) == 1 else f"{origin}: {name}": _folded(suite) for origin, name, suite in found}
+
+
+def _folded(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """With the members of a family as one row."""
+    return {**{key: value for key, value in suite.items() if key != "pooled"}, **suite.get("pooled", {})}
 
 
 def _read_suites(data: Data) -> dict[str, Any]:
@@ -95,9 +144,11 @@ def _answers(scores: Sequence[Data], wanted: int, seed: int) -> list[dict[str, A
 
 
 def _side_by_side(lines: Sequence[Mapping[str, Any]], wanted: int, seed: int) -> list[dict[str, Any]]:
+    shown = {names[0] for names in pools(line["model"] for line in lines).values()}  # one of each family
     questions: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
-        questions.setdefault(line["id"], []).append(line)
+        if line["model"] in shown:
+            questions.setdefault(line["id"], []).append(line)
     chosen = _across_categories({id_: group[0]["category"] for id_, group in questions.items()}, wanted, seed)
     return [
         {
