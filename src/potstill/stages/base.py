@@ -75,6 +75,12 @@ class StageConfig(Spec):
         For a plan, before anything is paid for. `models`: by field. One that a stage will make has that stage's name.
         """
 
+    def check_sources(self, sources: "Mapping[str, Sequence[Source]]") -> None:
+        """RecipeError, its place one of the fields, where what the fields name cannot serve this stage.
+
+        For a plan, before anything is made. `sources`: by field, stages and files.
+        """
+
     def for_trial(self, rows: int) -> Self:
         """The same on a small scale, where the config itself says how much is made."""
         return self
@@ -85,6 +91,17 @@ class StageConfig(Spec):
         calls = round(whole.calls * trial.calls / small.calls) if small.calls else whole.calls
         made = round(whole.rows * trial.rows / small.rows) if small.rows else whole.rows
         return trial.spread(made, calls, (calls, calls))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a field names, as a plan knows it."""
+
+    name: str
+    config: StageConfig | None
+    """Of a stage; None: it is a file."""
+    reads: Mapping[str, tuple[str, ...]]
+    """Of a stage: the names that its own fields hold."""
 
 
 Range = tuple[int, int]

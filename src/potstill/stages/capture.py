@@ -1,8 +1,10 @@
 """capture: write down what a teacher says at every token of sealed conversations, to learn from it again and again."""
 
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,18 +13,23 @@ from potstill.artifact import ROWS_FILE, digest, hash_file, storage_errors
 from potstill.errors import Stopped
 from potstill.records import Chat
 from potstill.sources import Data, Inputs, Mixture
-from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, StageConfig, Work
+from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, Work
+from potstill.stages.kept import EXAMPLES_FILE, SIGNALS_FOLDER, TOKENIZER_FOLDER, KeepsSignals, Kept
 from potstill.stages.training import named_rows, sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from potstill.signals.rows import Header
+    from potstill.training.batch import Item
     from potstill.training.capture import Asked
     from potstill.training.scoring import Scorer
 
+EXAMPLES = 16
+"""Rows whose tokens are noted, for `show`."""
 
-class CaptureConfig(StageConfig):
+
+class CaptureConfig(KeepsSignals):
     """A teacher's distributions and hidden states at every learnt token, on disk: a teacher is then read once for all
     epochs, students and losses.
 
@@ -34,9 +41,11 @@ class CaptureConfig(StageConfig):
     teacher: LocalModelName
     """Who is asked: a model whose weights are at hand."""
     student: LocalModelName | None = None
-    """Whose tokens are asked for: rows are encoded with this model's chat template. Unset: with the teacher's own."""
+    """Whose template is asked for: rows are written with this model's chat template, in tokens that have to be the
+    teacher's. Unset: with the teacher's own."""
     data: Annotated[Mixture, Reference(("chats",))]
-    """The conversations, or several sources of them."""
+    """The conversations, or several sources of them. Each row is captured once, whatever its source's weight: which of
+    them an epoch takes is for the stage that learns to say."""
     max_length: int = Field(default=2048, ge=8)
     """Tokens of the longest conversation that is kept as it is; as in the stage that learns from it."""
     on_long: Literal["drop", "cut"] = "drop"
@@ -52,7 +61,8 @@ class CaptureConfig(StageConfig):
     layers: tuple[int, ...] = ()
     """Whose hidden states are kept: 1 is the first decoder layer's output, the number of layers the last's."""
     width: int | None = Field(default=None, ge=1)
-    """To how many numbers each hidden state is projected at random; unset: none is lost."""
+    """To how many numbers each hidden state is projected at random; unset: none is lost. A student learns nothing of
+    what lies in the directions that are not kept: the fewer there are, the less of a layer is taught."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes CUDA, then MPS, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -70,6 +80,9 @@ class CaptureConfig(StageConfig):
             raise ValueError("width is for hidden states, and no layers are kept; set layers")
         return self
 
+    def kept(self) -> Kept:
+        return Kept(self.top, self.draws, self.temperature, self.layers, self.learn)
+
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Tokens read, at a guess of 500 a conversation."""
         count = rows.get("data", 0)
@@ -79,7 +92,7 @@ class CaptureConfig(StageConfig):
 def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:
     """Tokenize, read the teacher, write shard by shard. What a run that was stopped has written stays."""
     from potstill.signals.files import Reader, Writer
-    from potstill.stages.classroom import SIGNALS_FOLDER, TOKENIZER_FOLDER
+    from potstill.stages.classroom import refuse_other_tokens
     from potstill.training.capture import capture
     from potstill.training.data import chat_items
     from potstill.training.memory import memory_errors
@@ -91,7 +104,10 @@ def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:
     device = choose_device(config.device)
     teacher = inputs.model("teacher")
     own = load_tokenizer(teacher)
-    tokenizer = load_tokenizer(inputs.model("student")) if config.student else own
+    tokenizer = own
+    if config.student is not None:
+        tokenizer = load_tokenizer(inputs.model("student"))
+        refuse_other_tokens(tokenizer, own, teacher.name)
     split = chat_items(
         tokenizer,
         named_rows(inputs, Chat),
@@ -106,7 +122,7 @@ def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:
     model = load_model(teacher, own, device)
     model.requires_grad_(False)
     check_positions(model, split.train)
-    scorer = build_scorer(model, choose_precision(config.dtype, device))
+    scorer = build_scorer(model, choose_precision(config.dtype, device)).narrow()
     header, asked = _asked(config, inputs, scorer, tokenizer, work.seed)
     writer = Writer(work.state / SIGNALS_FOLDER, header)
     with work.stoppable() as stopping, memory_errors(config.micro_batch_tokens):
@@ -121,6 +137,7 @@ def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:
     with storage_errors(work.path):
         shutil.copytree(work.state / SIGNALS_FOLDER, work.path / SIGNALS_FOLDER, copy_function=_linked)
     tokenizer.save_pretrained(work.path / TOKENIZER_FOLDER, save_jinja_files=False)
+    _note_examples(split.train[:EXAMPLES], work.path / EXAMPLES_FILE)
     work.drop(split.dropped)
     reader = Reader(work.path / SIGNALS_FOLDER)
     facts = split.facts()
@@ -149,7 +166,7 @@ def _asked(
         top=min(config.top, vocabulary),
         draws=config.draws,
         temperature=config.temperature,
-        hidden=tuple(HiddenLayer(layer, width, of=blocks) for layer in layers),
+        hidden=tuple(HiddenLayer(layer, width, of=blocks, whole=whole, seed=seed) for layer in layers),
         target_logp=False,
         teacher=weights_hash(scorer.model, scorer.precision),
         tokenizer=tokenizer_hash(tokenizer),
@@ -157,6 +174,19 @@ def _asked(
     )
     sketches = {layer: sketch(seed, layer, whole, width) for layer in layers}
     return header, Asked(vocabulary, header.top, header.draws, config.temperature, False, sketches, seed)
+
+
+def _note_examples(items: "Sequence[Item]", path: Path) -> None:
+    """Their tokens, which a signal knows by a hash alone: so that a person may read it."""
+    from potstill.training.tellers import key_of
+
+    lines = []
+    for item in items:
+        row, tokens_hash = key_of(item)
+        tokens = [int(token) for ids_L, learn_L in item.answers for token in ids_L[learn_L]]
+        lines.append(json.dumps({"row": row, "hash": tokens_hash, "tokens": tokens}, ensure_ascii=False) + "\n")
+    with storage_errors(path):
+        path.write_text("".join(lines), encoding="utf-8")
 
 
 def _content(data: Data) -> str:

@@ -17,13 +17,16 @@ from potstill.signals.files import Key, Writer
 from potstill.signals.rows import Hidden, RowSignal
 from potstill.signals.states import Kept, keep
 from potstill.training.batch import Batch, Item, micro_batches
-from potstill.training.head import CHUNK_LOGITS
+from potstill.training.head import CHUNK_LOGITS, borrow, give_back
 from potstill.training.reference import content_hash
 from potstill.training.scoring import Scorer
 from potstill.training.tellers import key_of
 
 SHARD_POSITIONS = 1 << 16
 """Scored positions of a shard: what a crash loses at most."""
+
+LEAST_ROWS = 256
+"""Positions whose logits are made at once: a product of fewer takes longer for each, since the head is read anew."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,12 @@ def _columns(scorer: Scorer, batch: Batch, hidden_ND: Tensor, asked: Asked) -> d
         drawn = [uniforms(asked.seed, content_hash(item), item.scored) for item in batch.items]
         uniforms_N = torch.from_numpy(np.concatenate(drawn)).to(hidden_ND.device)
     found: dict[str, list[NDArray[Any]]] = {}
-    chunk = max(1, CHUNK_LOGITS // asked.vocabulary)
+    chunk = min(len(hidden_ND), max(LEAST_ROWS, CHUNK_LOGITS // asked.vocabulary))
+    room_CV = borrow((chunk, asked.vocabulary), torch.promote_types(hidden_ND.dtype, torch.float32), hidden_ND.device)
     for start in range(0, len(hidden_ND), chunk):
-        rows = slice(start, start + chunk)
+        rows = slice(start, min(start + chunk, len(hidden_ND)))
         taken = take(
-            scorer.logits(hidden_ND[rows])[:, : asked.vocabulary],
+            scorer.logits(hidden_ND[rows], room_CV[: rows.stop - start]),
             temperature=asked.temperature,
             top=asked.top,
             draws=asked.draws,
@@ -124,6 +128,7 @@ def _columns(scorer: Scorer, batch: Batch, hidden_ND: Tensor, asked: Asked) -> d
         )
         for name, column in _named(taken, asked).items():
             found.setdefault(name, []).append(column.cpu().numpy())
+    give_back(room_CV)
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

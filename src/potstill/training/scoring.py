@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from potstill.errors import ModelError
 from potstill.training import attention, experts
 from potstill.training.batch import Batch
-from potstill.training.head import linear_logps
+from potstill.training.head import linear_logps, product_of
 from potstill.training.layers import collect
 from potstill.training.lesson import Judge
 from potstill.training.neftune import Noise
@@ -81,6 +81,7 @@ class Scorer(nn.Module):
         self.least_chunks = 1
         """The head is called so often at least: where it is gathered for every call, all workers have to call alike."""
         self._kernels: set[str] = set()  # of the last batch
+        self._narrow_VD: Tensor | None = None  # of the head, where it is a copy
         if layout == "padded":
             attention.remove(bare(model))
         else:
@@ -96,6 +97,19 @@ class Scorer(nn.Module):
         """Compute each decoder layer again in the backward, or remember its activations. ModelError where it cannot."""
         _checkpoint_layers(self.model, on)
         self.checkpoint_activations = on
+
+    def narrow(self) -> Self:
+        """Hold the matrices of a body that nobody trains in what their products are computed in: autocast would round
+        them anew at every call. No number changes by it, and it takes half the memory. The head stays as it is, which
+        may be tied to the embeddings; on a GPU `logits` reads a copy of it, since only that is multiplied fast there.
+        """
+        if self.precision == torch.bfloat16:
+            for module in bare(self.model).modules():
+                if type(module) is nn.Linear and module is not self._output:
+                    module.to(self.precision)
+            if self.device.type == "cuda" and self._is_plain:
+                self._narrow_VD = cast(Tensor, self._output.weight).detach().to(self.precision)
+        return self
 
     @property
     def balance_coefficient(self) -> float:
@@ -261,19 +275,27 @@ class Scorer(nn.Module):
         vocabulary: int = bare(self.model).config.get_text_config().vocab_size
         return max(1, -(-scored // max(1, self.chunk_logits // vocabulary)))
 
-    def logits(self, hidden_CD: Tensor) -> Tensor:
+    def logits(self, hidden_CD: Tensor, out: Tensor | None = None) -> Tensor:
         """The head's, all after them in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel
-        1432)."""
+        1432).
+
+        `out`, of shape (C, V), float32 or wider: room for those of the first V rows of a plain linear head that no
+        wrapper gathers. New memory for so many numbers takes the system longer to give than a product to fill.
+        """
         head = self._output
+        if out is not None and self._is_plain:
+            weight = cast(Tensor, head.weight) if self._narrow_VD is None else self._narrow_VD
+            logits_CV = product_of(hidden_CD, weight[: out.shape[1]], out)
+            return logits_CV if self._scale == 1.0 else logits_CV.mul_(self._scale)
         weights = next(head.parameters()).dtype
         wide = torch.promote_types(weights if weights.is_floating_point else hidden_CD.dtype, torch.float32)
         with torch.autocast(self.device.type, enabled=False), _WideSums():
-            logits_CV: Tensor = head(hidden_CD.to(wide)).to(wide)
+            logits_CV = head(hidden_CD.to(wide)).to(wide)
             if self._scale != 1.0:
                 logits_CV = logits_CV * self._scale
             if self._caps:
                 logits_CV = torch.tanh(logits_CV / self._caps) * self._caps
-            return logits_CV
+            return logits_CV if out is None else logits_CV[:, : out.shape[1]]
 
     @property
     def _scale(self) -> float:
