@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from potstill.stages.session import Session
     from potstill.training.batch import Item
     from potstill.training.scoring import Scorer
+    from potstill.training.tasks import Teach
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl",
@@ -233,11 +234,12 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
         )
     split = room.admit(split)
 
-    def fit(scorer: "Scorer") -> None:
+    def fit(scorer: "Scorer") -> "Teach":
         if config.on_policy is not None:
             check_room(scorer.model, split.train, config.on_policy.max_tokens)
         check_itself(scorer, vocabulary_of(scorer.model, session.tokenizer, "the student"), split.train)
         room.fit(scorer)
+        return room.lessons()
 
     session.load(split, fit=fit, longest=_longest(config, split.train))
     steps, answered = _steps(config, session, split.train)
