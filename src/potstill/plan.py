@@ -158,6 +158,9 @@ class _Planner:
                 rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
             elif link.models or (link.stage and self.steps[link.stage].entry.produces == "model"):
                 rows[link.field] = rows.get(link.field, 0) + max(1, len(link.models))
+                if count := sum(isinstance(model.spec, EndpointModel) for model in link.models):
+                    behind = f"{link.field}.endpoints"
+                    rows[behind] = rows.get(behind, 0) + count
         trial = self._trials.get(entry.name)
         return entry.config.extrapolate(rows, trial) if trial and trial.key == key else entry.config.expect(rows)
 

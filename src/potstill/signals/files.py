@@ -75,7 +75,7 @@ class Torn(StorageError):
 
 
 def _torn(path: Path, what: str) -> Torn:
-    return Torn(str(path), what, "Remove the file and capture again; whole shards are kept")
+    return Torn(str(path), what, "Remove the folder that was sealed with it, and run again: it is captured anew")
 
 
 def _header_bytes(header: Header) -> bytes:

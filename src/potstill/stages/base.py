@@ -14,7 +14,7 @@ from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_rows
 from potstill.formats import glance
 from potstill.money import Ledger, Meter
 from potstill.records import ROWS, Dropped, Record
-from potstill.sources import Account, Inputs, Model, Spec
+from potstill.sources import Account, EndpointModel, Inputs, Model, Spec
 
 UNFINISHED = "unfinished"
 """The folder of a run for what stages keep until they are sealed."""
@@ -61,9 +61,12 @@ class StageConfig(Spec):
     def expect(self, rows: Mapping[str, int]) -> "Expected":
         """What a run is likely to make. For `potstill plan`.
 
-        `rows`: what is expected of each input field: rows, or of a field that names models, how many there are.
+        `rows`: what is expected of each input field: rows, or of a field that names models, how many there are; and
+        under "field.endpoints" how many of those are behind endpoints.
         """
-        return Expected(rows=max((count for name, count in rows.items() if name not in self.MODELS), default=0))
+        return Expected(
+            rows=max((count for name, count in rows.items() if name.split(".")[0] not in self.MODELS), default=0)
+        )
 
     def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
         """DataError where the first rows of a file that a field names cannot be what the field takes."""
@@ -292,6 +295,11 @@ class Stage:
     trains: bool = False
     """It makes weights: it runs in a process of its own, so that its memory goes when it ends and a launcher can start
     many."""
+
+    def in_child(self, inputs: Inputs) -> bool:
+        """Whether it runs in a process of its own. Whoever asks an endpoint does not: the run's budget is here."""
+        models = (model for group in inputs.models.values() for model in group)
+        return self.trains and not any(isinstance(model.spec, EndpointModel) for model in models)
 
     def output(self, config: StageConfig) -> str:
         """What this stage produces under this config."""

@@ -3,7 +3,7 @@
 Suffixes: N scored positions of a batch, C of a chunk, M drawn entries, V vocabulary, D width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -57,16 +57,31 @@ def capture(
     Shards that are there already stay. `tell` hears (positions done, positions to do) after each.
     """
     scorer.eval()
+
+    def read(shard: Sequence[Item]) -> Iterator[tuple[Key, RowSignal]]:
+        for batch in micro_batches(shard, budget):
+            yield from _said(scorer, batch, asked)
+
+    with scorer.products():
+        keep_all(items, read, writer, tell)
+
+
+def keep_all(
+    items: Sequence[Item],
+    read: Callable[[Sequence[Item]], Iterable[tuple[Key, RowSignal]]],
+    writer: Writer,
+    tell: Callable[[int, int], None],
+) -> None:
+    """Write down, shard by shard, what is read of every row that is not there already. Not all may come of a shard."""
     done, total = 0, sum(item.scored for item in items)
     there = writer.done()
-    with scorer.products():
-        for shard in _shards(items):
-            keys = [key_of(item) for item in shard]
-            if not there.issuperset(keys):
-                said = {key: row for batch in micro_batches(shard, budget) for key, row in _said(scorer, batch, asked)}
-                writer.add({key: said[key] for key in keys})
-            done += sum(item.scored for item in shard)
-            tell(done, total)
+    for shard in _shards(items):
+        missing = [item for item in shard if key_of(item) not in there]
+        if missing:
+            said = dict(read(missing))
+            writer.add({key: said[key] for key in map(key_of, missing) if key in said})
+        done += sum(item.scored for item in shard)
+        tell(done, total)
 
 
 def _shards(items: Sequence[Item]) -> Iterator[list[Item]]:
