@@ -206,7 +206,8 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
         inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
         progress, warn = _relay(step, listener), partial(listener.warned, step)
         work = Work(draft, workspace.path, step.seed, progress, warn, step.folder, ledger=means.ledger)
-        facts = _in_child(step, inputs, work, means) if step.entry.stage.trains else _in_process(step, inputs, work)
+        alone = step.entry.stage.in_child(inputs)
+        facts = _in_child(step, inputs, work, means) if alone else _in_process(step, inputs, work)
         refuse_changed(plan, step, means.hashes)  # while it ran
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
     except BaseException:

@@ -16,7 +16,7 @@ from potstill.recipe import Recipe
 from potstill.records import ROWS
 from potstill.references import Entry, Link, replaced
 from potstill.sources import IDENTITY_FIELDS, Data, EndpointModel, Function, Inputs, LocalModel, Model
-from potstill.stages.base import Expected, stage_seed
+from potstill.stages.base import Expected, Source, stage_seed
 from potstill.validation import nearest
 from potstill.workspace import Hashes, Workspace
 
@@ -125,6 +125,7 @@ class _Planner:
         if artifact is None:
             _glance(entry)
             _check_models(entry)
+            _check_sources(entry, self.steps)
         self.steps[name] = Step(entry, key, seed, head, artifact, why, self._expected(entry, artifact, key))
 
     def _why(self, entry: Entry, head: Mapping[str, Any]) -> str:
@@ -160,6 +161,9 @@ class _Planner:
                 rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
             elif link.models or (link.stage and self.steps[link.stage].entry.produces == "model"):
                 rows[link.field] = rows.get(link.field, 0) + max(1, len(link.models))
+                if count := sum(isinstance(model.spec, EndpointModel) for model in link.models):
+                    behind = f"{link.field}.endpoints"
+                    rows[behind] = rows.get(behind, 0) + count
         trial = self._trials.get(entry.name)
         return entry.config.extrapolate(rows, trial) if trial and trial.key == key else entry.config.expect(rows)
 
@@ -241,6 +245,32 @@ def _check_models(entry: Entry) -> None:
     except RecipeError as error:
         place = places.get(error.where, entry.place)
         raise RecipeError(place, f"'{entry.name}.{error.where}': {error.what}", error.remedy) from error
+
+
+def _check_sources(entry: Entry, steps: Mapping[str, Step]) -> None:
+    """RecipeError, at the place where the recipe names it, where what a stage reads cannot serve it."""
+    sources: dict[str, list[Source]] = {}
+    places: dict[str, str] = {}
+    for link in entry.links:
+        if link.stage:
+            made = steps[link.stage].entry
+            sources.setdefault(link.field, []).append(Source(link.stage, made.config, _names(made)))
+        elif link.file:
+            sources.setdefault(link.field, []).append(Source(link.file.name, None, {}))
+        places.setdefault(link.field, link.place)
+    try:
+        entry.config.check_sources(sources)
+    except RecipeError as error:
+        place = places.get(error.where, entry.place)
+        raise RecipeError(place, f"'{entry.name}.{error.where}': {error.what}", error.remedy) from error
+
+
+def _names(entry: Entry) -> dict[str, tuple[str, ...]]:
+    """Those that its fields hold, as rows and manifests have them."""
+    names: dict[str, tuple[str, ...]] = {}
+    for link in entry.links:
+        names[link.field] = (*names.get(link.field, ()), link.file.name if link.file else link.name)
+    return names
 
 
 def _above(path: Path) -> Path:

@@ -23,6 +23,7 @@ from potstill.members import families, pools
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
 from potstill.reporting.judges import judge_table
+from potstill.signal_view import show_signals
 from potstill.teachers.ratings import INCONSISTENT, NOT_APPLICABLE, UNREAD, is_inconsistent, is_unread
 from potstill.validation import nearest
 from potstill.workspace import Asked, Workspace
@@ -67,6 +68,8 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
         _print_rows(console, artifact.path / ROWS_FILE, ROWS[artifact.produces], rows, there)
     elif artifact.produces == "model":
         console.print(model_view(artifact.path))
+    elif artifact.produces == "signals":
+        show_signals(console, artifact.path, rows)
     elif artifact.produces == "scores":
         console.print(_scores(artifact.path, console.width))
     elif artifact.produces == "audit":

@@ -70,8 +70,9 @@ def true_as_number(given: Any, taken: Any, steps: Steps = ()) -> Iterator[Steps]
     if isinstance(given, bool) and not isinstance(taken, bool):
         yield steps
     elif isinstance(given, dict):
+        named = {str(key): item for key, item in taken.items()}  # YAML's keys are text, and may be taken as numbers
         for key, item in given.items():
-            yield from true_as_number(item, taken[key], (*steps, key))
+            yield from true_as_number(item, named[str(key)], (*steps, key))
     elif isinstance(given, list):
         for position, item in enumerate(given):
             yield from true_as_number(item, taken[position], (*steps, position))

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from potstill import errors
 from potstill.artifact import read_json, storage_errors
 from potstill.errors import PotstillError, Stopped
 from potstill.sources import Inputs
@@ -156,7 +157,8 @@ class _Speaker:
         self._out.flush()
 
     def fail(self, error: PotstillError) -> None:
-        self.say({"error": [type(error).__name__, error.where, error.what, error.remedy]})
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)  # all that others know
+        self.say({"error": [kind.__name__, error.where, error.what, error.remedy]})
 
     def warn(self, text: str) -> None:
         self.say({"warning": text})

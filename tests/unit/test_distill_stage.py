@@ -7,6 +7,7 @@ import pytest
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 
 from potstill.errors import PotstillError
+from potstill.signals.files import Reader
 from potstill.sources import Data, Model
 from potstill.stages import capture, distill, pretrain, sft
 
@@ -131,3 +132,18 @@ def test_a_layer_that_is_not_there_is_refused(bench: Bench, base: Model, teacher
         captured(bench, "no-layer", teacher, chats, layers=[9])
     with pytest.raises(PotstillError, match="no decoder layer 9"):
         distilled(bench, "refused", base, teacher, chats, hidden_weight=1.0, layers={1: 9})
+
+
+@pytest.mark.parametrize("how", ["cosine", "mse"])
+@pytest.mark.parametrize("width", [None, 8])
+def test_a_student_that_is_its_teacher_is_like_what_was_captured_of_it(
+    bench: Bench, teacher: Model, chats: Data, how: str, width: int | None
+):
+    """Where widths are equal, what stands between begins as the very sketch that the states were seen through."""
+    signals, _ = captured(bench, f"itself-{width}", teacher, chats, layers=[1], width=width)
+    config = {"divergence_weight": 0, "hidden_weight": 1.0, "hidden": how, "learning_rate": 1e-9, "epochs": 1}
+    model, _ = distilled(bench, "is-its-teacher", teacher, signals, chats, **config)
+    assert curve(model, "held_out")[0]["hidden"] < 1e-4
+    other, _ = captured(bench, f"itself-{width}", teacher, chats, layers=[1], width=width)
+    header = Reader(other.path / "signals").header
+    assert [(one.whole, one.width, one.of, one.seed) for one in header.hidden] == [(32, width or 32, 1, 3)]

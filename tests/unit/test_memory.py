@@ -2,24 +2,29 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from engine import FAMILIES, random_items, tiny_model
+from engine import FAMILIES, VOCABULARY, random_items, tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from potstill.errors import ModelError
+from potstill.objectives.divergence import Divergence
 from potstill.training import memory
 from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach
 from potstill.training.batch import Batch
 from potstill.training.layers import Projections
+from potstill.training.lesson import Aims
 from potstill.training.memory import Plan, bytes_per_token, memory_errors, plan
 from potstill.training.scoring import Scorer
+from potstill.training.tasks import untaught
+from potstill.training.tellers import Present, lessons
 
 ITEMS = random_items([(0, 20 + n) for n in range(12)])
 LONGEST = 31
@@ -174,3 +179,24 @@ def run_out(how: str) -> None:
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shape"), memory_errors(512):
         raise RuntimeError("shape '[3]' is invalid")
+
+
+@pytest.mark.parametrize("layers", [{}, {1: 1, 2: 2}])
+def test_what_a_lesson_holds_is_counted(layers: dict[int, int]) -> None:
+    """A teacher's hidden states, 16 numbers of each token in float32, and those of each layer that is compared; but no
+    gradient of the head, which is as large for one token as for many."""
+    teacher, student = (Scorer(tiny_model(dtype=torch.float32)) for _ in range(2))
+    items = random_items([(0, 40)])
+    aims = Aims(Divergence("forward_kl", None, 1.0), VOCABULARY)
+    told = bytes_per_token(student, items, lessons(aims, [Present(teacher.eval(), VOCABULARY, layers=layers)]))
+    alone = bytes_per_token(student, items, lessons(replace(aims, likelihood_weight=1.0), []))
+    scored = items[0].scored / items[0].tokens
+    assert told - alone == pytest.approx(scored * 4 * 16 * (1 + len(layers)), abs=2)
+
+
+def test_a_lesson_takes_room_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(tiny_model(dtype=torch.float32))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 33)
+    teach = lessons(Aims(Divergence("forward_kl", None, 1.0), VOCABULARY, likelihood_weight=1.0), [])
+    plain, taught = (plan(scorer, ITEMS, 2, 1, None, None, how).free_bytes for how in (untaught, teach))
+    assert plain - taught == memory.LESSON_BYTES

@@ -162,3 +162,38 @@ def test_what_was_chosen_is_recorded() -> None:
     }
     facts = build_scorer(tiny_model("bloom")).facts()
     assert (facts["layout"], facts["attention"]) == ("padded", "the model's own")
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama-tied", "gemma2", "mixtral", "bloom"])
+def test_a_body_that_nobody_trains_says_the_same_when_it_is_held_narrow(family: str) -> None:
+    batch = collate(PAIRS_AND_CHATS)
+    scorer = build_scorer(tiny_model(family, torch.float32).requires_grad_(False), torch.bfloat16).eval()
+    with torch.no_grad(), scorer.products():
+        before, logp = scorer(batch, "hidden", (1, 2)), scorer(batch)
+        head = scorer._output.weight.clone()
+        narrow = sum(module.weight.dtype == torch.bfloat16 for module in scorer.narrow().modules() if is_linear(module))
+        assert narrow >= 8
+        assert all(
+            torch.equal(ours, theirs) for ours, theirs in zip(scorer(batch, "hidden", (1, 2)), before, strict=True)
+        )
+        assert torch.equal(scorer(batch), logp)
+    assert torch.equal(scorer._output.weight, head)
+    assert scorer._output.weight.dtype == torch.float32
+    exact = build_scorer(tiny_model(family, torch.float32).requires_grad_(False)).narrow()
+    assert {module.weight.dtype for module in exact.modules() if is_linear(module)} == {torch.float32}
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    return type(module) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("family", ["mistral", "granite", "gemma2"])
+def test_logits_of_the_first_rows_come_into_the_room_that_is_given(family: str) -> None:
+    """Of a head that is scaled, and of one that levels off too."""
+    scorer = build_scorer(tiny_model(family))
+    torch.manual_seed(0)
+    hidden_CD, room_CV = torch.randn(5, 16, dtype=torch.float64), torch.empty(5, VOCABULARY - 4, dtype=torch.float64)
+    with torch.no_grad():
+        whole_CV, found_CV = scorer.logits(hidden_CD), scorer.logits(hidden_CD, room_CV)
+    assert torch.allclose(found_CV, whole_CV[:, : VOCABULARY - 4], rtol=1e-12)
+    assert (found_CV.data_ptr() == room_CV.data_ptr()) == (family != "gemma2")

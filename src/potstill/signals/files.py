@@ -5,8 +5,8 @@ A shard, all numbers little-endian, all checksums CRC-32 (as zlib has it):
     8 bytes   "potsig" and two line ends, \\r\\n
     8         length of the header, its checksum: two uint32
     header    JSON, UTF-8: format and version; vocabulary (V), top (K), draws (D), temperature, hidden (layers with
-              their number and width), target_logp; what it was taken from: teacher, tokenizer, data; and
-              `codes`, the formulas below
+              their number, width, and what their sketch follows from), target_logp; what it was taken from: teacher,
+              tokenizer, data; and `codes`, the formulas below
     rows      one after another, in the order of the index; n scored positions each
     index     for each row 16 bytes: n, its bytes, its checksum (uint32 each), the bytes of its id and of its token hash
               (uint16 each); then for each row its id (UTF-8) and its token hash (raw)
@@ -75,7 +75,7 @@ class Torn(StorageError):
 
 
 def _torn(path: Path, what: str) -> Torn:
-    return Torn(str(path), what, "Remove the file and capture again; whole shards are kept")
+    return Torn(str(path), what, "Remove the folder that was sealed with it, and run again: it is captured anew")
 
 
 def _header_bytes(header: Header) -> bytes:

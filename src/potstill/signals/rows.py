@@ -21,6 +21,10 @@ class HiddenLayer:
     """Numbers a position: of the layer, or of its projection."""
     of: int = 0
     """How many decoder blocks the teacher has; 0: it is not known."""
+    whole: int = 0
+    """The teacher's own width; 0: it is not known."""
+    seed: int = 0
+    """What the projection follows from, with the layer and both widths; see `states.sketch`."""
 
 
 @dataclass(frozen=True)

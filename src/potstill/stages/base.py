@@ -14,7 +14,7 @@ from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_rows
 from potstill.formats import glance
 from potstill.money import Ledger, Meter
 from potstill.records import ROWS, Dropped, Record
-from potstill.sources import Account, Inputs, Model, Spec
+from potstill.sources import Account, EndpointModel, Inputs, Model, Spec
 
 UNFINISHED = "unfinished"
 """The folder of a run for what stages keep until they are sealed."""
@@ -64,9 +64,12 @@ class StageConfig(Spec):
     def expect(self, rows: Mapping[str, int]) -> "Expected":
         """What a run is likely to make. For `potstill plan`.
 
-        `rows`: what is expected of each input field: rows, or of a field that names models, how many there are.
+        `rows`: what is expected of each input field: rows, or of a field that names models, how many there are; and
+        under "field.endpoints" how many of those are behind endpoints.
         """
-        return Expected(rows=max((count for name, count in rows.items() if name not in self.MODELS), default=0))
+        return Expected(
+            rows=max((count for name, count in rows.items() if name.split(".")[0] not in self.MODELS), default=0)
+        )
 
     def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
         """DataError where the first rows of a file that a field names cannot be what the field takes."""
@@ -76,6 +79,12 @@ class StageConfig(Spec):
         """RecipeError, its place one of the fields, where the models there cannot do what the stage asks of them.
 
         For a plan, before anything is paid for. `models`: by field. One that a stage will make has that stage's name.
+        """
+
+    def check_sources(self, sources: "Mapping[str, Sequence[Source]]") -> None:
+        """RecipeError, its place one of the fields, where what the fields name cannot serve this stage.
+
+        For a plan, before anything is made. `sources`: by field, stages and files.
         """
 
     def for_trial(self, rows: int) -> Self:
@@ -88,6 +97,17 @@ class StageConfig(Spec):
         calls = round(whole.calls * trial.calls / small.calls) if small.calls else whole.calls
         made = round(whole.rows * trial.rows / small.rows) if small.rows else whole.rows
         return trial.spread(made, calls, (calls, calls))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a field names, as a plan knows it."""
+
+    name: str
+    config: StageConfig | None
+    """Of a stage; None: it is a file."""
+    reads: Mapping[str, tuple[str, ...]]
+    """Of a stage: the names that its own fields hold."""
 
 
 Range = tuple[int, int]
@@ -278,6 +298,11 @@ class Stage:
     trains: bool = False
     """It makes weights: it runs in a process of its own, so that its memory goes when it ends and a launcher can start
     many."""
+
+    def in_child(self, inputs: Inputs) -> bool:
+        """Whether it runs in a process of its own. Whoever asks an endpoint does not: the run's budget is here."""
+        models = (model for group in inputs.models.values() for model in group)
+        return self.trains and not any(isinstance(model.spec, EndpointModel) for model in models)
 
     def output(self, config: StageConfig) -> str:
         """What this stage produces under this config."""

@@ -6,13 +6,17 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.errors import DataError, ModelError
 from potstill.objectives.divergence import Divergence, DivergenceName, takes_drawn
 from potstill.records import Chat
 from potstill.signals.files import Reader
+from potstill.signals.rows import HiddenLayer
+from potstill.signals.states import sketch
 from potstill.sources import Data, LocalModel, Model
+from potstill.stages.kept import SIGNALS_FOLDER, TOKENIZER_FOLDER
 from potstill.stages.session import Session
 from potstill.stages.training import named_rows
 from potstill.training.batch import Item
@@ -41,6 +45,8 @@ class Seat:
     teller: Teller
     pairs: Pairs = ()
     width: int = 0
+    sketches: Mapping[int, Tensor] | None = None
+    """By the teacher's layer, through what its states were seen; None: they are whole. See `signals.states`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class PresentTeacher:
         """In evaluation mode, and nothing of it is trained."""
         model = load_model(self.model, self.tokenizer, self.session.device)
         model.requires_grad_(False)
-        return build_scorer(model, self.session.precision).eval()
+        return build_scorer(model, self.session.precision).narrow().eval()
 
     def check(self, aims: Aims, items: Sequence[Item], beyond: str) -> None:
         """Refuse what it cannot say. `beyond`: what it is asked besides these rows, in words. DataError, ModelError."""
@@ -141,18 +147,18 @@ class CapturedTeacher:
         if aims.hidden_weight:
             depth = next(iter(kept.values())).of
             pairs = captured_map(len(decoder_layers(student.model)), depth, list(kept), layers)
-        widths = {kept[theirs].width for _, theirs in pairs}
+        sketches = {theirs: sketch_of(kept[theirs]) for _, theirs in pairs}
         teller = Captured(self.reader, weight, dict(pairs), bool(aims.divergence_weight))
-        return Seat(teller, pairs, max(widths, default=0))
+        return Seat(teller, pairs, max((kept[theirs].whole for _, theirs in pairs), default=0), sketches)
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
         return {"signal": "captured", "bytes_per_token": round(self.reader.bytes_per_token(), 2)}
 
 
-SIGNALS_FOLDER = "signals"
-TOKENIZER_FOLDER = "tokenizer"
-"""Of a captured signal: its shards, and whose tokens they speak of."""
+def sketch_of(kept: HiddenLayer) -> Tensor:
+    """Through what a captured layer was seen; shape (R, D)."""
+    return sketch(kept.seed, kept.layer, kept.whole, kept.width)
 
 
 def width_of(scorer: Scorer) -> int:
@@ -188,9 +194,7 @@ class Classroom:
         probes = list(islice(named_rows(self.session.inputs, Chat), PROBES))
         for teacher in self.teachers:
             where = f"teacher {teacher.name}"
-            if found := first_token_difference(tokenizer, teacher.tokenizer):
-                remedy = "Choose both of one family, or compare across tokenizers: divergence: uld, gold or alm"
-                raise ModelError(where, f"its tokens are not the student's: {found}", remedy)
+            refuse_other_tokens(tokenizer, teacher.tokenizer, teacher.name)
             if found := first_template_difference(tokenizer, teacher.tokenizer, probes):
                 remedy = "Set template: teacher, or give the teacher the student's"
                 raise ModelError(where, f"its chat template is not the student's: {found}", remedy)
@@ -198,20 +202,10 @@ class Classroom:
     def admit(self, split: Split) -> Split:
         """The rows that can be taught: all, or it is said which cannot. DataError, ModelError."""
         for teacher in self.teachers:
-            teacher.check(self.aims, [*split.train, *split.held_out], self._beyond)
+            teacher.check(self.aims, [*split.train, *split.held_out], self.config.beyond)
         if self.config.teacher_prompt is not None:
             self._view = self._guided(split, self.config.teacher_prompt)
         return split
-
-    @property
-    def _beyond(self) -> str:
-        """What teachers are asked besides the rows as they are."""
-        config = self.config
-        asked = {
-            "the student's own answers (on_policy)": config.on_policy,
-            "other prompts (teacher_prompt)": config.teacher_prompt,
-        }
-        return " and ".join(what for what, option in asked.items() if option is not None)
 
     def _guided(self, split: Split, words: str) -> View:
         """Teachers read the same answers behind their own prompt."""
@@ -241,7 +235,7 @@ class Classroom:
             self._seats.append(seat)
             if self.aims.hidden_weight:
                 seed = self.session.work.seed + number
-                between = Projections(seat.pairs, width_of(student), seat.width, seed)
+                between = Projections(seat.pairs, width_of(student), seat.width, seed, sketches=seat.sketches)
                 student.projections.append(between.to(student.device))
 
     def lessons(self) -> Teach:
@@ -266,6 +260,13 @@ def set_template(config: "DistillConfig", tokenizer: PreTrainedTokenizerBase, te
     """Give the student's tokenizer the template that its stage asks for, where it does."""
     if config.template is not None:
         tokenizer.chat_template = str(teacher.chat_template) if config.template == "teacher" else config.template
+
+
+def refuse_other_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, name: str) -> None:
+    """ModelError names the first token that is another one to the teacher of that name."""
+    if found := first_token_difference(student, teacher):
+        remedy = "Choose both of one family, or compare across tokenizers: divergence: uld, gold or alm"
+        raise ModelError(f"teacher {name}", f"its tokens are not the student's: {found}", remedy)
 
 
 PROBES = 32

@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from potstill.errors import RecipeError
 from potstill.records import Chat
 from potstill.sources import Inputs, Mixture, Share, Spec
-from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, Work
+from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Source, Stage, Work
+from potstill.stages.kept import KeepsSignals, Kept
 from potstill.stages.training import TrainingConfig, named_rows, sources
 
 if TYPE_CHECKING:
     from potstill.stages.session import Session
     from potstill.training.batch import Item
     from potstill.training.scoring import Scorer
+    from potstill.training.tasks import Teach
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "adaptive_kl",
@@ -23,6 +26,8 @@ ACROSS = ("uld", "gold", "alm")
 """Those that compare a teacher and a student of different vocabularies."""
 MIXED = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1, "adaptive_kl": 0.5, "gold": 0.5}
 """The divergences that read `mix`, and what it is unless it is given."""
+SERVED_BY_DRAWS = "forward_kl"
+"""The divergence that draws serve: it alone is linear in the teacher."""
 
 
 class OnPolicy(Spec):
@@ -148,6 +153,54 @@ class DistillConfig(TrainingConfig):
             one: 1.0 for one in given if isinstance(one, str)
         }
 
+    def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
+        for teacher in sources.get("teacher", ()):
+            if isinstance(teacher.config, KeepsSignals):
+                self._check_kept(teacher.name, teacher.config.kept())
+                there = teacher.reads["data"]
+                for data in sources["data"]:
+                    if data.name not in there:
+                        what = f"'{teacher.name}' captures rows of {', '.join(there)}, and none of '{data.name}'"
+                        raise RecipeError("data", what, "Name the same data in both stages")
+
+    def _check_kept(self, name: str, kept: Kept) -> None:
+        """RecipeError where what is captured cannot be learnt from in this way."""
+        beyond, what, remedy = self.beyond, "", "Capture it otherwise, or set this stage to what is captured"
+        drawn = kept.draws and self.divergence != SERVED_BY_DRAWS
+        theirs = set(self.layers.values()) if isinstance(self.layers, Mapping) else set[int]()
+        if beyond:
+            what = f"it is captured, and cannot be asked about {beyond}"
+            remedy = "Name the teacher's model itself"
+        elif self.divergence in ACROSS:
+            what = f"it is captured, and {self.divergence} asks a teacher about other tokens than the student's"
+            remedy = "Name the teacher's model itself"
+        elif kept.learn != self.learn:
+            what = f"it is captured with learn: {kept.learn}, and this stage has learn: {self.learn}"
+        elif self.divergence_weight and not (kept.top or kept.draws):
+            what = "no distributions are captured; it has neither draws nor top"
+        elif self.divergence_weight and kept.temperature != self.softness:
+            what = f"it is captured at temperature {kept.temperature:g}, and the divergence is at {self.softness:g}"
+        elif self.divergence_weight and drawn:
+            what = f"its draws are right on average for {SERVED_BY_DRAWS} alone, not for {self.divergence}"
+            remedy = f"Set divergence: {SERVED_BY_DRAWS}, or capture with top and without draws"
+        elif self.hidden_weight and not kept.layers:
+            what = "no hidden states are captured; it has no layers"
+        elif self.hidden_weight and theirs - set(kept.layers):
+            what = f"layer {min(theirs - set(kept.layers))} is not captured: {', '.join(map(str, kept.layers))} are"
+        elif self.hidden_weight and isinstance(self.layers, int) and self.layers > len(set(kept.layers)):
+            what = f"{self.layers} layers are to be learnt, and {len(set(kept.layers))} are captured"
+        if what:
+            raise RecipeError("teacher", f"of '{name}', {what}", remedy)
+
+    @property
+    def beyond(self) -> str:
+        """What a teacher is asked besides the rows as they are."""
+        asked = {
+            "the student's own answers (on_policy)": self.on_policy,
+            "other prompts (teacher_prompt)": self.teacher_prompt,
+        }
+        return " and ".join(what for what, option in asked.items() if option is not None)
+
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Tokens read, at a guess of 500 a conversation."""
         return self.forecast(rows, 500)
@@ -181,11 +234,12 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
         )
     split = room.admit(split)
 
-    def fit(scorer: "Scorer") -> None:
+    def fit(scorer: "Scorer") -> "Teach":
         if config.on_policy is not None:
             check_room(scorer.model, split.train, config.on_policy.max_tokens)
         check_itself(scorer, vocabulary_of(scorer.model, session.tokenizer, "the student"), split.train)
         room.fit(scorer)
+        return room.lessons()
 
     session.load(split, fit=fit, longest=_longest(config, split.train))
     steps, answered = _steps(config, session, split.train)

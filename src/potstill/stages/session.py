@@ -27,7 +27,7 @@ from potstill.training.reference import Cache, by_answer, column, weights_hash, 
 from potstill.training.schedule import global_batches
 from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.speed import matrix_peak, operations
-from potstill.training.tasks import Task
+from potstill.training.tasks import Task, Teach, untaught
 from potstill.training.team import Team
 from potstill.training.tokens import Store
 from potstill.training.watch import Guard, everyone, live_file, trackers
@@ -53,7 +53,7 @@ class Session:
         new_tokens: Sequence[int] = (),
         *,
         referred: bool = False,
-        fit: Callable[[Scorer], None] = lambda scorer: None,
+        fit: Callable[[Scorer], Teach] = lambda scorer: untaught,
         longest: Sequence[Item] = (),
     ) -> None:
         """The stage's `model`, with room for new tokens and with an adapter, where the config asks for them.
@@ -74,20 +74,24 @@ class Session:
         self.take(model, [*split.train, *longest], fit)
 
     def take(
-        self, model: PreTrainedModel, items: Sequence[Item], fit: Callable[[Scorer], None] = lambda scorer: None
+        self,
+        model: PreTrainedModel,
+        items: Sequence[Item],
+        fit: Callable[[Scorer], Teach] = lambda scorer: untaught,
     ) -> None:
         """Train this model on such items; whatever is "auto" is decided here.
 
-        `fit` is called with its scorer while that is whole, and before anything is made for what is trained in it.
+        `fit` is called with its scorer while that is whole, and before anything is made for what is trained in it. It
+        gives what batches will be taught by, which takes memory too.
         """
         config = self.config
         torch.manual_seed(self.work.seed + self.team.rank)  # dropout and noise draw from here
         scorer = build_scorer(model, self.precision, neftune_alpha=getattr(config, "neftune_alpha", 0.0))
-        fit(scorer)
+        teach = fit(scorer)
         optimizers = make_optimizers(scorer, config.optimizer, config.learning_rate, config.weight_decay, config.beta2)
         self.model = model
         self.pace = Pace(operations(model), matrix_peak(self.device, self.precision))
-        chosen = self.team.first(lambda: self._memory(scorer, items))
+        chosen = self.team.first(lambda: self._memory(scorer, items, teach))
         scorer.checkpoint(chosen.checkpoint_activations)
         if config.adapter is not None and self.precision == torch.bfloat16:
             hold_base(model, stored_dtype(model))
@@ -95,7 +99,7 @@ class Session:
         self._adapter = {"adapter": adapter_facts(model)} if is_adapted(model) else {}
         self.team.prepare(scorer, optimizers)
 
-    def _memory(self, scorer: Scorer, items: Sequence[Item]) -> Plan:
+    def _memory(self, scorer: Scorer, items: Sequence[Item], teach: Teach) -> Plan:
         """How memory is used. What was decided when the stage began holds until it is sealed, so that a run that was
         stopped goes on as it would have gone."""
         config, note = self.config, self.work.state / "memory.json"
@@ -104,7 +108,7 @@ class Session:
         checkpoint = config.activation_checkpointing
         checkpoint = before.activation_checkpointing if checkpoint is None else checkpoint
         states = 1 if config.optimizer == "muon" else 2
-        chosen = plan(scorer, items, states, self.team.size, micro_tokens, checkpoint)
+        chosen = plan(scorer, items, states, self.team.size, micro_tokens, checkpoint, teach)
         with storage_errors(note):
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, chosen.notes())

@@ -39,6 +39,10 @@ class Request:
     """A JSON Schema, as text, that the answer is to keep to. Sent where the model is declared `structured`."""
     opening: str = ""
     """Text to go on from as it stands, without a chat template; `messages` are then empty (Magpie)."""
+    tokens: tuple[int, ...] = ()
+    """Token ids to be scored as they stand; `messages` are then empty. See `logprobs`."""
+    listed: int = 0
+    """Of how many of the likeliest tokens the log-probabilities are asked for, at each of these."""
     attempts: int = 1
     """How often to ask, each time with another seed, until `accept` takes the reply; the last one stands."""
     accept: "Callable[[Reply], bool]" = is_whole
@@ -57,6 +61,8 @@ class Reply:
     reasoning: str = ""
     """What the model thought before it answered, where the server tells it apart from the answer."""
     tool_calls: tuple[ToolCall, ...] = ()
+    body: str = ""
+    """The server's whole reply, where it speaks of the prompt's tokens: it is large, and read when it is needed."""
     origin: Literal["model", "journal", "nobody"] = "model"
     """Who gave it: a model at hand; a server, in which case the journal holds it; or nobody, as no answer came."""
 

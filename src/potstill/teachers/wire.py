@@ -29,9 +29,12 @@ NO_FILES = "this process may open no more connections"
 
 
 def request_body(spec: EndpointModel, request: Request) -> dict[str, Any]:
-    """The body of a completion, as it is sent and as the journal hashes it: of a chat, or of the text to go on from."""
+    """The body of a completion, as it is sent and as the journal hashes it: of a chat, of the text to go on from, or
+    of tokens to be scored."""
     body: dict[str, Any] = {"model": spec.name}
-    if request.opening:
+    if request.tokens:
+        body |= {"prompt": list(request.tokens), "prompt_logprobs": request.listed}
+    elif request.opening:
         body["prompt"] = request.opening
     else:
         body["messages"] = [_message(message) for message in request.messages]
@@ -51,6 +54,8 @@ def request_body(spec: EndpointModel, request: Request) -> dict[str, Any]:
 
 def most_prompt_tokens(body: dict[str, Any]) -> int:
     """The most tokens that a request's prompt may have: no tokenizer makes more tokens than bytes."""
+    if isinstance(body.get("prompt"), list):
+        return len(body["prompt"])
     return len(json.dumps({name: body[name] for name in ("messages", "prompt", "tools") if name in body}))
 
 
@@ -120,6 +125,7 @@ def _reply(raw: str) -> Reply:
         completion_tokens=completion_tokens,
         reasoning=whole_text(reasoning) if isinstance(reasoning, str) else "",
         tool_calls=calls,
+        body=raw if choice.get("prompt_logprobs") is not None else "",
         origin="journal",
     )
 

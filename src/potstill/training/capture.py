@@ -3,7 +3,7 @@
 Suffixes: N scored positions of a batch, C of a chunk, M drawn entries, V vocabulary, D width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,13 +17,16 @@ from potstill.signals.files import Key, Writer
 from potstill.signals.rows import Hidden, RowSignal
 from potstill.signals.states import Kept, keep
 from potstill.training.batch import Batch, Item, micro_batches
-from potstill.training.head import CHUNK_LOGITS
+from potstill.training.head import CHUNK_LOGITS, Room
 from potstill.training.reference import content_hash
 from potstill.training.scoring import Scorer
 from potstill.training.tellers import key_of
 
 SHARD_POSITIONS = 1 << 16
 """Scored positions of a shard: what a crash loses at most."""
+
+LEAST_ROWS = 256
+"""Positions whose logits are made at once: a product of fewer takes longer for each, since the head is read anew."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,31 @@ def capture(
     Shards that are there already stay. `tell` hears (positions done, positions to do) after each.
     """
     scorer.eval()
+
+    def read(shard: Sequence[Item]) -> Iterator[tuple[Key, RowSignal]]:
+        for batch in micro_batches(shard, budget):
+            yield from _said(scorer, batch, asked)
+
+    with scorer.products():
+        keep_all(items, read, writer, tell)
+
+
+def keep_all(
+    items: Sequence[Item],
+    read: Callable[[Sequence[Item]], Iterable[tuple[Key, RowSignal]]],
+    writer: Writer,
+    tell: Callable[[int, int], None],
+) -> None:
+    """Write down, shard by shard, what is read of every row that is not there already. Not all may come of a shard."""
     done, total = 0, sum(item.scored for item in items)
     there = writer.done()
-    with scorer.products():
-        for shard in _shards(items):
-            keys = [key_of(item) for item in shard]
-            if not there.issuperset(keys):
-                said = {key: row for batch in micro_batches(shard, budget) for key, row in _said(scorer, batch, asked)}
-                writer.add({key: said[key] for key in keys})
-            done += sum(item.scored for item in shard)
-            tell(done, total)
+    for shard in _shards(items):
+        missing = [item for item in shard if key_of(item) not in there]
+        if missing:
+            said = dict(read(missing))
+            writer.add({key: said[key] for key in map(key_of, missing) if key in said})
+        done += sum(item.scored for item in shard)
+        tell(done, total)
 
 
 def _shards(items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -111,11 +129,12 @@ def _columns(scorer: Scorer, batch: Batch, hidden_ND: Tensor, asked: Asked) -> d
         drawn = [uniforms(asked.seed, content_hash(item), item.scored) for item in batch.items]
         uniforms_N = torch.from_numpy(np.concatenate(drawn)).to(hidden_ND.device)
     found: dict[str, list[NDArray[Any]]] = {}
-    chunk = max(1, CHUNK_LOGITS // asked.vocabulary)
+    chunk = min(len(hidden_ND), max(LEAST_ROWS, CHUNK_LOGITS // asked.vocabulary))
+    room = Room()
     for start in range(0, len(hidden_ND), chunk):
-        rows = slice(start, start + chunk)
+        rows = slice(start, min(start + chunk, len(hidden_ND)))
         taken = take(
-            scorer.logits(hidden_ND[rows])[:, : asked.vocabulary],
+            scorer.said(hidden_ND[rows], asked.vocabulary, room),
             temperature=asked.temperature,
             top=asked.top,
             draws=asked.draws,

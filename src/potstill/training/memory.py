@@ -4,10 +4,11 @@ Weights, gradients and the optimizer's state are known from the parameters (`mod
 a token take is measured on the user's own rows, by counting what autograd keeps for the backward.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -15,13 +16,18 @@ from torch import Tensor
 
 from potstill.errors import ModelError
 from potstill.training.batch import Item, collate
+from potstill.training.head import CHUNK_LOGITS
 from potstill.training.models import footprint
 from potstill.training.scoring import Scorer
+from potstill.training.tasks import Teach, untaught
+from potstill.training.taught_head import SLAB_BYTES
 
 PREFERRED_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 8192}
 """More at once makes nothing faster."""
 PROBE_TOKENS = 1024
 CGROUP = Path("/sys/fs/cgroup")
+LESSON_BYTES = SLAB_BYTES + 2 * 4 * CHUNK_LOGITS
+"""Room that a lesson works in, however many tokens it has: gradients by logits, and a chunk of logits on both sides."""
 HEADROOM = 0.8
 """The share of free memory that is planned for: kernels need some, and rows differ."""
 
@@ -47,15 +53,17 @@ def plan(
     workers: int,
     micro_tokens: int | None,
     checkpoint: bool | None,
+    teach: Teach = untaught,
 ) -> Plan:
     """What is None is decided: as many tokens at once as are worth while and fit, activations remembered where the
-    longest row then fits. Leaves the scorer as decided."""
+    longest row then fits. Leaves the scorer as decided. `teach`: what training will do with each batch."""
     longest = max(item.tokens for item in items)
     free = free_bytes(scorer.device) - _to_come(scorer, optimizer_states) // workers
+    free -= 0 if teach is untaught else LESSON_BYTES
     preferred = max(micro_tokens or PREFERRED_TOKENS[scorer.device.type], longest)
     for remembered in [True, False] if checkpoint is None else [not checkpoint]:
         scorer.checkpoint(not remembered)
-        each = bytes_per_token(scorer, items)
+        each = bytes_per_token(scorer, items, teach)
         fitting = int(HEADROOM * free / each)
         if fitting >= longest:
             break
@@ -109,8 +117,9 @@ def _cgroup_bytes() -> int:
         return 1 << 62
 
 
-def bytes_per_token(scorer: Scorer, items: Sequence[Item]) -> int:
-    """What autograd keeps of one token until the backward, averaged over rows of middling length."""
+def bytes_per_token(scorer: Scorer, items: Sequence[Item], teach: Teach = untaught) -> int:
+    """What is kept of one token until the backward, averaged over rows of middling length: by autograd, and by the
+    lesson that the batch is given."""
     by_length = sorted(items, key=lambda item: item.tokens)
     probe: list[Item] = []
     size = 0
@@ -120,19 +129,35 @@ def bytes_per_token(scorer: Scorer, items: Sequence[Item]) -> int:
         probe.append(item)
         size += item.tokens
     own = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
+    slopes = {p.shape for p in scorer.parameters() if p.ndim == 2 and len(p) > size}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> None:
         """Without its history: a tensor kept by the node that made it would never be freed."""
         pointer = tensor.untyped_storage().data_ptr()
-        if pointer not in own:
+        if pointer not in own and tensor.shape not in slopes:  # a gradient made in the forward: it is of no token
             kept.setdefault(pointer, tensor.detach())
 
     training = scorer.training
     scorer.train()
     state = torch.get_rng_state()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing), scorer.products():
-        scorer(collate(probe).to(scorer.device))
+        batch = teach(collate(probe).to(scorer.device))
+        for tensor in _tensors(batch.lesson):
+            keep(tensor)
+        scorer(batch)
     torch.set_rng_state(state)
     scorer.train(training)
     return max(1, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // size)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All that a lesson holds; not what it asks a teacher's own weights."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+    elif isinstance(value, Mapping | tuple | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)

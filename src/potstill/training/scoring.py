@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,7 @@ class Scorer(nn.Module):
         self.least_chunks = 1
         """The head is called so often at least: where it is gathered for every call, all workers have to call alike."""
         self._kernels: set[str] = set()  # of the last batch
+        self._narrow_VD: Tensor | None = None  # of the head, where it is a copy
         if layout == "padded":
             attention.remove(bare(model))
         else:
@@ -96,6 +97,19 @@ class Scorer(nn.Module):
         """Compute each decoder layer again in the backward, or remember its activations. ModelError where it cannot."""
         _checkpoint_layers(self.model, on)
         self.checkpoint_activations = on
+
+    def narrow(self) -> Self:
+        """Hold the matrices of a body that nobody trains in what their products are computed in: autocast would round
+        them anew at every call. No number changes by it, and it takes half the memory. The head stays as it is, which
+        may be tied to the embeddings; on a GPU `said` reads a copy of it, since only that is multiplied fast there.
+        """
+        if self.precision == torch.bfloat16:
+            for module in bare(self.model).modules():
+                if type(module) is nn.Linear and module is not self._output:
+                    module.to(self.precision)
+            if self.device.type == "cuda" and self._is_plain:
+                self._narrow_VD = cast(Tensor, self._output.weight).detach().to(self.precision)
+        return self
 
     @property
     def balance_coefficient(self) -> float:
@@ -267,9 +281,9 @@ class Scorer(nn.Module):
         room, which keeps a processor from fetching so much memory anew for each chunk."""
 
         def product(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-            tokens_VD = weight_VD[:vocabulary]
-            wide = torch.promote_types(weight_VD.dtype, torch.float32)
-            out = room.of((len(hidden_CD), len(tokens_VD)), wide, weight_VD.device)
+            tokens_VD = (weight_VD if self._narrow_VD is None else self._narrow_VD)[:vocabulary]
+            wide = torch.promote_types(tokens_VD.dtype, torch.float32)
+            out = room.of((len(hidden_CD), len(tokens_VD)), wide, tokens_VD.device)
             return product_of(hidden_CD, tokens_VD, out)
 
         if self._is_plain:
