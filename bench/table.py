@@ -40,7 +40,9 @@ whole stage over a hundred thousand dialogues and over a million, and `python be
 novelty filter as what was kept grows. All make their rows themselves, from a seed.
 
 Distillation: `python bench/angle.py --record` compares the gradient of a sampled signal, as our files keep it, with the
-dense one's.
+dense one's; `python bench/capture.py --record` measures what the stage `capture` adds to the teacher's own forward
+pass, and `python bench/cached.py --record` what an epoch from its signal saves. On a machine that others use too, the
+processors' time says more than the clock.
 """
 NOTHING = "\nNothing is recorded yet.\n"
 
@@ -54,6 +56,8 @@ TITLES = {
     "scale": "The stage curate: dialogues a second, and memory",
     "novelty": "The novelty filter: instructions a second",
     "angle": "A sampled signal: the angle of the gradient to the dense one",
+    "capture": "Capturing a signal, against the teacher's bare forward pass",
+    "cached": "An epoch from a captured signal, against one with the teacher",
 }
 
 
@@ -242,6 +246,51 @@ def _flat(row: Row) -> str:
     return "\n".join(lines)
 
 
+def _capture(row: Row) -> str:
+    config = row["config"]
+    told = (
+        f"A Llama of {config['shape']['num_hidden_layers']} layers, {config['shape']['hidden_size']} wide, with random "
+        f"weights; {config['rows']}; {_commit(row)}. Bare is transformers' own pass, in the fastest of its ways. "
+        f"Kept: 50 draws, the 50 largest entries, both, or draws and two layers' hidden states at width 256."
+    )
+    lines = [
+        told,
+        "",
+        "| vocabulary | kept | tokens a second | least to most of the rounds | of the bare pass | by processor time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for vocabulary, found in row["sets"].items():
+        for name, spread in found["rates"].items():
+            rates = f"{_short(spread['median'])} | {_short(spread['min'])} to {_short(spread['max'])}"
+            of_bare, processor = (found.get(kind, {}).get(name) for kind in ("ratios", "processor_ratios"))
+            shares = " | ".join("" if share is None else f"{share:.0%}" for share in (of_bare, processor))
+            named = f"bare ({found['bare']}; {found['nats']} nats)" if name == "bare" else name
+            lines.append(f"| {int(vocabulary):,} | {named} | {rates} | {shares} |")
+    return "\n".join(lines)
+
+
+def _cached(row: Row) -> str:
+    config = row["config"]
+    told = (
+        f"One optimizer step a round on equal rows, {config['draws']} draws a token from the disk, vocabulary "
+        f"{config['vocabulary']:,}; {_commit(row)}. The ceiling is (step by likelihood + teacher's bare pass) / "
+        "step by likelihood: what reading and comparing for nothing would gain."
+    )
+    lines = [
+        told,
+        "",
+        "| teacher | clock | online step | cached step | by likelihood | bare teacher | gain | ceiling | share of it |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for teacher, found in row["sets"].items():
+        for clock, prefix in (("wall", ""), ("processors", "processor_")):
+            seconds = found[f"{prefix}seconds"]
+            times = " | ".join(f"{seconds[name]:.3g} s" for name in ("online", "cached", "sft", "teacher"))
+            gain = f"{found[f'{prefix}ratio']:.3g} | {found[f'{prefix}ceiling']:.3g}"
+            lines.append(f"| {teacher} | {clock} | {times} | {gain} | {found[f'{prefix}share_of_ceiling']:.0%} |")
+    return "\n".join(lines)
+
+
 DATA: Mapping[str, Callable[[Row], str]] = {
     "synthesis": _requests,
     "synthesis_memory": _flat,
@@ -249,6 +298,8 @@ DATA: Mapping[str, Callable[[Row], str]] = {
     "scale": _scale,
     "novelty": _novelty,
     "angle": _angle,
+    "capture": _capture,
+    "cached": _cached,
 }
 
 

@@ -1,5 +1,7 @@
 """What is taken of a teacher's logits: the list, the sample, their masses, against brute force in float64."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,10 @@ from torch import Tensor
 from potstill.errors import ModelError
 from potstill.objectives.signal import NO_ENTRY
 from potstill.signals.draws import BLOCK, Taken, take, uniforms
+from potstill.signals.files import Reader, Writer
+from potstill.signals.rows import Header, RowSignal
+from potstill.signals.sparse import to_sparse
+from potstill.training.capture import Asked, _named
 
 SIZES = [1, 2, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000, 5 * BLOCK + 17]
 """Vocabularies: less than a block, whole blocks, and a part of one."""
@@ -293,3 +299,22 @@ def test_uniform_numbers_come_of_seed_row_and_place_alone() -> None:
     for other in (uniforms(8, "ab12", 1000), uniforms(7, "ab13", 1000)):
         assert not np.isin(other, first).any()
     assert first[:2].tolist() == [0.5830936439546234, 0.0611323055901456]
+
+
+def test_what_is_kept_of_a_list_and_draws_has_the_mass_that_was_taken(tmp_path: Path) -> None:
+    """Through the files and back: the drawn entries share what the list leaves, up to the list's codes."""
+    torch.manual_seed(0)
+    logits_CV = torch.randn(64, 500) * torch.linspace(1, 12, 64)[:, None]
+    taken = take(logits_CV, top=8, draws=20, uniforms_C=torch.rand(64, dtype=torch.float64))
+    columns = _named(taken, Asked(500, top=8, draws=20))
+    row = RowSignal(**{name: column.numpy() for name, column in columns.items()})
+    header = Header(500, 8, 20, 1.0, (), False, "teacher", "tokenizer", "data")
+    Writer(tmp_path, header).add({("row", "00"): row})
+    found = to_sparse(Reader(tmp_path).read([("row", "00")]), header)
+    np.testing.assert_allclose(found.mass_CK.sum(1) + found.rest_C, 1, atol=1e-6)
+    listed_CK = np.isin(np.arange(found.ids_CK.shape[1]), np.arange(8))
+    drawn_C = found.mass_CK[:, ~listed_CK].sum(1)
+    some_C = taken.sizes_C.numpy() > 0
+    assert 40 < some_C.sum() <= 64
+    np.testing.assert_allclose(drawn_C[some_C], taken.rest_C.numpy()[some_C], atol=0.02)
+    assert (drawn_C[~some_C] == 0).all()
