@@ -223,6 +223,7 @@ REFUSED = {
     "draws": ("", "student: m, draws: 5", "'s.draws': 'far' is behind an endpoint, which gives the likeliest tokens"),
     "states": ("", "student: m, top: 5, layers: [1]", "'s.layers': 'far' is behind an endpoint"),
     "temperature": ("", "student: m, top: 5, temperature: 2", "'s.temperature': 'far' is behind an endpoint"),
+    "type": ("", "student: m, top: 5, dtype: float32", "'s.dtype': 'far' is behind an endpoint, which computes as it"),
     "batch": (", batch: true", "student: m, top: 5", "'s.teacher': 'far' is behind an endpoint by batch jobs"),
 }
 

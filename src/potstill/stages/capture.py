@@ -100,6 +100,8 @@ class CaptureConfig(KeepsSignals):
         for name in (name for name, given in wrong.items() if given):
             what = f"{behind}, which gives the likeliest tokens at temperature 1 alone"
             raise RecipeError(name, what, f"Leave {name} out, and set top")
+        for name in sorted(self.model_fields_set & {"device", "dtype", "micro_batch_tokens"}):
+            raise RecipeError(name, f"{behind}, which computes as it likes", f"Leave {name} out")
         if teacher.spec.batch:
             raise RecipeError("teacher", f"{behind} by batch jobs, which are for chats", "Set batch: false for it")
 
