@@ -8,13 +8,15 @@ DEVELOPMENT := .[dev,hub,ray,scale]
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint bench peers peers-data clean
 
-# $(call install,ENVIRONMENT,CONSTRAINTS,WHAT): into an environment that is made anew where the last install into it
-# was cut short. The file `whole` stands in it only while nothing is being installed. DeepSpeed compiles nothing then.
+# $(call install,ENVIRONMENT,CONSTRAINTS,WHAT,ALONE): into an environment that is made anew where the last install into
+# it was cut short. The file `whole` stands in it only while nothing is being installed. DeepSpeed compiles nothing then.
+# ALONE comes without what it depends on: of Liger only what needs no Triton is used.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "potstill needs Python 3.11 or later; name one: make PYTHON=python3.12")'
 	@test -e $(1)/whole || $(PYTHON) -m venv --clear $(1)
 	@rm -f $(1)/whole
 	DS_BUILD_OPS=0 $(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) $(3)
+	$(if $(4),$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c $(2) $(4))
 	@touch $(1)/whole $@
 endef
 
@@ -25,7 +27,7 @@ $(VENV)/dev: $(VENV)/run
 	$(call install,$(VENV),constraints.txt,-e '$(DEVELOPMENT)')
 
 $(PEERS)/peers: constraints-peers.txt
-	$(call install,$(PEERS),constraints-peers.txt,torch trl)
+	$(call install,$(PEERS),constraints-peers.txt,torch trl,liger-kernel)
 
 # An environment a library that data stages are compared with; the first line of its constraints says what to install.
 .venv-%/peers: constraints-%.txt

@@ -67,7 +67,7 @@ class Question:
     """The size of the model that teaches, where one does."""
     few_steps: bool = False
     """A round is so short that what the one before it left in a process would count for much of the peak memory: it is
-    given back to the system first. All sets are warmed up, as where shapes are compiled for."""
+    given back to the system first."""
 
 
 def arguments(question: Question, *, sweep: bool = False) -> argparse.Namespace:
@@ -167,8 +167,7 @@ class Contest:
 
     def warm_up(self) -> None:
         """What nobody times: each side does once what a process does only once. A GPU compiles for each shape too."""
-        every = self.chosen.device == "cuda" or self.question.few_steps
-        for row_set in self.question.sets if every else self.question.sets[:1]:
+        for row_set in self.question.sets if self.chosen.device == "cuda" else self.question.sets[:1]:
             (round_,) = self.rounds(row_set, 1, seed=2)
             for name, side in self.sides.items():
                 side.ask(self.job(name, row_set, round_.rows))

@@ -1,4 +1,4 @@
-"""TRL's two trainers that distil, and Liger's loss in the first of them, on rows of token ids; in the peers' environment.
+"""TRL's two trainers that distil, and Liger's loss in one of them, on token ids; in the peers' environment.
 
 No trainer answers prompts itself here: the first is told never to, the second gets the rows' answers instead.
 """

@@ -1,4 +1,4 @@
-"""Our side: the stages `sft`, `dpo` and `distill` as a recipe runs them, on a folder of rows and a model in Hugging Face layout.
+"""Our side: stages as a recipe runs them, on a folder of rows and models in Hugging Face layout.
 
 The one file here that knows potstill. Timed is what trains, the reference's pass included; reading, tokenization,
 loading and saving are not, on either side.

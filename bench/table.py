@@ -39,16 +39,21 @@ Curation: `python bench/curation.py --record` runs each side over the same file,
 whole stage over a hundred thousand dialogues and over a million, and `python bench/novelty.py --record` measures the
 novelty filter as what was kept grows. All make their rows themselves, from a seed.
 
-Distillation: `python bench/angle.py --record` compares the gradient of a sampled signal, as our files keep it, with the
-dense one's; `python bench/capture.py --record` measures what the stage `capture` adds to the teacher's own forward
-pass, and `python bench/cached.py --record` what an epoch from its signal saves. On a machine that others use too, the
-processors' time says more than the clock.
+Distillation: `python bench/distill.py --record` trains a student beside its teacher, by the generalized JSD over whole
+distributions, each side on the same rows with the same two models. `trl` is TRL's experimental GKD trainer, `trl_best`
+the same with bfloat16 weights and the fastest batch size, `trl_chunked` TRL's DistillationTrainer, whose loss goes
+chunk by chunk, and `liger` GKD's step with Liger's fused JSD. GKD holds whole logits: how much more memory it needs
+than we do goes with the tokens of its 8 rows. `python bench/angle.py --record` compares the gradient of a sampled
+signal, as our files keep it, with the dense one's; `python bench/capture.py --record` measures what the stage `capture`
+adds to the teacher's own forward pass, and `python bench/cached.py --record` what an epoch from its signal saves. On a
+machine that others use too, the processors' time says more than the clock.
 """
 NOTHING = "\nNothing is recorded yet.\n"
 
 TITLES = {
     "dpo": "DPO: pairs a second, the reference's pass included",
     "sft": "SFT: tokens a second",
+    "distill": "Distillation with the teacher beside: tokens a second",
     "dpo_sweep": "DPO: three epochs for each of three betas, pairs a second",
     "synthesis": "Asking teachers: requests a second",
     "synthesis_memory": "Asking teachers: memory as requests grow",
@@ -107,9 +112,11 @@ def _facts(row: Row) -> str:
     versions = row["versions"]
     named = [_commit(row)]
     named += [f"torch {versions[OURS]['torch']}"]
+    liger = versions.get("trl", {}).get("liger-kernel")
     named += (
         [f"TRL {versions['trl']['trl']}, transformers {versions['trl']['transformers']}"] if "trl" in versions else []
     )
+    named += [f"Liger-Kernel {liger}"] if liger and "liger" in row["config"]["peers"] else []
     peak = row["hardware"]["matrix_peak"]
     shape = " x ".join(map(str, peak["shape"]))
     speeds = ", ".join(f"{value / 1e12:.3g} in {name}" for name, value in peak["flops_per_second"].items())
@@ -117,6 +124,8 @@ def _facts(row: Row) -> str:
     best = row["config"]["peers"].get("trl_best", {})
     settings = ", ".join(f"{name} {value}" for name, value in best.items())
     weights = f"{row['config']['weights'] / 1e6:.0f} million weights"
+    if "teacher_weights" in row["config"]:
+        weights += f", the teacher {row['config']['teacher_weights'] / 1e6:.0f} million"
     return (
         f"{quick}{row['hardware']['cores']} cores; {', '.join(named)}; {weights}. "
         f"Measured matrix peak ({shape}), TFLOP/s: {speeds}." + (f" `trl_best`: {settings}." if best else "")

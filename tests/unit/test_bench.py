@@ -93,6 +93,30 @@ def test_flops_are_those_that_torch_counts_with_half_of_the_attention(model: Pat
     assert seen == pytest.approx(counted, rel=1e-3)
 
 
+def test_a_sharp_teacher_has_the_students_tokens_and_other_logits(tmp_path: Path) -> None:
+    rows = load("rows")
+    sizes = [rows.save_model(tmp_path / name, "tiny", 1, sharp) for name, sharp in (("flat", 1.0), ("sharp", 5.0))]
+    assert sizes[0] == sizes[1]
+    ids = torch.arange(8)[None]
+    flat, sharp = (AutoModelForCausalLM.from_pretrained(tmp_path / name)(ids).logits for name in ("flat", "sharp"))
+    torch.testing.assert_close(sharp, 5 * flat)
+
+
+def test_a_teachers_flops_are_its_forward_alone() -> None:
+    rows, cost = load("rows"), load("cost")
+    (row,) = rows.chats(0, 1, 512, rows.Lengths(40, 40, 0.0), 1)
+    assert 3 * cost.teacher_flops(rows.ARCHITECTURES["tiny"], row) == cost.sft_flops(rows.ARCHITECTURES["tiny"], row)
+
+
+def test_a_vocabulary_of_128k_stands_beside_small_bodies() -> None:
+    sizes, asked = load("rows").ARCHITECTURES, load("distill").QUESTION
+    student, teacher = sizes[asked.model], sizes[asked.teacher]
+    assert student.vocabulary == teacher.vocabulary == 128_256
+    assert student.weights == pytest.approx(56e6, rel=0.01)
+    assert teacher.weights == pytest.approx(90e6, rel=0.01)
+    assert student.body_weights < student.weights / 5
+
+
 def answer(seconds: float, **more: Any) -> dict[str, Any]:
     return {"seconds": seconds, "peak_bytes": 1, "loss": 0.7, "facts": {}, **more}
 
@@ -168,7 +192,7 @@ def bench_run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **named})
 
 
-@pytest.mark.parametrize("question", ["dpo", "sft"])
+@pytest.mark.parametrize("question", ["dpo", "sft", "distill"])
 def test_the_last_line_is_one_row_that_says_everything(question: str) -> None:
     done = bench_run(f"bench/{question}.py", "--quick", "--peers", "--rounds", "1")
     assert done.returncode == 0, done.stderr

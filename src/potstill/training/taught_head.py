@@ -23,8 +23,7 @@ SLAB_BYTES = 1 << 27
 """Of gradients by logits that are gathered for one product."""
 
 PIECE = 1 << 13
-"""Tokens of the head that a product is over at once on a CPU, so that what it gives is in the caches when it is added up.
-"""
+"""Tokens of the head in one product on a CPU, so that what it gives is in the caches when it is added up."""
 
 
 def linear_lesson(
@@ -124,7 +123,7 @@ def _go_through(
 
 
 def _add_up(slope_sV: Tensor, tokens_VD: Tensor, scaled_sD: Tensor, wanted: bool, grad_VD: Tensor | None) -> Tensor:
-    """slope @ tokens, where that is `wanted`, shape (s, D), float32 or wider; slope.T @ scaled is added to `grad_VD`."""
+    """slope @ tokens, where that is `wanted`, shape (s, D), float32 or wider; adds slope.T @ scaled to `grad_VD`."""
     vocabulary = len(tokens_VD)
     piece = PIECE if tokens_VD.device.type == "cpu" else vocabulary
     learnt_sD = scaled_sD.new_zeros(scaled_sD.shape, dtype=torch.promote_types(tokens_VD.dtype, torch.float32))
