@@ -17,6 +17,7 @@ from potstill.objectives.divergence import Divergence, DivergenceName
 from potstill.objectives.signal import Sparse
 from potstill.training import taught_head
 from potstill.training.batch import Batch, Item, collate, micro_batches
+from potstill.training.head import Room
 from potstill.training.itself import check_itself
 from potstill.training.layers import Projections
 from potstill.training.lesson import Aims, Entries, Lesson, Told, Whole
@@ -263,3 +264,19 @@ def test_products_in_bfloat16_cost_little(name: DivergenceName):
     torch.testing.assert_close(value_16, value)
     assert (by_hidden_16 - by_hidden).norm() < 0.005 * by_hidden.norm()
     assert (by_weight_16 - by_weight).norm() < 0.005 * by_weight.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "granite"])
+def test_what_a_teacher_says_lies_in_one_room_and_is_never_coarser_than_float32(family: str, dtype: torch.dtype):
+    """Of a plain head; Granite's scales logits, Gemma 2's caps them and answers as a module."""
+    scorer = Scorer(teacher_model(family).to(dtype))
+    wide = torch.promote_types(dtype, torch.float32)
+    hidden = torch.randn(5, scorer.model.config.hidden_size, dtype=dtype)
+    room, expected = Room(), scorer.logits(hidden)[:, : VOCABULARY - 3]
+    first = scorer.said(hidden[:3], VOCABULARY - 3, room)
+    torch.testing.assert_close(first, expected[:3].to(wide), rtol=1e-6, atol=1e-6)
+    assert first.dtype == wide
+    second = scorer.said(hidden[3:], VOCABULARY - 3, room)
+    torch.testing.assert_close(second, expected[3:].to(wide), rtol=1e-6, atol=1e-6)
+    assert (first.data_ptr() == second.data_ptr()) is (family != "gemma2")
