@@ -24,6 +24,7 @@ from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, 
 from potstill.records import Text as TextRecord
 from potstill.reporting.judges import judge_table
 from potstill.signal_view import show_signals
+from potstill.stages.kept import ALIGNMENT_FILE
 from potstill.teachers.ratings import INCONSISTENT, NOT_APPLICABLE, UNREAD, is_inconsistent, is_unread
 from potstill.validation import nearest
 from potstill.workspace import Asked, Workspace
@@ -68,6 +69,7 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
         _print_rows(console, artifact.path / ROWS_FILE, ROWS[artifact.produces], rows, there)
     elif artifact.produces == "model":
         console.print(model_view(artifact.path))
+        _print_alignment(console, artifact.path / ALIGNMENT_FILE)
     elif artifact.produces == "signals":
         show_signals(console, artifact.path, rows)
     elif artifact.produces == "scores":
@@ -260,6 +262,14 @@ def _cut(text: str) -> Text:
     """A text as far as a screen bears it."""
     more = len(text) - LONGEST_TEXT
     return Text.assemble(clean(text[:LONGEST_TEXT]), (f" … {more:,} characters more" if more > 0 else "", "dim"))
+
+
+def _print_alignment(console: Console, path: Path) -> None:
+    """Of a student taught across tokenizers: which tokens of a row, its own and its teacher's, are the same bytes."""
+    if path.exists():
+        console.print()
+        console.print(Rule(Text("the first row, the student's tokens ~ the teacher's"), align="left", style="dim"))
+        console.print(Text("\n".join(clean(line) for line in path.read_text(encoding="utf-8").splitlines())))
 
 
 def model_view(path: Path) -> RenderableType:

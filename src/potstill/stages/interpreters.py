@@ -13,6 +13,7 @@ from potstill.learnt import Turn, learnt_turns
 from potstill.objectives.cross_tokenizer import Shared
 from potstill.records import Chat, Dropped
 from potstill.stages.classroom import PresentTeacher, set_template
+from potstill.stages.kept import ALIGNMENT_FILE
 from potstill.stages.session import Session
 from potstill.stages.training import named_rows
 from potstill.tokenization import Encoded
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from potstill.stages.distill import DistillConfig
 
 Turns = tuple[Turn, ...]
-
-ALIGNMENT_FILE = "alignment.txt"
-"""Which tokens of the first row stand for the same bytes, for people."""
 
 
 class Interpreters:

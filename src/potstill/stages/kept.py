@@ -10,6 +10,9 @@ TOKENIZER_FOLDER = "tokenizer"
 EXAMPLES_FILE = "examples.jsonl"
 """Of a captured signal: its shards, whose tokens they speak of, and the tokens of its first rows, for `show`."""
 
+ALIGNMENT_FILE = "alignment.txt"
+"""Of a student taught across tokenizers: which tokens of the first row stand for the same bytes, for people."""
+
 
 @dataclass(frozen=True)
 class Kept:
