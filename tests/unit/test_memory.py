@@ -24,6 +24,7 @@ from potstill.training.lesson import Aims
 from potstill.training.memory import Plan, bytes_per_token, memory_errors, plan
 from potstill.training.scoring import Scorer
 from potstill.training.tasks import untaught
+from potstill.training.taught_head import room_bytes
 from potstill.training.tellers import Present, lessons
 
 ITEMS = random_items([(0, 20 + n) for n in range(12)])
@@ -199,4 +200,4 @@ def test_a_lesson_takes_room_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 33)
     teach = lessons(Aims(Divergence("forward_kl", None, 1.0), VOCABULARY, likelihood_weight=1.0), [])
     plain, taught = (plan(scorer, ITEMS, 2, 1, None, None, how).free_bytes for how in (untaught, teach))
-    assert plain - taught == memory.LESSON_BYTES
+    assert plain - taught == room_bytes(VOCABULARY)

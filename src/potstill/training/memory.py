@@ -16,18 +16,16 @@ from torch import Tensor
 
 from potstill.errors import ModelError
 from potstill.training.batch import Item, collate
-from potstill.training.head import CHUNK_LOGITS
 from potstill.training.models import footprint
+from potstill.training.probe import bare
 from potstill.training.scoring import Scorer
 from potstill.training.tasks import Teach, untaught
-from potstill.training.taught_head import SLAB_BYTES
+from potstill.training.taught_head import room_bytes
 
 PREFERRED_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 8192}
 """More at once makes nothing faster."""
 PROBE_TOKENS = 1024
 CGROUP = Path("/sys/fs/cgroup")
-LESSON_BYTES = SLAB_BYTES + 2 * 4 * CHUNK_LOGITS
-"""Room that a lesson works in, however many tokens it has: gradients by logits, and a chunk of logits on both sides."""
 HEADROOM = 0.8
 """The share of free memory that is planned for: kernels need some, and rows differ."""
 
@@ -59,7 +57,8 @@ def plan(
     longest row then fits. Leaves the scorer as decided. `teach`: what training will do with each batch."""
     longest = max(item.tokens for item in items)
     free = free_bytes(scorer.device) - _to_come(scorer, optimizer_states) // workers
-    free -= 0 if teach is untaught else LESSON_BYTES
+    if teach is not untaught:
+        free -= room_bytes(bare(scorer.model).config.get_text_config().vocab_size)
     preferred = max(micro_tokens or PREFERRED_TOKENS[scorer.device.type], longest)
     for remembered in [True, False] if checkpoint is None else [not checkpoint]:
         scorer.checkpoint(not remembered)

@@ -26,6 +26,17 @@ PIECE = 1 << 13
 """Tokens of the head in one product on a CPU, so that what it gives is in the caches when it is added up."""
 
 
+def _chunk(vocabulary: int) -> int:
+    """Positions whose logits are there at once."""
+    return max(LEAST_ROWS, CHUNK_LOGITS // vocabulary)
+
+
+def room_bytes(vocabulary: int) -> int:
+    """Room that a lesson works in, however many tokens it has: gradients by logits, and a chunk of logits on both sides,
+    in float32."""
+    return SLAB_BYTES + 2 * 4 * _chunk(vocabulary) * vocabulary
+
+
 def linear_lesson(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, judge: Judge, scale: float, product: torch.dtype
 ) -> Tensor:
@@ -91,7 +102,7 @@ def _go_through(
     wanted = wanted if judge.asks_head else (False, False)
     positions, vocabulary = len(targets_N), judge.vocabulary
     tokens_VD = weight_VD[:vocabulary]
-    chunk = max(LEAST_ROWS, CHUNK_LOGITS // vocabulary)
+    chunk = _chunk(vocabulary)
     slab = min(positions, max(chunk, SLAB_BYTES // (vocabulary * product.itemsize) // chunk * chunk))
     wide = torch.promote_types(weight_VD.dtype, torch.float32)
     figures_FN = hidden_ND.new_zeros((len(FIGURES), positions), dtype=wide)
