@@ -32,7 +32,7 @@ def _chunk(vocabulary: int) -> int:
 
 
 def room_bytes(vocabulary: int) -> int:
-    """Room that a lesson works in, however many tokens it has: gradients by logits, and a chunk of logits on both sides,
+    """Room that a lesson works in, however many tokens it has: gradients by logits, and a chunk of logits on both sides
     in float32."""
     return SLAB_BYTES + 2 * 4 * _chunk(vocabulary) * vocabulary
 
