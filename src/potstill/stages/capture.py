@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE, digest, hash_file, storage_errors
 from potstill.errors import RecipeError, Stopped
-from potstill.records import Chat, Dropped
+from potstill.records import Dropped
 from potstill.sources import Data, EndpointModel, Inputs, Mixture, Model
 from potstill.stages.base import Expected, Facts, LocalModelName, ModelName, Reference, Stage, Work
 from potstill.stages.kept import EXAMPLES_FILE, SIGNALS_FOLDER, TOKENIZER_FOLDER, KeepsSignals, Kept
-from potstill.stages.training import named_rows, sources
+from potstill.stages.training import chats_as_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +117,6 @@ def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:
     """Tokenize, read the teacher, write shard by shard. What a run that was stopped has written stays."""
     from potstill.signals.files import Reader
     from potstill.stages.classroom import refuse_other_tokens
-    from potstill.training.data import chat_items
     from potstill.training.models import load_tokenizer
     from potstill.training.tokens import Store
 
@@ -126,17 +125,7 @@ def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:
     tokenizer = load_tokenizer(inputs.model("student") if config.student is not None else teacher)
     if config.student is not None and not behind_endpoint:
         refuse_other_tokens(tokenizer, load_tokenizer(teacher), teacher.name)
-    split = chat_items(
-        tokenizer,
-        named_rows(inputs, Chat),
-        max_length=config.max_length,
-        on_long=config.on_long,
-        learn=config.learn,
-        held_out=0,
-        seed=work.seed,
-        where=sources(inputs),
-        store=Store(work.workspace),
-    )
+    split = chats_as_items(config, inputs, tokenizer, work.seed, Store(work.workspace))
     with work.stoppable() as stopping:
 
         def tell(done: int, total: int) -> None:

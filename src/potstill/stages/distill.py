@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from potstill.errors import RecipeError
-from potstill.records import Chat
 from potstill.sources import Inputs, Mixture, Share, Spec
 from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Source, Stage, Work
 from potstill.stages.kept import KeepsSignals, Kept
-from potstill.stages.training import TrainingConfig, named_rows, sources
+from potstill.stages.training import TrainingConfig, chats_as_items
 
 if TYPE_CHECKING:
     from potstill.stages.session import Session
@@ -211,7 +210,6 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
     from potstill.stages.classroom import Classroom
     from potstill.stages.interpreters import Interpreters
     from potstill.stages.session import Session
-    from potstill.training.data import chat_items
     from potstill.training.itself import check_itself
     from potstill.training.preflight import vocabulary_of
     from potstill.training.sampling import check_room
@@ -221,17 +219,7 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
     room = Interpreters(config, session) if config.divergence in ACROSS else Classroom(config, session)
     room.agree()
     with session.encoding():
-        split = chat_items(
-            session.tokenizer,
-            named_rows(inputs, Chat),
-            max_length=config.max_length,
-            on_long=config.on_long,
-            learn=config.learn,
-            held_out=config.held_out,
-            seed=work.seed,
-            where=sources(inputs),
-            store=session.store,
-        )
+        split = chats_as_items(config, inputs, session.tokenizer, work.seed, session.store, held_out=config.held_out)
     split = room.admit(split)
 
     def fit(scorer: "Scorer") -> "Teach":

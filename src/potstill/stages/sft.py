@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from potstill.records import Chat
 from potstill.sources import Inputs, Mixture
 from potstill.stages.base import Expected, Facts, LocalModelName, Reference, Stage, Work
-from potstill.stages.training import TrainingConfig, named_rows, sources
+from potstill.stages.training import TrainingConfig, chats_as_items
 
 
 class SftConfig(TrainingConfig):
@@ -45,7 +44,6 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
     """Tokenize, hold out, train, keep."""
     from potstill.stages.session import Session
     from potstill.tokenization import add_tokens
-    from potstill.training.data import chat_items
     from potstill.training.tasks import likelihood
 
     session = Session(config, inputs, work)
@@ -56,17 +54,14 @@ def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
     vocabulary = session.tokenizer.get_vocab()
     new_tokens = [vocabulary[token] for token in config.new_tokens if token not in known]
     with session.encoding():
-        split = chat_items(
+        split = chats_as_items(
+            config,
+            inputs,
             session.tokenizer,
-            named_rows(inputs, Chat),
-            max_length=config.max_length,
-            on_long=config.on_long,
-            learn=config.learn,
+            work.seed,
+            session.store,
             held_out=config.held_out,
-            seed=work.seed,
-            where=sources(inputs),
             new_tokens=config.new_tokens,
-            store=session.store,
         )
     session.load(split, new_tokens)
     happened = session.train(likelihood(session.steps(split.train, config.global_batch), split.held_out))

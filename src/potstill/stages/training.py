@@ -1,15 +1,21 @@
 """What the training stages have in common: the fields of their configs, and their rows."""
 
-from collections.abc import Iterator, Mapping
-from typing import Literal, Self, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from potstill.errors import DataError
-from potstill.records import Record
+from potstill.records import Chat, Record
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, StageConfig
 from potstill.training.adapter_config import Adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from potstill.training.data import Split
+    from potstill.training.tokens import Store
 
 R = TypeVar("R", bound=Record)
 
@@ -96,6 +102,44 @@ class TrainingConfig(StageConfig):
         """What training on that many rows reads."""
         count = rows.get("data", 0)
         return Expected(rows=count, tokens=round(count * tokens_per_row * self.epochs))
+
+
+class ReadsChats(Protocol):
+    """The fields of a stage that reads conversations token by token."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def on_long(self) -> Literal["drop", "cut"]: ...
+    @property
+    def learn(self) -> Literal["assistant", "all"]: ...
+
+
+def chats_as_items(
+    config: ReadsChats,
+    inputs: Inputs,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+    store: "Store",
+    *,
+    held_out: int = 0,
+    new_tokens: Sequence[str] = (),
+) -> "Split":
+    """The conversations of the `data` field, as the config wants them read; see `chat_items`."""
+    from potstill.training.data import chat_items
+
+    return chat_items(
+        tokenizer,
+        named_rows(inputs, Chat),
+        max_length=config.max_length,
+        on_long=config.on_long,
+        learn=config.learn,
+        held_out=held_out,
+        seed=seed,
+        where=sources(inputs),
+        new_tokens=new_tokens,
+        store=store,
+    )
 
 
 def sources(inputs: Inputs) -> str:
