@@ -17,6 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def _sentence(text: str) -> str:
+    """With one full stop at its end, or with the dots that it ends with."""
+    return text if text.endswith("...") else text.rstrip(".") + "."
+
+
 class PotstillError(Exception):
     """One line for a person: where it is, what is wrong and what was expected, what to do about it."""
 
@@ -27,7 +32,7 @@ class PotstillError(Exception):
         super().__init__(where, what, remedy)
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what.rstrip('.')}. {self.remedy.rstrip('.')}."
+        line = f"{self.where}: {_sentence(self.what)} {_sentence(self.remedy)}"
         return " ".join(line.split())
 
 

@@ -70,12 +70,20 @@ def true_as_number(given: Any, taken: Any, steps: Steps = ()) -> Iterator[Steps]
     if isinstance(given, bool) and not isinstance(taken, bool):
         yield steps
     elif isinstance(given, dict):
-        named = {str(key): item for key, item in taken.items()}  # YAML's keys are text, and may be taken as numbers
-        for key, item in given.items():
-            yield from true_as_number(item, named[str(key)], (*steps, key))
+        # YAML's keys are text, and may be taken as numbers, "01" as 1; they keep their order.
+        for (key, item), value in zip(given.items(), _in_order(given, taken), strict=True):
+            yield from true_as_number(item, value, (*steps, key))
     elif isinstance(given, list):
         for position, item in enumerate(given):
             yield from true_as_number(item, taken[position], (*steps, position))
+
+
+def _in_order(given: dict[Any, Any], taken: dict[Any, Any]) -> Iterator[Any]:
+    """What each key of `given` was taken as."""
+    named = {str(key): item for key, item in taken.items()}
+    others = iter([item for key, item in taken.items() if str(key) not in {str(one) for one in given}])
+    for key in given:
+        yield named[str(key)] if str(key) in named else next(others, None)
 
 
 def _short(value: Any) -> str:

@@ -165,3 +165,11 @@ def test_other_tokens_are_refused_by_what_compares_token_by_token(
     """Trap: Same size is not same vocabulary: compare id-to-token maps."""
     with pytest.raises(PotstillError, match=r"its tokens are not the student's: .*divergence: uld, gold or alm"):
         bench.teach(distill, "refused", STEPS, chats, base, teacher)
+
+
+def test_rows_that_no_teacher_can_read_whole_are_said(bench: Bench, base: Model, chats: Data):
+    """Each is counted; where none is left, or none to measure on, the stage says so instead of going on without."""
+    config = {**PRETRAIN, "vocabulary": 420, "width": 48, "heads": 4, "context": 16}
+    short = bench.run(pretrain, "short", config, bench.data("texts", "texts", TEXTS))[0]
+    with pytest.raises(PotstillError, match="no row is left to train on: 48 are too long for a teacher"):
+        bench.teach(distill, "refused", {**STEPS, "teacher": "short", "divergence": "alm"}, chats, base, short)

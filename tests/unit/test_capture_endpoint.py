@@ -14,7 +14,7 @@ from training_stages import CHATS, PRETRAIN, TEXTS, Bench
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import main
-from potstill.errors import RecipeError, TeacherError
+from potstill.errors import DataError, RecipeError, TeacherError
 from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.signals.files import Reader
@@ -156,6 +156,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "token 400 is none of the student's 300",
     ),
     "nonsense": (lambda places, body: [p and {"x": 1} for p in places], r"what it says at place \d+ cannot be read"),
+    "more than all": (
+        lambda places, body: [p and {name: {**said, "logprob": 0.0} for name, said in p.items()} for p in places],
+        r"at place \d+ its probabilities come to more than 1",
+    ),
+    "a token twice": (
+        lambda places, body: [p and {**p, **{f"0{name}": said for name, said in p.items()}} for p in places],
+        r"at place \d+ it names a token twice",
+    ),
     "a limit": (
         lambda places, body: refusal(400, "Requested prompt logprobs of 5, which is greater than max allowed: 3"),
         "were all refused; the last: HTTP 400: Requested prompt logprobs of 5, which is greater than max allowed: 3",
@@ -192,6 +200,13 @@ def test_rows_that_could_not_be_served_are_left_out(base: Model, chats: Data, sa
     assert len(Reader(far.path / "signals")) == facts["rows"] == 20 - expected
     whole, facts = asked(own, "some", Served(says, port=lengths.stub.port), base, chats)
     assert len(Reader(whole.path / "signals")) == facts["rows"] == 20
+
+
+def test_where_no_row_could_be_served_the_servers_words_stand(base: Model, says: Any, tmp_path: Path) -> None:
+    """Of many the client says so itself; of few the stage does."""
+    served, own = Served(says, lambda places, body: refusal(400, "no such model")), Bench(tmp_path)
+    with pytest.raises(DataError, match="no row could be captured: 2 of 2 were refused; the first: HTTP 400: no such"):
+        asked(own, "none", served, base, own.data("few", "chats", CHATS[:2]), spec={"max_unserved": 1.0})
 
 
 def test_the_token_that_stands_there_is_none_of_the_likeliest_unless_it_is() -> None:

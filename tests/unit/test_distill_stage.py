@@ -1,12 +1,15 @@
 """capture and distill as stages: a toy student learns from a toy teacher, by its weights and by what was captured."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 
 from potstill.errors import PotstillError
+from potstill.recipe import load_recipe
 from potstill.signals.files import Reader
 from potstill.sources import Data, Model
 from potstill.stages import capture, distill, pretrain, sft
@@ -147,3 +150,44 @@ def test_a_student_that_is_its_teacher_is_like_what_was_captured_of_it(
     other, _ = captured(bench, f"itself-{width}", teacher, chats, layers=[1], width=width)
     header = Reader(other.path / "signals").header
     assert [(one.whole, one.width, one.of, one.seed) for one in header.hidden] == [(32, width or 32, 1, 3)]
+
+
+TOGETHER: dict[str, Any] = {"kind": "distill", "model": "base", "teacher": "t", "data": "chats"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"teacher": ["t", {"from": "t", "weight": 5}]}, "'t' is named twice as a teacher"),
+        ({"teacher": []}, "teacher is an empty list"),
+        ({"temperature": 1e-30}, "greater than or equal to 0.01"),
+        ({"hidden_weight": 1, "layers": {}}, "layers is an empty mapping"),
+        ({"hidden_weight": 1, "layers": 0}, "greater than or equal to 1"),
+        ({"hidden_weight": 1, "layers": {0: 1}}, "greater than or equal to 1"),
+        ({"on_policy": {}, "likelihood_weight": 0.5}, "would teach the student its own answers"),
+        ({"divergence": "alm", "learn": "all"}, "set learn: assistant"),
+        ({"divergence": "gold", "temperature": 2}, "leave temperature out"),
+        ({"divergence_weight": 0}, "nothing of the teacher counts"),
+    ],
+)
+def test_a_plan_refuses_what_no_model_is_needed_to_refuse(asked: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        distill.DistillConfig(**{**TOGETHER, **asked})
+
+
+def test_each_teacher_has_its_own_weight():
+    config = distill.DistillConfig(**{**TOGETHER, "teacher": ["one", {"from": "other", "weight": 0.3}]})
+    assert config.weights == {"one": 1.0, "other": 0.3}
+
+
+def test_layers_may_be_written_as_yaml_writes_numbers(tmp_path: Path):
+    """YAML's keys are text here: "01" is taken as 1."""
+    rows = "".join(chat.to_line() for chat in CHATS[:3])
+    (tmp_path / "chats.jsonl").write_text(rows)
+    text = (
+        "name: x\nmodels: {m: {path: a/b}}\nstages:\n  d: {kind: distill, model: m, teacher: m, data: chats.jsonl, "
+        'hidden_weight: 1, layers: {"01": 2, 3: 4}}\n'
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    config = load_recipe(str(tmp_path / "x.yaml"), ()).stages["d"].config
+    assert config.layers == {1: 2, 3: 4}

@@ -10,7 +10,7 @@ import fakes
 import pytest
 
 from potstill.artifact import find
-from potstill.errors import BusyError, PotstillError, StorageError
+from potstill.errors import BusyError, PotstillError, RecipeError, StorageError
 from potstill.errors import __doc__ as drawing
 
 
@@ -109,3 +109,7 @@ def test_every_error_stands_in_the_drawing_and_is_a_standard_one_too():
 def test_an_error_is_one_line_whatever_it_holds():
     error = StorageError("a\nb", "it\n  broke.", "mend it.")
     assert str(error) == "a b: it broke. mend it."
+
+
+def test_dots_at_the_end_of_a_remedy_stay():
+    assert str(RecipeError("here", "wrong.", "Choose of a, b, ...")) == "here: wrong. Choose of a, b, ..."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE, digest, hash_file, storage_errors
-from potstill.errors import RecipeError, Stopped
+from potstill.errors import DataError, RecipeError, Stopped
 from potstill.records import Dropped
 from potstill.sources import Data, EndpointModel, Inputs, Mixture, Model
 from potstill.stages.base import Expected, Facts, LocalModelName, ModelName, Reference, Stage, Work
@@ -61,9 +61,9 @@ class CaptureConfig(KeepsSignals):
     """How many of the largest entries are kept."""
     draws: int = Field(default=0, ge=0, le=1 << 12)
     """How many draws are made, of those entries that are not kept by `top`; 50 are about 12 different ones."""
-    temperature: float = Field(default=1.0, gt=0, le=100)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
     """The teacher's logits are divided by it; as in the stage that learns from it."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Whose hidden states are kept: 1 is the first decoder layer's output, the number of layers the last's."""
     width: int | None = Field(default=None, ge=1)
     """To how many numbers each hidden state is projected at random; unset: none is lost. A student learns nothing of
@@ -204,6 +204,12 @@ def _from_endpoint(
                 yield key_of(item), read_signal(reply, ids_L.tolist(), places, top, vocabulary)
 
         keep_all(split.train, read, writer, tell)
+    if len(unserved) == len(split.train):
+        first = next(iter(unserved.values()))
+        what = (
+            f"no row could be captured: {len(unserved):,} of {len(unserved):,} were refused; the first: {first.detail}"
+        )
+        raise DataError(f"teacher {teacher.name}", what, "Mend the endpoint or its options, and run again")
     return {"signal_of": named}, split.without(unserved)
 
 

@@ -197,6 +197,8 @@ class Classroom:
             refuse_other_tokens(tokenizer, teacher.tokenizer, teacher.name)
             if found := first_template_difference(tokenizer, teacher.tokenizer, probes):
                 remedy = "Set template: teacher, or give the teacher the student's"
+                if self.config.template is not None:
+                    remedy = "Mend this stage's template, or the teacher's own"
                 raise ModelError(where, f"its chat template is not the student's: {found}", remedy)
 
     def admit(self, split: Split) -> Split:

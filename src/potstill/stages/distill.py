@@ -1,5 +1,6 @@
 """distill: teach a model a teacher's distributions and hidden states, by its weights or by what was captured of it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -27,6 +28,9 @@ MIXED = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1, "adaptive_kl": 0.5,
 """The divergences that read `mix`, and what it is unless it is given."""
 SERVED_BY_DRAWS = "forward_kl"
 """The divergence that draws serve: it alone is linear in the teacher."""
+
+
+Layer = Annotated[int, Field(ge=1)]
 
 
 class OnPolicy(Spec):
@@ -86,7 +90,7 @@ class DistillConfig(TrainingConfig):
     between two such places."""
     mix: float | None = Field(default=None, gt=0, lt=1)
     """jsd's and gold's beta, 0.5 unless given; the skews' alpha, 0.1; adaptive_kl's head, 0.5 of the teacher's mass."""
-    temperature: float | None = Field(default=None, gt=0, le=1000)
+    temperature: float | None = Field(default=None, ge=0.01, le=1000)
     """Both sides' logits are divided by it, 1 unless given, and the divergence is multiplied by its square (uld's by
     itself). alm's takes the root of what spans' probabilities are, 100 unless given. gold has none."""
     divergence_weight: float = Field(default=1.0, ge=0)
@@ -97,7 +101,7 @@ class DistillConfig(TrainingConfig):
     """How much hidden states count."""
     hidden: Literal["mse", "cosine"] = "cosine"
     """How hidden states are compared, behind a learnt linear projection where widths differ."""
-    layers: Mapping[int, int] | int = 1
+    layers: Mapping[Layer, Layer] | Layer = 1
     """Which of the student's layers is to be like which of the teacher's, as {2: 8, 4: 16}; or how many, spread over
     the depth, the last with the last."""
     on_policy: OnPolicy | None = None
@@ -105,6 +109,7 @@ class DistillConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
+        self._somebody_teaches()
         if self.mix is not None and self.divergence not in MIXED:
             raise ValueError(f"divergence {self.divergence} does not read mix; {', '.join(MIXED)} do")
         if self.divergence in ACROSS:
@@ -122,6 +127,22 @@ class DistillConfig(TrainingConfig):
         if self.on_policy is not None and self.sharding != "none":
             raise ValueError("the student answers with its whole weights, which sharding cuts up; set sharding: none")
         return self
+
+    def _somebody_teaches(self) -> None:
+        """Each by one name and one weight."""
+        if not self._named:
+            raise ValueError("teacher is an empty list; name a model, or a stage of kind capture")
+        twice = [name for name, count in Counter(name for name, _ in self._named).items() if count > 1]
+        if twice:
+            raise ValueError(f"'{twice[0]}' is named twice as a teacher; name it once, with one weight")
+        if self.hidden_weight and self.layers == {}:
+            raise ValueError("layers is an empty mapping; write pairs such as {2: 8}, or how many there are to be")
+
+    @property
+    def _named(self) -> list[tuple[str, float]]:
+        """Teachers and their weights, as they are written."""
+        given = (self.teacher,) if isinstance(self.teacher, str | Share) else self.teacher
+        return [(one.source, one.weight) if isinstance(one, Share) else (one, 1.0) for one in given]
 
     def _across(self) -> None:
         """What cannot be compared where tokens differ."""
@@ -147,10 +168,7 @@ class DistillConfig(TrainingConfig):
     @property
     def weights(self) -> dict[str, float]:
         """Each teacher's, by its name."""
-        given = (self.teacher,) if isinstance(self.teacher, str | Share) else self.teacher
-        return {one.source: one.weight for one in given if isinstance(one, Share)} | {
-            one: 1.0 for one in given if isinstance(one, str)
-        }
+        return dict(self._named)
 
     def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
         for teacher in sources.get("teacher", ()):

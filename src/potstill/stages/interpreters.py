@@ -15,7 +15,7 @@ from potstill.records import Chat, Dropped
 from potstill.stages.classroom import PresentTeacher, set_template
 from potstill.stages.kept import ALIGNMENT_FILE
 from potstill.stages.session import Session
-from potstill.stages.training import named_rows
+from potstill.stages.training import named_rows, sources
 from potstill.tokenization import Encoded
 from potstill.training.across import AcrossName, Interpreter, Read, SpanAims, span_lessons
 from potstill.training.batch import Item
@@ -68,7 +68,14 @@ class Interpreters:
                     self._shown = explain_alignment(ours[row][1], turns, spans)
             self._reads.append(reads)
             self._count(teacher.name, reads.values())
-        return split.without(long)
+        left = split.without(long)
+        if not left.train or (split.held_out and not left.held_out):
+            what = (
+                f"no row is left to {'measure' if left.train else 'train'} on: {len(long)} are too long for a teacher"
+            )
+            remedy = "Give shorter rows, hold more of them out, or choose a teacher that reads more"
+            raise DataError(sources(self.session.inputs), what, remedy)
+        return left
 
     @staticmethod
     def _turns(tokenizer: PreTrainedTokenizerBase, chats: Mapping[str, Chat]) -> "dict[str, tuple[Encoded, Turns]]":

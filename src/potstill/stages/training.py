@@ -144,7 +144,7 @@ def chats_as_items(
 
 def sources(inputs: Inputs) -> str:
     """Where the rows come from, for messages."""
-    return ", ".join(data.name for data in inputs.data["data"])
+    return ", ".join(data.name for data in inputs.data["data"]) or "data"
 
 
 def named_rows(inputs: Inputs, row_type: type[R]) -> Iterator[tuple[str, R]]:

@@ -7,6 +7,7 @@ Suffixes: C scored positions, K entries, L tokens of a row.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from potstill.errors import TeacherError
 from potstill.signals.rows import RowSignal
 from potstill.teachers.base import REPLIES_ARE_KEPT, Reply, Request
 
+LEAST_LOGP = -1e4
+"""Nothing less is told apart from never."""
 SERVE = "Serve it with vLLM, whose completions take token ids and prompt_logprobs"
 
 
@@ -61,7 +64,11 @@ def _listed(entries: Any, token: int, place: int, top: int, vocabulary: int) -> 
     if beyond or not all(np.isfinite(logp) and logp <= 1e-3 for _, logp in listed):
         what = f"token {beyond[0]} is none of the student's {vocabulary:,}" if beyond else "one is not a probability's"
         raise _fault(f"at place {place}, {what}", "Name a student of the server's own tokenizer")
-    return [name for name, _ in listed], [min(logp, 0.0) for _, logp in listed]
+    if len({name for name, _ in listed}) < len(listed):
+        raise _fault(f"at place {place} it names a token twice", SERVE)
+    if sum(math.exp(logp) for _, logp in listed) > 1.01:
+        raise _fault(f"at place {place} its probabilities come to more than 1", SERVE)
+    return [name for name, _ in listed], [min(max(logp, LEAST_LOGP), 0.0) for _, logp in listed]
 
 
 def _rank(said: Mapping[str, Any]) -> int | None:
