@@ -32,7 +32,8 @@ from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tellers import Captured, Present, lessons
 
 VOCABULARY = 32_000
-ROWS = 8
+ROWS = {"cpu": 8, "cuda": 64}
+"""Of a step."""
 DRAWS = 50
 
 
@@ -58,7 +59,7 @@ def measure(chosen: argparse.Namespace, shape: str) -> dict[str, Any]:
     narrow = build(shape, VOCABULARY, device)
     teacher = build_scorer(deepcopy(narrow).float(), precision).narrow().eval()
     student = build_scorer(build("student", VOCABULARY, device).float().requires_grad_(True), precision).train()
-    rounds = [rows_of(10 + number, VOCABULARY, ROWS) for number in range(chosen.rounds + 1)]
+    rounds = [rows_of(10 + number, VOCABULARY, ROWS[device.type]) for number in range(chosen.rounds + 1)]
     aims = Aims(Divergence("forward_kl", None, 1.0), VOCABULARY)
     plain = Aims(Divergence("forward_kl", None, 1.0), VOCABULARY, divergence_weight=0.0, likelihood_weight=1.0)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +67,7 @@ def measure(chosen: argparse.Namespace, shape: str) -> dict[str, Any]:
         for items in rounds:
             capture(items)
         reader = Reader(Path(folder))
-        ways = {f"bfloat16, {count} rows": lambda count=count: bare(narrow, count) for count in BATCHES}
+        ways = {f"bfloat16, {count} rows": lambda count=count: bare(narrow, count) for count in BATCHES[device.type]}
         how, passing = fastest(ways, rounds[0])
         sides = {
             "online": learning(student, lessons(aims, [Present(teacher, VOCABULARY)])),

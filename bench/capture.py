@@ -38,9 +38,9 @@ from potstill.training.scoring import Scorer, build_scorer
 NATS = 2.0
 LENGTH = 256
 """Tokens of a row."""
-ROWS = 4
+ROWS = {"cpu": 4, "cuda": 64}
 """Of a round."""
-BATCHES = (1, 2, 4)
+BATCHES = {"cpu": (1, 2, 4), "cuda": (4, 16, 64)}
 """Rows that the bare pass reads at once; the fastest counts."""
 SHAPES = {
     "420m": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
@@ -94,7 +94,7 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
-def rows_of(seed: int, vocabulary: int, count: int = ROWS, length: int = LENGTH) -> list[Item]:
+def rows_of(seed: int, vocabulary: int, count: int, length: int = LENGTH) -> list[Item]:
     """Made-up text; all but each row's first token is asked for."""
     draw = np.random.default_rng(seed)
     texts = draw.integers(0, vocabulary, (count, length), dtype=np.int32)
@@ -109,7 +109,6 @@ def bare(model: PreTrainedModel, at_once: int) -> Side:
         tokens = torch.from_numpy(np.stack([item.answers[0][0] for item in items]).astype(np.int64)).to(model.device)
         for part in tokens.split(at_once):
             model(input_ids=part, use_cache=False).logits  # noqa: B018
-        _settle(model.device)
 
     return side
 
@@ -125,20 +124,17 @@ def ours(scorer: Scorer, folder: Path, *, top: int = 0, draws: int = 0, hidden: 
     writer = Writer(folder, header)
 
     def side(items: Sequence[Item]) -> None:
-        capture.capture(scorer, items, asked, writer, ROWS * LENGTH, lambda done, total: None)
+        capture.capture(scorer, items, asked, writer, len(items) * LENGTH, lambda done, total: None)
 
     return side
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def timed(side: Side, items: Sequence[Item]) -> tuple[float, float]:
     """Seconds, and seconds of processors."""
     begun, spent = time.perf_counter(), time.process_time()
     side(items)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - begun, time.process_time() - spent
 
 
@@ -173,26 +169,27 @@ def measure(chosen: argparse.Namespace, vocabulary: int) -> dict[str, Any]:
     scorer = build_scorer(wide, choose_precision("auto", device)).narrow().eval()
     layers = narrow.config.num_hidden_layers
     hidden = [(max(1, layer * layers // HIDDEN[-1][0]), min(size, narrow.config.hidden_size)) for layer, size in HIDDEN]
-    ways = {f"bfloat16, {count} rows": lambda count=count: bare(narrow, count) for count in BATCHES}
+    count = ROWS[device.type]
+    ways = {f"bfloat16, {size} rows": lambda size=size: bare(narrow, size) for size in BATCHES[device.type]}
     with tempfile.TemporaryDirectory() as folder:
         kinds: dict[str, dict[str, Any]] = {
             "draws": {"draws": 50}, "top": {"top": 50}, "both": {"draws": 50, "top": 50},
             "hidden": {"draws": 50, "hidden": hidden},
         }  # fmt: skip
-        how, plain = fastest(ways, rows_of(1, vocabulary))
+        how, plain = fastest(ways, rows_of(1, vocabulary, count))
         sides = {"bare": plain, **{name: ours(scorer, Path(folder) / name, **kind) for name, kind in kinds.items()}}
         for side in sides.values():
-            side(rows_of(2, vocabulary))
+            side(rows_of(2, vocabulary, count))
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for number in range(chosen.rounds):
-            items = rows_of(3 + number, vocabulary)
+            items = rows_of(3 + number, vocabulary, count)
             for name in list(sides) if number % 2 == 0 else reversed(sides):
                 seconds[name].append(timed(sides[name], items))
                 sys.stderr.write(f"{vocabulary:,}, round {number + 1}: {name} {seconds[name][-1][0]:.2f} s\n")
         with profiled(chosen.profile):
-            sides["draws"](rows_of(0, vocabulary))
+            sides["draws"](rows_of(0, vocabulary, count))
         nats, size = _said(Reader(Path(folder) / "draws"))
-    return {"bare": how, "nats": nats, "bytes_per_token": size, **_figures(seconds, device)}
+    return {"bare": how, "nats": nats, "bytes_per_token": size, **_figures(seconds, count * LENGTH, device)}
 
 
 def _said(reader: Reader) -> tuple[float, float]:
@@ -201,8 +198,7 @@ def _said(reader: Reader) -> tuple[float, float]:
     return short(float(np.concatenate(entropies).mean())), round(reader.bytes_per_token(), 2)
 
 
-def _figures(seconds: Mapping[str, Sequence[tuple[float, float]]], device: torch.device) -> dict[str, Any]:
-    amount = ROWS * LENGTH
+def _figures(seconds: Mapping[str, Sequence[tuple[float, float]]], amount: int, device: torch.device) -> dict[str, Any]:
     rates = {name: spread([amount / wall for wall, _ in found]) for name, found in seconds.items()}
 
     def ratio(name: str, clock: int) -> float:
@@ -226,6 +222,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    count = ROWS[choose_device(chosen.device).type]
     sets = {f"{vocabulary}": measure(chosen, vocabulary) for vocabulary in chosen.vocabularies}
     row = {
         "question": "capture",
@@ -236,7 +233,7 @@ def main() -> None:
         "config": {
             "shape": {**SHAPES[chosen.shape], "name": chosen.shape},
             "threads": torch.get_num_threads(),
-            "rows": f"{ROWS} rows of {LENGTH} tokens a round, {chosen.rounds} rounds, every token asked for",
+            "rows": f"{count} rows of {LENGTH} tokens a round, {chosen.rounds} rounds, every token asked for",
             "quick": False,
         },
         "sets": sets,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What wants a GPU: the attention kernels are right, and SFT and DPO at 1.2 and 1.5 billion parameters against TRL.
+# What wants a GPU: the attention kernels are right, SFT and DPO at 1.2 and 1.5 billion parameters against TRL, a
+# distillation step against TRL and Liger, and captured signals against the teacher's own pass.
 #
 #     bench/gpu.sh                                    everything
 #     BENCH_QUICK=1 bench/gpu.sh                      each question within eight minutes
@@ -27,11 +28,19 @@ if [ "$BENCH_DEVICE" = cuda ]; then
 fi
 
 options=(--profile)
+signals=(--profile --device "$BENCH_DEVICE")
+if [ -n "${BENCH_TINY:-}" ]; then
+    signals+=(--rounds 1)
+    capture=(--shape tiny --vocabularies 32000)
+    cached=(--teachers tiny)
+else
+    options+=(--record)
+    signals+=(--record)
+    capture=()
+    cached=()
+fi
 if [ -n "${BENCH_QUICK:-}${BENCH_TINY:-}" ]; then
     options+=(--quick)
-fi
-if [ -z "${BENCH_TINY:-}" ]; then
-    options+=(--record)
 fi
 
 printf '\n== attention kernels\n'
@@ -43,6 +52,13 @@ for model in 1b 1.5b; do
         "$BENCH_PYTHON" "bench/$question.py" --model "$model" "${options[@]}"
     done
 done
+
+printf '\n== distill\n'
+"$BENCH_PYTHON" bench/distill.py "${options[@]}"
+printf '\n== capture\n'
+"$BENCH_PYTHON" bench/capture.py "${signals[@]}" "${capture[@]}"
+printf '\n== cached\n'
+"$BENCH_PYTHON" bench/cached.py "${signals[@]}" "${cached[@]}"
 
 if [ -z "${BENCH_TINY:-}" ]; then
     "$BENCH_PYTHON" bench/table.py

@@ -2,17 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 
 from potstill.errors import PotstillError
+from potstill.objectives import divergence
 from potstill.recipe import load_recipe
 from potstill.signals.files import Reader
 from potstill.sources import Data, Model
 from potstill.stages import capture, distill, pretrain, sft
+from potstill.training.across import AcrossName
 
 STEPS: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2, "global_batch": 8, "held_out": 6, "dtype": "float32"}
 
@@ -46,6 +48,15 @@ def captured(bench: Bench, out: str, teacher: Model, chats: Data, **config: Any)
     given = {"teacher": teacher.name, "data": "chats", "dtype": "float32", **config}
     _, facts = bench.teach(capture, out, given, chats, None, teacher)
     return Data(out, "signals", bench.root / out), facts
+
+
+def test_the_recipe_s_divergences_are_those_that_there_are() -> None:
+    """The config says it without torch; the objectives are asked here."""
+    assert set(get_args(distill.DivergenceName)) == set(get_args(divergence.DivergenceName)) | set(distill.ACROSS)
+    assert get_args(AcrossName) == distill.ACROSS
+    assert {name: mix for name, mix in distill.MIXED.items() if name not in distill.ACROSS} == divergence.MIX
+    drawn = [name for name in get_args(divergence.DivergenceName) if divergence.takes_drawn(name)]
+    assert drawn == [distill.SERVED_BY_DRAWS]
 
 
 def test_a_student_comes_near_its_teacher(bench: Bench, base: Model, teacher: Model, chats: Data):
@@ -105,11 +116,11 @@ def test_hidden_states_online_and_captured(bench: Bench, base: Model, teacher: M
 REFUSED = [
     ({"top": 5}, {"temperature": 2.0}, "captured at temperature 1, and the divergence is at 2"),
     ({"draws": 5}, {"divergence": "jsd"}, "right on average for forward_kl alone"),
-    ({"top": 5}, {"hidden_weight": 1.0}, "no hidden states were captured"),
-    ({"layers": [1]}, {}, "no distributions were captured"),
+    ({"top": 5}, {"hidden_weight": 1.0}, "no hidden states are captured"),
+    ({"layers": [1]}, {}, "no distributions are captured"),
     ({"top": 5}, {"on_policy": {}}, "cannot be asked about the student's own answers"),
     ({"top": 5}, {"teacher_prompt": "be kind"}, "cannot be asked about other prompts"),
-    ({"top": 5, "layers": [1]}, {"hidden_weight": 1.0, "layers": {1: 3}}, "no decoder layer 3"),
+    ({"top": 5, "layers": [1]}, {"hidden_weight": 1.0, "layers": {1: 3}}, "layer 3 is not captured: 1 are"),
     ({"top": 5}, {"learn": "all"}, "are not those that were captured"),
 ]
 

@@ -102,7 +102,7 @@ def test_gradients_do_not_depend_on_chunks_slabs_pieces_and_micro_batches(
     monkeypatch.setattr(taught_head, "SLAB_BYTES", 7 * VOCABULARY * 8)
     monkeypatch.setattr(taught_head, "PIECE", 5)
     scorer = build_scorer(student)
-    scorer.chunk_logits = 5 * VOCABULARY
+    scorer.head.chunk_logits = 5 * VOCABULARY
     ours = gradients_of(student, by_lesson(scorer, AIMS, present(teacher_model()), budget=budget))
     assert_same(ours, theirs)
 
@@ -273,10 +273,10 @@ def test_what_a_teacher_says_lies_in_one_room_and_is_never_coarser_than_float32(
     scorer = Scorer(teacher_model(family).to(dtype))
     wide = torch.promote_types(dtype, torch.float32)
     hidden = torch.randn(5, scorer.model.config.hidden_size, dtype=dtype)
-    room, expected = Room(), scorer.logits(hidden)[:, : VOCABULARY - 3]
-    first = scorer.said(hidden[:3], VOCABULARY - 3, room)
+    room, expected = Room(), scorer.head.logits(hidden)[:, : VOCABULARY - 3]
+    first = scorer.head.said(hidden[:3], VOCABULARY - 3, room)
     torch.testing.assert_close(first, expected[:3].to(wide), rtol=1e-6, atol=1e-6)
     assert first.dtype == wide
-    second = scorer.said(hidden[3:], VOCABULARY - 3, room)
+    second = scorer.head.said(hidden[3:], VOCABULARY - 3, room)
     torch.testing.assert_close(second, expected[3:].to(wide), rtol=1e-6, atol=1e-6)
     assert (first.data_ptr() == second.data_ptr()) is (family != "gemma2")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from potstill.errors import ModelError
 from potstill.training import attention
 from potstill.training.batch import collate
+from potstill.training.output_head import OutputHead
 from potstill.training.probe import check_positions
 from potstill.training.scoring import Scorer, build_scorer
 
@@ -48,7 +49,7 @@ def test_a_window_that_only_the_mask_knows_is_not_missed(caplog: pytest.LogCaptu
 
 
 def test_a_model_that_nothing_here_computes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scorer, "_scale", 1.1)
+    monkeypatch.setattr(OutputHead, "_scale", 1.1)
     with pytest.raises(ModelError, match=r"cannot be computed apart from its own forward.*Use a model of another"):
         build_scorer(tiny_model())
 

@@ -60,7 +60,7 @@ def test_a_chunked_head_equals_a_dense_one(rows: int) -> None:
     model = tiny_model("gemma2")
     scorer = build_scorer(model)
     dense = gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS))
-    scorer.chunk_logits = rows * VOCABULARY
+    scorer.head.chunk_logits = rows * VOCABULARY
     assert_same(gradients_of(model, lambda: scorer_loss(scorer, PAIRS_AND_CHATS)), dense)
 
 
@@ -132,14 +132,14 @@ def test_weights_in_bfloat16_are_summed_in_float32(monkeypatch: pytest.MonkeyPat
     """Trap: "Sequence log-probabilities summed or rounded in bf16 (steps of 1.0 at -186)"; "bf16 logits before the
     float32 softmax: 4-23% gradient error". From the same hidden states, the head is as exact as float64 would be."""
     scorer = build_scorer(tiny_model(family, torch.bfloat16))
-    scorer.chunk_logits = chunk
+    scorer.head.chunk_logits = chunk
     monkeypatch.setattr(head, "CHUNK_LOGITS", chunk)
     exact = build_scorer(tiny_model(family, torch.bfloat16).double())
     torch.manual_seed(0)
     hidden_ND = torch.randn(50, 16).bfloat16().requires_grad_()
     wide_ND = hidden_ND.detach().double().requires_grad_()
     targets_N = torch.randint(0, VOCABULARY, (50,))
-    ours_N, truth_N = scorer.logps(hidden_ND, targets_N), exact.logps(wide_ND, targets_N)
+    ours_N, truth_N = scorer.head.logps(hidden_ND, targets_N), exact.head.logps(wide_ND, targets_N)
     assert ours_N.dtype == torch.float32
     assert torch.allclose(ours_N.double(), truth_N, rtol=1e-5, atol=1e-5)
     ours_N.sum().backward()
@@ -171,15 +171,15 @@ def test_a_body_that_nobody_trains_says_the_same_when_it_is_held_narrow(family: 
     scorer = build_scorer(tiny_model(family, torch.float32).requires_grad_(False), torch.bfloat16).eval()
     with torch.no_grad(), scorer.products():
         before, logp = scorer(batch, "hidden", (1, 2)), scorer(batch)
-        head = scorer._output.weight.clone()
+        head = scorer.head.module.weight.clone()
         narrow = sum(module.weight.dtype == torch.bfloat16 for module in scorer.narrow().modules() if is_linear(module))
         assert narrow >= 8
         assert all(
             torch.equal(ours, theirs) for ours, theirs in zip(scorer(batch, "hidden", (1, 2)), before, strict=True)
         )
         assert torch.equal(scorer(batch), logp)
-    assert torch.equal(scorer._output.weight, head)
-    assert scorer._output.weight.dtype == torch.float32
+    assert torch.equal(scorer.head.module.weight, head)
+    assert scorer.head.module.weight.dtype == torch.float32
     exact = build_scorer(tiny_model(family, torch.float32).requires_grad_(False)).narrow()
     assert {module.weight.dtype for module in exact.modules() if is_linear(module)} == {torch.float32}
 
@@ -195,7 +195,7 @@ def test_what_a_teacher_says_is_its_logits_of_the_first_tokens(family: str) -> N
     torch.manual_seed(0)
     hidden_CD = torch.randn(5, 16, dtype=torch.float64)
     with torch.no_grad():
-        whole_CV, found_CV = scorer.logits(hidden_CD), scorer.said(hidden_CD, VOCABULARY - 4, room)
+        whole_CV, found_CV = scorer.head.logits(hidden_CD), scorer.head.said(hidden_CD, VOCABULARY - 4, room)
     assert torch.allclose(found_CV, whole_CV[:, : VOCABULARY - 4], rtol=1e-12)
-    again_CV = scorer.said(hidden_CD, VOCABULARY - 4, room)
+    again_CV = scorer.head.said(hidden_CD, VOCABULARY - 4, room)
     assert (found_CV.data_ptr() == again_CV.data_ptr()) == (family != "gemma2")

@@ -94,7 +94,7 @@ def padded(team: Team, out: Path) -> dict[str, Any]:
 
 def dpo(team: Team, out: Path) -> dict[str, Any]:
     """A head that caps its logits, and so is called in chunks, of which one worker alone would have more as well."""
-    prepared(team, "gemma2").scorer.chunk_logits = 4 * VOCABULARY
+    prepared(team, "gemma2").scorer.head.chunk_logits = 4 * VOCABULARY
     items = with_reference(PAIRS, team, Cache(out / "cache"), 26, lambda done, total: None)
     task = preference([items[:5], items[5:6], items[6:11]], items[11:], "sigmoid", {"beta": 0.1})
     result = trained(team, task, SETTINGS, out)
@@ -122,7 +122,7 @@ def lesson(team: Team, family: str, out: Path) -> dict[str, Any]:
     """Whole distributions and hidden states of a teacher that every worker holds, and learnt projections, which are
     gathered, stepped and checkpointed as all else is."""
     ready = build_scorer(tiny_model(family, torch.float32), checkpoint_activations=True)
-    ready.chunk_logits = 4 * VOCABULARY
+    ready.head.chunk_logits = 4 * VOCABULARY
     ready.projections.append(Projections(depth_map(2, 2), 16, 16, seed=5))
     teacher = tiny_model("qwen3", torch.float32).requires_grad_(False)
     teller = Present(build_scorer(teacher).eval(), VOCABULARY, layers={1: 1, 2: 2})

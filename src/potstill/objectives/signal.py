@@ -5,8 +5,10 @@ Suffixes: C positions, V vocabulary, K entries. Log-probabilities and entropies 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # whoever only looks at a signal need not wait for it
+    from torch import Tensor
 
 NO_ENTRY = -1
 """Stands among the ids where a position has fewer entries than others beside it."""
@@ -16,7 +18,7 @@ NO_ENTRY = -1
 class Dense:
     """The whole distribution at each of C positions."""
 
-    logits_CV: Tensor
+    logits_CV: "Tensor"
     """As the teacher's head gives them, before any temperature; float32 or float64. -inf: never said."""
 
 
@@ -29,13 +31,13 @@ class Sparse:
     may be exact there and the others drawn in proportion to what is left.
     """
 
-    ids_CK: Tensor
+    ids_CK: "Tensor"
     """int64; each at most once a position, then `NO_ENTRY`."""
-    mass_CK: Tensor
+    mass_CK: "Tensor"
     """The probability of each entry, or its estimate; float32 or float64, 0 where there is no entry."""
-    rest_C: Tensor
+    rest_C: "Tensor"
     """The probability of everything that is not listed."""
-    entropy_C: Tensor
+    entropy_C: "Tensor"
     """Of the whole distribution: so that a divergence from it is 0 at a match."""
     drawn: bool
     """Which of the two kinds it is."""

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.objectives.signal import NO_ENTRY
 from potstill.signals.rows import Header, RowSignal
-
-NO_ENTRY = -1
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.errors import DataError, ModelError
-from potstill.objectives.divergence import Divergence, DivergenceName, takes_drawn
+from potstill.objectives.divergence import Divergence, DivergenceName
 from potstill.records import Chat
 from potstill.signals.files import Reader
 from potstill.signals.rows import HiddenLayer
 from potstill.signals.states import sketch
 from potstill.sources import Data, LocalModel, Model
-from potstill.stages.kept import SIGNALS_FOLDER, TOKENIZER_FOLDER
+from potstill.stages.kept import SIGNALS_FOLDER, TOKENIZER_FOLDER, Kept
 from potstill.stages.session import Session
 from potstill.stages.training import named_rows
 from potstill.training.batch import Item
@@ -71,8 +71,8 @@ class PresentTeacher:
         model.requires_grad_(False)
         return build_scorer(model, self.session.precision).narrow().eval()
 
-    def check(self, aims: Aims, items: Sequence[Item], beyond: str) -> None:
-        """Refuse what it cannot say. `beyond`: what it is asked besides these rows, in words. DataError, ModelError."""
+    def check(self, config: "DistillConfig", items: Sequence[Item]) -> None:
+        """Refuse what it cannot say of these rows. DataError, ModelError."""
         check_positions(self.scorer.model, items, "Set max_length: {limit}, or choose a teacher that reads more")
 
     def vocabulary(self, student: PreTrainedModel) -> int:
@@ -112,15 +112,12 @@ class CapturedTeacher:
         """Its shards; opened once."""
         return Reader(self.data.path / SIGNALS_FOLDER)
 
-    def check(self, aims: Aims, items: Sequence[Item], beyond: str) -> None:
+    def check(self, config: "DistillConfig", items: Sequence[Item]) -> None:
         header = self.reader.header
-        if beyond:
-            what = f"it was captured, and cannot be asked about {beyond}"
-            raise DataError(self.name, what, "Name the teacher's model itself")
-        if aims.divergence_weight:
-            self._check_distributions(aims)
-        if aims.hidden_weight and not header.hidden:
-            raise DataError(self.name, "no hidden states were captured", "Set layers where it is captured")
+        layers = tuple(one.layer for one in header.hidden)
+        what, remedy = config.unfit(Kept(header.top, header.draws, header.temperature, layers, learn=None))
+        if what:
+            raise DataError(self.name, what, remedy)
         for item in items:
             if key_of(item) not in self.reader:
                 self.reader.read([key_of(item)])  # which says what is wrong with it
@@ -128,18 +125,6 @@ class CapturedTeacher:
     def vocabulary(self, student: PreTrainedModel) -> int:
         """How many ids it speaks of."""
         return self.reader.header.vocabulary
-
-    def _check_distributions(self, aims: Aims) -> None:
-        header, divergence = self.reader.header, aims.divergence
-        if not header.distribution:
-            raise DataError(self.name, "no distributions were captured", "Set draws or top where it is captured")
-        if header.temperature != divergence.temperature:
-            what = f"it was captured at temperature {header.temperature:g}, and the divergence is at"
-            remedy = f"Set temperature: {header.temperature:g}, or capture at the other"
-            raise DataError(self.name, f"{what} {divergence.temperature:g}", remedy)
-        if header.draws and not takes_drawn(divergence.name):
-            what = f"it holds draws, which are right on average for forward_kl alone, not for {divergence.name}"
-            raise DataError(self.name, what, "Set divergence: forward_kl, or capture with top and without draws")
 
     def seat(self, student: Scorer, aims: Aims, layers: Layers, weight: float, view: View) -> Seat:
         pairs: Pairs = ()
@@ -204,7 +189,7 @@ class Classroom:
     def admit(self, split: Split) -> Split:
         """The rows that can be taught: all, or it is said which cannot. DataError, ModelError."""
         for teacher in self.teachers:
-            teacher.check(self.aims, [*split.train, *split.held_out], self.config.beyond)
+            teacher.check(self.config, [*split.train, *split.held_out])
         if self.config.teacher_prompt is not None:
             self._view = self._guided(split, self.config.teacher_prompt)
         return split

@@ -173,41 +173,44 @@ class DistillConfig(TrainingConfig):
     def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
         for teacher in sources.get("teacher", ()):
             if isinstance(teacher.config, KeepsSignals):
-                self._check_kept(teacher.name, teacher.config.kept())
+                what, remedy = self.unfit(teacher.config.kept())
+                if what:
+                    raise RecipeError("teacher", f"of '{teacher.name}', {what}", remedy)
                 there = teacher.reads["data"]
                 for data in sources["data"]:
                     if data.name not in there:
                         what = f"'{teacher.name}' captures rows of {', '.join(there)}, and none of '{data.name}'"
                         raise RecipeError("data", what, "Name the same data in both stages")
 
-    def _check_kept(self, name: str, kept: Kept) -> None:
-        """RecipeError where what is captured cannot be learnt from in this way."""
-        beyond, what, remedy = self.beyond, "", "Capture it otherwise, or set this stage to what is captured"
-        drawn = kept.draws and self.divergence != SERVED_BY_DRAWS
+    def unfit(self, kept: Kept) -> tuple[str, str]:
+        """What of a captured signal this stage cannot learn from, and what to do about it; empty where it can."""
         theirs = set(self.layers.values()) if isinstance(self.layers, Mapping) else set[int]()
-        if beyond:
-            what = f"it is captured, and cannot be asked about {beyond}"
-            remedy = "Name the teacher's model itself"
-        elif self.divergence in ACROSS:
+        itself = "Name the teacher's model itself"
+        otherwise = "Capture it otherwise, or set this stage to what is captured"
+        if self.beyond:
+            return f"it is captured, and cannot be asked about {self.beyond}", itself
+        if self.divergence in ACROSS:
             what = f"it is captured, and {self.divergence} asks a teacher about other tokens than the student's"
-            remedy = "Name the teacher's model itself"
-        elif kept.learn != self.learn:
-            what = f"it is captured with learn: {kept.learn}, and this stage has learn: {self.learn}"
-        elif self.divergence_weight and not (kept.top or kept.draws):
-            what = "no distributions are captured; it has neither draws nor top"
-        elif self.divergence_weight and kept.temperature != self.softness:
-            what = f"it is captured at temperature {kept.temperature:g}, and the divergence is at {self.softness:g}"
-        elif self.divergence_weight and drawn:
-            what = f"its draws are right on average for {SERVED_BY_DRAWS} alone, not for {self.divergence}"
-            remedy = f"Set divergence: {SERVED_BY_DRAWS}, or capture with top and without draws"
-        elif self.hidden_weight and not kept.layers:
-            what = "no hidden states are captured; it has no layers"
-        elif self.hidden_weight and theirs - set(kept.layers):
-            what = f"layer {min(theirs - set(kept.layers))} is not captured: {', '.join(map(str, kept.layers))} are"
-        elif self.hidden_weight and isinstance(self.layers, int) and self.layers > len(set(kept.layers)):
-            what = f"{self.layers} layers are to be learnt, and {len(set(kept.layers))} are captured"
-        if what:
-            raise RecipeError("teacher", f"of '{name}', {what}", remedy)
+            return what, itself
+        if kept.learn not in (None, self.learn):
+            return f"it is captured with learn: {kept.learn}, and this stage has learn: {self.learn}", otherwise
+        if self.divergence_weight:
+            if not (kept.top or kept.draws):
+                return "no distributions are captured; it has neither draws nor top", otherwise
+            if kept.temperature != self.softness:
+                what = f"it is captured at temperature {kept.temperature:g}, and the divergence is at {self.softness:g}"
+                return what, otherwise
+            if kept.draws and self.divergence != SERVED_BY_DRAWS:
+                what = f"its draws are right on average for {SERVED_BY_DRAWS} alone, not for {self.divergence}"
+                return what, f"Set divergence: {SERVED_BY_DRAWS}, or capture with top and without draws"
+        if self.hidden_weight:
+            if not kept.layers:
+                return "no hidden states are captured; it has no layers", otherwise
+            if absent := theirs - set(kept.layers):
+                return f"layer {min(absent)} is not captured: {', '.join(map(str, kept.layers))} are", otherwise
+            if isinstance(self.layers, int) and self.layers > len(set(kept.layers)):
+                return f"{self.layers} layers are to be learnt, and {len(set(kept.layers))} are captured", otherwise
+        return "", ""
 
     @property
     def beyond(self) -> str:

@@ -22,7 +22,8 @@ class Kept:
     draws: int
     temperature: float
     layers: tuple[int, ...]
-    learn: Literal["assistant", "all"]
+    learn: Literal["assistant", "all"] | None
+    """None where only its shards are there to tell, which know rows by their tokens."""
 
 
 class KeepsSignals(StageConfig):

@@ -6,6 +6,7 @@ teacher's width, F figures.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from potstill.alignment import Spans
 from potstill.objectives.cross_tokenizer import Shared, alm, merged, span_sums, uld
 from potstill.training.batch import Batch, Item, collate
+from potstill.training.head import Room
 from potstill.training.lesson import FIGURES, Head
 from potstill.training.scoring import Scorer
 
@@ -110,16 +112,14 @@ class Interpreter:
         comparable_S = torch.from_numpy(np.concatenate([read.spans.comparable_S for read in reads])).to(device)
         with torch.no_grad():
             (hidden_ME,) = cast(tuple[Tensor], self.scorer(theirs, "hidden"))
-            logp_M = self.scorer.logps(hidden_ME, theirs.targets_N)
+            logp_M = self.scorer.head.logps(hidden_ME, theirs.targets_N)
             first_S, last_S = first_S.to(device), last_S.to(device)
             logp_S = span_sums(logp_M, first_S, last_S)
             follow_S = span_sums(logp_M, first_S + 1, last_S)
         hidden_SE = hidden_ME[first_S]
         return Foreign(starts_S.to(device), ends_S.to(device), logp_S, follow_S, hidden_SE, comparable_S,
-                       self._logits, self.shared, self.weight)  # fmt: skip
-
-    def _logits(self, hidden_CE: Tensor) -> Tensor:
-        return self.scorer.logits(hidden_CE)[:, : self.vocabulary]
+                       partial(self.scorer.head.said, vocabulary=self.vocabulary, room=Room()),
+                       self.shared, self.weight)  # fmt: skip
 
 
 def _places(rows: Iterable[tuple[Any, Any, int]]) -> tuple[Tensor, Tensor]:

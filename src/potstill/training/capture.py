@@ -134,7 +134,7 @@ def _columns(scorer: Scorer, batch: Batch, hidden_ND: Tensor, asked: Asked) -> d
     for start in range(0, len(hidden_ND), chunk):
         rows = slice(start, min(start + chunk, len(hidden_ND)))
         taken = take(
-            scorer.said(hidden_ND[rows], asked.vocabulary, room),
+            scorer.head.said(hidden_ND[rows], asked.vocabulary, room),
             temperature=asked.temperature,
             top=asked.top,
             draws=asked.draws,

@@ -57,7 +57,7 @@ class Judge(Protocol):
 
 
 class Head(Protocol):
-    """A student's head, chunk by chunk; a `Scorer`."""
+    """A student's, chunk by chunk; an `OutputHead`."""
 
     def logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Log-probabilities of the targets, in nats."""

@@ -5,7 +5,7 @@ Suffixes: T tokens, N scored positions, L length, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -28,9 +28,11 @@ TOLERANCE = (1e-3, 1e-3)
 class Scores(Protocol):
     """What is probed: a Scorer."""
 
-    precision: torch.dtype
-
     def __call__(self, batch: Batch) -> Tensor: ...
+
+    def computing_in(self, precision: torch.dtype) -> AbstractContextManager[None]:
+        """Within this, products are in another precision."""
+        ...
 
 
 def bare(model: PreTrainedModel) -> PreTrainedModel:
@@ -82,13 +84,9 @@ class Probe:
     def difference(self, scorer: Scores) -> str:
         """What differs from the model's own forward by more than the tolerance, in words; empty where nothing does."""
         device = bare(self.model).device
-        with _no_trace(self.model), attention.checked(bare(self.model)):
-            before, scorer.precision = scorer.precision, self.precision
-            try:
-                logp_N = scorer(collate(self.items).to(device))
-                gradients = self._gradients(logp_N)
-            finally:
-                scorer.precision = before
+        with _no_trace(self.model), attention.checked(bare(self.model)), scorer.computing_in(self.precision):
+            logp_N = scorer(collate(self.items).to(device))
+            gradients = self._gradients(logp_N)
         logp_N = logp_N.detach()
         if not _close(logp_N, self.truth_N, self.logp_tolerance):
             return f"log-probabilities differ by {float((logp_N - self.truth_N).abs().max()):.2g} nats"

@@ -87,7 +87,7 @@ class Speaker:
         return int(ids_L[-1]) not in self.stop_ids
 
     def _head(self, hidden_RD: Tensor) -> Tensor:
-        return self.scorer.logits(hidden_RD)[:, : self.vocabulary]
+        return self.scorer.head.logits(hidden_RD)[:, : self.vocabulary]
 
     def _row(self, prompt: Prompt, sampling: Sampling) -> Row:
         room = position_limit(self.scorer.model) - len(prompt.ids)

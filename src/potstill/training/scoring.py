@@ -5,15 +5,13 @@ F figures of a lesson.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,13 +19,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from potstill.errors import ModelError
 from potstill.training import attention, experts
 from potstill.training.batch import Batch
-from potstill.training.head import Room, linear_logps, product_of
 from potstill.training.layers import collect
-from potstill.training.lesson import Judge
 from potstill.training.neftune import Noise
+from potstill.training.output_head import OutputHead
 from potstill.training.paths import Kernel, Plan, copied, unshared
 from potstill.training.probe import Probe, bare
-from potstill.training.taught_head import judged, linear_lesson
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +38,6 @@ Routing = tuple[Tensor, Tensor, Tensor]
 
 Hidden = tuple[Tensor, Sequence[Tensor], Tensor]
 """Hidden states, shape (T, D); every layer's router logits, shape (R, E), or none; how often each of R counts."""
-
-CHUNK_LOGITS = 1 << 25
-"""Logits held at once in the head: 128 MiB in float32. Where there are more, chunks are recomputed in the backward."""
 
 
 class Scorer(nn.Module):
@@ -66,9 +59,8 @@ class Scorer(nn.Module):
         """
         super().__init__()
         self.model = model
+        self.head = OutputHead(model, precision)
         self.layout = layout
-        self.precision = precision
-        """bfloat16: products are, by autocast. Else they are in the weights' own type."""
         self.checkpoint_activations = checkpoint_activations
         """In training mode each decoder layer is computed again in the backward instead of being remembered."""
         self.neftune_alpha = neftune_alpha
@@ -77,16 +69,17 @@ class Scorer(nn.Module):
         """What stands between its hidden states and those of each teacher of its lessons; see `layers.Projections`."""
         self.kernel: Kernel | None = None
         """Takes the place of the attention kernel that would be chosen, to compare them."""
-        self.chunk_logits = CHUNK_LOGITS
-        self.least_chunks = 1
-        """The head is called so often at least: where it is gathered for every call, all workers have to call alike."""
         self._kernels: set[str] = set()  # of the last batch
-        self._narrow_VD: Tensor | None = None  # of the head, where it is a copy
         if layout == "padded":
             attention.remove(bare(model))
         else:
             attention.install(bare(model))
         _checkpoint_layers(model, checkpoint_activations)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """bfloat16: products are, by autocast. Else they are in the weights' own type."""
+        return self.head.precision
 
     @property
     def device(self) -> torch.device:
@@ -101,14 +94,13 @@ class Scorer(nn.Module):
     def narrow(self) -> Self:
         """Hold the matrices of a body that nobody trains in what their products are computed in: autocast would round
         them anew at every call. No number changes by it, and it takes half the memory. The head stays as it is, which
-        may be tied to the embeddings; on a GPU `said` reads a copy of it, since only that is multiplied fast there.
+        may be tied to the embeddings; see `OutputHead.narrow`.
         """
         if self.precision == torch.bfloat16:
             for module in bare(self.model).modules():
-                if type(module) is nn.Linear and module is not self._output:
+                if type(module) is nn.Linear and module is not self.head.module:
                     module.to(self.precision)
-            if self.device.type == "cuda" and self._is_plain:
-                self._narrow_VD = cast(Tensor, self._output.weight).detach().to(self.precision)
+            self.head.narrow()
         return self
 
     @property
@@ -128,7 +120,7 @@ class Scorer(nn.Module):
         """Log-probabilities of the batch's targets, in nats; float32 (float64 for a float64 model), shape (N,).
 
         Where the batch has a lesson, its figures instead, shape (F, N). With "hidden", for a teacher, what its head
-        is asked with at each scored position (see `logits`), and these layers' states there, each of shape (N, D); see
+        is asked with at each scored position, and these layers' states there, each of shape (N, D); see
         `layers`. With "routing" also what the balance of experts needs: each real token counts as often as plain
         training would see it, a shared prompt's once a branch. Tuples are plain ones: FSDP2 looks for tensors in them.
         """
@@ -144,9 +136,9 @@ class Scorer(nn.Module):
         if want == "hidden":
             return (hidden_ND, *(states[layer] for layer in layers))
         if lesson is None:
-            scores = self.logps(hidden_ND, batch.targets_N)
+            scores = self.head.logps(hidden_ND, batch.targets_N)
         else:
-            scores = lesson.with_states(lesson.figures(self, hidden_ND, batch.targets_N), states, self.projections)
+            scores = lesson.with_states(lesson.figures(self.head, hidden_ND, batch.targets_N), states, self.projections)
         if want == "scores":
             return scores
         return (scores, *experts.routing(logits, weights_R, self.experts_per_token))
@@ -154,6 +146,15 @@ class Scorer(nn.Module):
     def _states_of(self, layers: Sequence[int]) -> AbstractContextManager[dict[int, list[Tensor]]]:
         """Within this, what these layers give; see `layers.collect`. Where there are none nothing is looked for."""
         return collect(self.model, layers) if layers else nullcontext({})
+
+    @contextmanager
+    def computing_in(self, precision: torch.dtype) -> Iterator[None]:
+        """Within this, the precision is another."""
+        before, self.head.precision = self.precision, precision
+        try:
+            yield
+        finally:
+            self.head.precision = before
 
     @contextmanager
     def products(self) -> Iterator[None]:
@@ -215,110 +216,6 @@ class Scorer(nn.Module):
     def _noise(self, plan: Plan) -> Noise | None:
         return Noise(self.neftune_alpha, plan) if self.model.training and self.neftune_alpha else None
 
-    def logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Log-probabilities of the targets, without N x V being there at once in full precision."""
-
-        def compute(logits_CV: Tensor, rows: slice) -> Tensor:
-            return -F.cross_entropy(logits_CV, targets_N[rows], reduction="none")
-
-        return self._through_head(hidden_ND, partial(linear_logps, targets_N=targets_N), compute)
-
-    def judged(self, hidden_ND: Tensor, targets_N: Tensor, judge: Judge) -> Tensor:
-        """What a lesson makes of the logits, likewise; shape (F, N)."""
-
-        def compute(logits_CV: Tensor, rows: slice) -> Tensor:
-            return judged(logits_CV, targets_N[rows], judge, rows)
-
-        return self._through_head(hidden_ND, partial(linear_lesson, targets_N=targets_N, judge=judge), compute)
-
-    def _through_head(
-        self, hidden_ND: Tensor, fused: Callable[..., Tensor], compute: Callable[[Tensor, slice], Tensor]
-    ) -> Tensor:
-        """Through the head as a module (it may be tied, sharded, quantised or adapted), shape (..., N).
-
-        A plain linear one answers `fused` at once; of any other, `compute` sees the logits chunk by chunk.
-        """
-        head = self._output
-        if self._is_plain:
-            product = self.precision if self.precision == torch.bfloat16 else head.weight.dtype
-            answer = partial(fused, scale=self._scale, product=cast(torch.dtype, product))
-            with torch.autocast(self.device.type, enabled=False), _Fused(answer) as mode:
-                out = head(hidden_ND)
-            if mode.done:
-                return cast(Tensor, out)
-        count = max(self.least_chunks, self.chunks(len(hidden_ND)))
-        if count == 1:
-            return compute(self.logits(hidden_ND), slice(0, len(hidden_ND)))
-
-        def both(hidden_CD: Tensor, rows: slice) -> Tensor:
-            return compute(self.logits(hidden_CD), rows)
-
-        found, start = [], 0
-        for hidden_CD in hidden_ND.tensor_split(count):
-            rows = slice(start, start + len(hidden_CD))
-            found.append(cast(Tensor, checkpoint(both, hidden_CD, rows, use_reentrant=False)))
-            start = rows.stop
-        return torch.cat(found, -1)
-
-    @property
-    def _output(self) -> nn.Module:
-        return cast(nn.Module, bare(self.model).get_output_embeddings())  # type: ignore[no-untyped-call]
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether logits are hidden states times a matrix, and nothing else."""
-        head = self._output
-        return type(head) is nn.Linear and getattr(head, "bias", None) is None and not self._caps
-
-    def chunks(self, scored: int) -> int:
-        """How often the head has to be called for so many scored positions, where it is no plain linear one."""
-        vocabulary: int = bare(self.model).config.get_text_config().vocab_size
-        return max(1, -(-scored // max(1, self.chunk_logits // vocabulary)))
-
-    @torch.no_grad()
-    def said(self, hidden_CD: Tensor, vocabulary: int, room: Room) -> Tensor:
-        """As `logits`, of the first tokens alone, for a teacher: where its head is a plain linear one they lie in the
-        room, which keeps a processor from fetching so much memory anew for each chunk."""
-
-        def product(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-            tokens_VD = (weight_VD if self._narrow_VD is None else self._narrow_VD)[:vocabulary]
-            wide = torch.promote_types(tokens_VD.dtype, torch.float32)
-            out = room.of((len(hidden_CD), len(tokens_VD)), wide, tokens_VD.device)
-            return product_of(hidden_CD, tokens_VD, out)
-
-        if self._is_plain:
-            with torch.autocast(self.device.type, enabled=False), _Fused(product) as mode:
-                out_CV: Tensor = self._output(hidden_CD)
-            if mode.done:
-                return out_CV if self._scale == 1.0 else out_CV.mul_(self._scale)
-        return self.logits(hidden_CD)[:, :vocabulary]
-
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """The head's, all after them in full precision: bfloat16 logits cost 4 to 23% of the gradient (Liger-Kernel
-        1432)."""
-        head = self._output
-        weights = next(head.parameters()).dtype
-        wide = torch.promote_types(weights if weights.is_floating_point else hidden_CD.dtype, torch.float32)
-        with torch.autocast(self.device.type, enabled=False), _WideSums():
-            logits_CV: Tensor = head(hidden_CD.to(wide)).to(wide)
-            if self._scale != 1.0:
-                logits_CV = logits_CV * self._scale
-            if self._caps:
-                logits_CV = torch.tanh(logits_CV / self._caps) * self._caps
-            return logits_CV
-
-    @property
-    def _scale(self) -> float:
-        """What some families multiply their logits by: Cohere scales, Granite divides."""
-        config = bare(self.model).config.get_text_config()
-        scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-        return float(1.0 if scale is None else scale) / float(1.0 if divisor is None else divisor)
-
-    @property
-    def _caps(self) -> float | None:
-        """Where logits level off; Gemma Team 2024, section 2."""
-        return getattr(bare(self.model).config.get_text_config(), "final_logit_softcapping", None)
-
     def facts(self) -> dict[str, str]:
         """What "auto" became, for the manifest."""
         return {
@@ -350,42 +247,6 @@ class Scorer(nn.Module):
         attention.remove(bare(self.model))
         _checkpoint_layers(self.model, False)
         return self.model
-
-
-class _Fused(TorchFunctionMode):
-    """Within this, a plain linear layer answers with what is made of its logits instead of them.
-
-    It is done inside the layer's own call, where a wrapper (ZeRO-3, FSDP2) has gathered its weights.
-    """
-
-    def __init__(self, answer: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self._answer = answer
-        self.done = False
-        """False where a wrapper computes the layer in its own way: then it answered with logits."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and not self.done:
-            self.done = True
-            return self._answer(args[0], args[1])
-        return func(*args, **(kwargs or {}))
-
-
-class _WideSums(TorchFunctionMode):
-    """Within this, a linear layer whose weights are in half precision sums and answers in float32.
-
-    It is done inside the layer's own call, where a wrapper (ZeRO-3, FSDP2) has gathered its weights.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear:
-            return _wide_linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _wide_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return F.linear(input.to(wide), weight.to(wide), bias if bias is None else bias.to(wide))
 
 
 def _checkpoint_layers(model: nn.Module, on: bool) -> None:

@@ -2,8 +2,8 @@
 
 Logits of some positions are made, judged and turned into their own gradients; gradients of many are gathered in a slab,
 so that the products with the head are large. Those go through the head piece by piece, so that nothing besides its
-gradient is as large as the head. All of it happens in the forward: what is
-kept for the backward is as large as the hidden states and the head, whose gradients they are.
+gradient is as large as the head. All of it happens in the forward: what is kept for the backward is as large as the
+hidden states and the head, whose gradients they are.
 
 Suffixes: N scored positions, C of a chunk, S of a slab, P of a piece of the V tokens, D hidden width, F figures.
 """

@@ -60,7 +60,7 @@ class Present:
         with torch.no_grad():
             asked = tuple(self.layers.values())
             hidden_ND, *states = cast(tuple[Tensor, ...], self.scorer(seen, "hidden", asked))
-        said = partial(self.scorer.said, vocabulary=self.vocabulary, room=Room())
+        said = partial(self.scorer.head.said, vocabulary=self.vocabulary, room=Room())
         says = Whole(hidden_ND, said) if self.speaks else None
         return Told(says, dict(zip(self.layers, states, strict=True)), self.weight)
 

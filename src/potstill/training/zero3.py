@@ -78,7 +78,7 @@ class Zero3(Workers):
 
     def _call_alike(self, batch: Batch) -> None:
         """Every call of a module gathers it: a worker that called the head once more would wait for the others."""
-        self.scorer.least_chunks = self._most(self.scorer.chunks(len(batch.scored_N)))
+        self.scorer.head.least_chunks = self._most(self.scorer.head.chunks(len(batch.scored_N)))
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
