@@ -1,5 +1,6 @@
 """The JSON Schema of recipes, made from the stages' own configs, so that editors complete and explain every field."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +21,10 @@ FAMILY = {
 VARIABLE = {"type": "string", "pattern": r"^\$\{[^{}]+\}$", "description": "A variable of the recipe."}
 
 
+At = Callable[[type[BaseModel]], dict[str, Any]]
+"""Where the schema of a class stands."""
+
+
 def recipe_schema() -> dict[str, Any]:
     """Draft 2020-12. A value that is no text may also be `${variable}`."""
     configs = {kind: stages.stage(kind).config for kind in stages.MODULES}
@@ -31,16 +36,33 @@ def recipe_schema() -> dict[str, Any]:
         name = names[(config, "validation")]["$ref"].rpartition("/")[2]
         pieces[name] = _open_to_families(pieces[name])
 
-    def at(cls: Any) -> dict[str, Any]:
+    def at(cls: type[BaseModel]) -> dict[str, Any]:
         return {"$ref": names[(cls, "validation")]["$ref"]}
 
-    one_model = {
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "potstill recipe",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "stages"],
+        "properties": _sections(at),
+        "$defs": {"Model": _model(at), "Stage": _stage(configs, at), "Variable": VARIABLE, "For": FAMILY, **pieces},
+    }
+
+
+def _model(at: At) -> dict[str, Any]:
+    """One model: weights at hand where it has a path, else an endpoint."""
+    return {
         "if": {"required": ["path"]},
         "then": at(LocalModel),
         "else": at(EndpointModel),
         "type": "object",
     }
-    stage = {
+
+
+def _stage(configs: Mapping[str, type[BaseModel]], at: At) -> dict[str, Any]:
+    """What else a stage has follows from its kind."""
+    return {
         "type": "object",
         "required": ["kind"],
         "properties": {
@@ -53,59 +75,55 @@ def recipe_schema() -> dict[str, Any]:
             {"if": {"properties": {"kind": {"const": kind}}}, "then": at(config)} for kind, config in configs.items()
         ],
     }
+
+
+def _sections(at: At) -> dict[str, Any]:
+    """What stands at the top of a recipe."""
     word = {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": LONGEST_NAME}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "potstill recipe",
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["name", "stages"],
-        "properties": {
-            "name": {
-                "type": "string",
-                "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$",
-                "maxLength": LONGEST_NAME,
-                "description": "The recipe's name, and its folder's under runs/.",
-            },
-            "seed": {"type": "integer", "default": 0, "description": "Every stage's seed is made from this one."},
-            "budget_usd": {
-                "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}, {"$ref": "#/$defs/Variable"}],
-                "description": "What the replies of a run may cost, in US dollars: a hard stop, from which it goes on.",
-            },
-            "domain": {
-                "anyOf": [at(Domain), {"type": "null"}],
-                "description": "What the assistant is for: read by the stages that ask for prompts and dialogues.",
-            },
-            "variables": {
-                "type": ["object", "null"],
-                "propertyNames": word,
-                "description": "Values for ${name}. One that is null has to be given on the command line, name=VALUE.",
-            },
-            "servers": {
-                "type": ["object", "null"],
-                "propertyNames": word,
-                "additionalProperties": at(MiniatureServer),
-                "description": "Servers that live as long as the run.",
-            },
-            "models": {
-                "type": ["object", "null"],
-                "propertyNames": word,
-                "additionalProperties": {
-                    "if": {"type": "array"},
-                    "then": {"items": {"$ref": "#/$defs/Model"}, "minItems": 1},
-                    "else": {"$ref": "#/$defs/Model"},
-                },
-                "description": "Models by name: weights at hand, an endpoint, or a list of them as a pool.",
-            },
-            "stages": {
-                "type": "object",
-                "propertyNames": word,
-                "minProperties": 1,
-                "additionalProperties": {"$ref": "#/$defs/Stage"},
-                "description": "Stages by name. What a stage reads, it names; nothing else orders them.",
-            },
+        "name": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            "maxLength": LONGEST_NAME,
+            "description": "The recipe's name, and its folder's under runs/.",
         },
-        "$defs": {"Model": one_model, "Stage": stage, "Variable": VARIABLE, "For": FAMILY, **pieces},
+        "seed": {"type": "integer", "default": 0, "description": "Every stage's seed is made from this one."},
+        "budget_usd": {
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}, {"$ref": "#/$defs/Variable"}],
+            "description": "What the replies of a run may cost, in US dollars: a hard stop, from which it goes on.",
+        },
+        "domain": {
+            "anyOf": [at(Domain), {"type": "null"}],
+            "description": "What the assistant is for: read by the stages that ask for prompts and dialogues.",
+        },
+        "variables": {
+            "type": ["object", "null"],
+            "propertyNames": word,
+            "description": "Values for ${name}. One that is null has to be given on the command line, name=VALUE.",
+        },
+        "servers": {
+            "type": ["object", "null"],
+            "propertyNames": word,
+            "additionalProperties": at(MiniatureServer),
+            "description": "Servers that live as long as the run.",
+        },
+        "models": {
+            "type": ["object", "null"],
+            "propertyNames": word,
+            "additionalProperties": {
+                "if": {"type": "array"},
+                "then": {"items": {"$ref": "#/$defs/Model"}, "minItems": 1},
+                "else": {"$ref": "#/$defs/Model"},
+            },
+            "description": "Models by name: weights at hand, an endpoint, or a list of them as a pool.",
+        },
+        "stages": {
+            "type": "object",
+            "propertyNames": word,
+            "minProperties": 1,
+            "additionalProperties": {"$ref": "#/$defs/Stage"},
+            "description": "Stages by name. What a stage reads, it names; nothing else orders them.",
+        },
     }
 
 

@@ -31,11 +31,26 @@ from transformers import (
 from potstill.records import Message, Role
 from potstill.tokenization import train_tokenizer
 from potstill.training.batch import Item, collate
+from potstill.training.loop import Settings
 from potstill.training.scoring import Scorer
 
 torch.set_num_threads(1)  # other tests run beside these
 
 VOCABULARY = 61
+SETTINGS = Settings(
+    optimizer="adamw",
+    learning_rate=1e-2,
+    schedule="linear",
+    warmup=0.2,
+    weight_decay=0.1,
+    beta2=0.99,
+    clip=1.0,
+    evaluations=3,
+    keep="last",
+    patience=None,
+    micro_tokens=20,
+)
+"""Of the loop, where a test has no need of others."""
 SIZE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import engine
 import pytest
 import torch
 from engine import random_items, tiny_model
@@ -37,19 +38,7 @@ TRAIN, HELD_OUT = ROWS[:10], ROWS[10:]
 STEPS = [[TRAIN[row] for row in batch] for batch in global_batches([1] * 10, 3, 2.5, seed=4)]
 assert len(STEPS) == 10  # epochs of four steps, and half a third
 TASK = likelihood(STEPS, HELD_OUT)
-SETTINGS = Settings(
-    optimizer="adamw",
-    learning_rate=1e-2,
-    schedule="linear",
-    warmup=0.2,
-    weight_decay=0.1,
-    beta2=0.99,
-    clip=1.0,
-    evaluations=5,
-    keep="last",
-    patience=None,
-    micro_tokens=20,
-)
+SETTINGS = replace(engine.SETTINGS, evaluations=5)
 MUON = replace(SETTINGS, optimizer="muon")
 BEST = replace(SETTINGS, keep="best", patience=2, learning_rate=0.3, schedule="constant", warmup=0.0)
 """Too high a rate: the best is soon behind, and patience ends the run before its time."""

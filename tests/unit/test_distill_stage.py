@@ -1,5 +1,6 @@
 """capture and distill as stages: a toy student learns from a toy teacher, by its weights and by what was captured."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -139,6 +140,19 @@ def test_another_dataset_is_refused(bench: Bench, base: Model, teacher: Model, c
     signals, _ = captured(bench, "few", teacher, bench.data("chats", "chats", CHATS[:20]), top=5)
     with pytest.raises(PotstillError, match="was not captured"):
         distilled(bench, "refused", base, signals, bench.data("chats", "chats", CHATS))
+
+
+def test_another_tokenizer_beside_the_signal_is_refused(bench: Bench, base: Model, teacher: Model, chats: Data) -> None:
+    """Trap: "Same size is not same vocabulary": two tokens have changed places."""
+    signals, _ = captured(bench, "swapped", teacher, chats, top=5)
+    path = signals.path / "tokenizer" / "tokenizer.json"
+    text = json.loads(path.read_text())
+    first, second, *_ = sorted(text["model"]["vocab"], key=len, reverse=True)
+    vocabulary = text["model"]["vocab"]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(text))
+    with pytest.raises(PotstillError, match="is not the one whose tokens it speaks of"):
+        distilled(bench, "refused", base, signals, chats)
 
 
 def test_a_layer_that_is_not_there_is_refused(bench: Bench, base: Model, teacher: Model, chats: Data):

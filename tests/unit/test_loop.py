@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import engine
 import pytest
 import torch
 from engine import random_items, tiny_model
@@ -22,19 +23,7 @@ from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tasks import Task, likelihood
 from potstill.training.team import Team
 
-SETTINGS = Settings(
-    optimizer="adamw",
-    learning_rate=3e-3,
-    schedule="cosine",
-    warmup=0.2,
-    weight_decay=0.1,
-    beta2=0.99,
-    clip=1.0,
-    evaluations=2,
-    keep="last",
-    patience=None,
-    micro_tokens=1000,
-)
+SETTINGS = replace(engine.SETTINGS, learning_rate=3e-3, schedule="cosine", evaluations=2, micro_tokens=1000)
 # Long rows beside short ones, so that a mean of means would show.
 ROWS = random_items([(0, 3 + (n * 7) % 23) for n in range(18)])
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import VOCABULARY, random_items, tiny_model
+from engine import SETTINGS, VOCABULARY, random_items, tiny_model
 from kills import Done, Killed, kept, kill_in
 
 from potstill.errors import Stopped, StorageError
@@ -31,19 +31,6 @@ OFFLINE = [ROWS[:4], ROWS[4:8], ROWS[8:11], ROWS[:3], ROWS[3:7], ROWS[7:9], ROWS
 HELD_OUT = ROWS[11:]
 STOPS = frozenset(range(4))
 PLAN = Plan(share=0.5, reuse=3, sampling=Sampling(1.0, 1.0, 0, 8), seed=7)
-SETTINGS = Settings(
-    optimizer="adamw",
-    learning_rate=1e-2,
-    schedule="linear",
-    warmup=0.2,
-    weight_decay=0.1,
-    beta2=0.99,
-    clip=1.0,
-    evaluations=3,
-    keep="last",
-    patience=None,
-    micro_tokens=20,
-)
 
 
 class Parrot:

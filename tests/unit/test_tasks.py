@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import engine
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from potstill.objectives.preference import LOSSES, parameters
 from potstill.stages.dpo import OPTIONS, READS, REFERENCE_FREE, DpoConfig
 from potstill.training.balance import Balance
 from potstill.training.batch import Item, collate
-from potstill.training.loop import Desk, Settings, score_all, train
+from potstill.training.loop import Desk, score_all, train
 from potstill.training.scoring import Scorer
 from potstill.training.tasks import Task, feedback, likelihood, preference
 from potstill.training.team import Team
@@ -29,17 +30,14 @@ from potstill.training.team import Team
 PAIRS = random_items([(6, 5, 9), (3, 4, 4), (8, 12, 2), (0, 6, 7), (1, 3, 3), (5, 10, 1)])
 DESIRABLE = {item.row: number % 3 != 0 for number, item in enumerate(PAIRS)}
 KTO = {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7}
-SETTINGS = Settings(
-    optimizer="adamw",
+SETTINGS = replace(
+    engine.SETTINGS,
     learning_rate=1.0,
     schedule="constant",
     warmup=0.0,
     weight_decay=0.0,
-    beta2=0.99,
     clip=1e9,
     evaluations=1,
-    keep="last",
-    patience=None,
     micro_tokens=1000,
 )
 

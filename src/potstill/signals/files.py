@@ -37,7 +37,7 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ class Writer:
             path.unlink()
             return
         if other is not None:
-            remedy = "Capture into another folder, or remove this one"
+            remedy = "Remove that file: each capture has a folder of its own"
             raise DataError(str(path), f"this shard is of another capture: {other}", remedy)
         self._done.update(shard.keys)
 
@@ -273,7 +273,7 @@ class Reader:
             other = difference(shard.header, self.header)
             if other is not None:
                 what = f"this shard is of another capture than {paths[0].name}: {other}"
-                raise DataError(str(shard.path), what, "Keep each capture in a folder of its own")
+                raise DataError(str(shard.path), what, "Remove that file: each capture has a folder of its own")
         self._places: dict[Key, tuple[int, int]] = {}
         for number, shard in enumerate(self._shards):
             self._places |= {key: (number, place) for place, key in enumerate(shard.keys)}
@@ -287,36 +287,6 @@ class Reader:
     def keys(self) -> list[Key]:
         """Of all rows, as they were added."""
         return list(self._places)
-
-    def expect(
-        self,
-        *,
-        vocabulary: int | None = None,
-        teacher: str | None = None,
-        tokenizer: str | None = None,
-        data: str | None = None,
-        temperature: float | None = None,
-        hidden: Collection[int] = (),
-    ) -> None:
-        """Refuse a cache of another origin, naming the first that differs, or one without a wanted layer."""
-        wanted = {
-            "data": data,
-            "tokenizer": tokenizer,
-            "vocabulary": vocabulary,
-            "teacher": teacher,
-            "temperature": temperature,
-        }
-        for name, value in wanted.items():
-            found = getattr(self.header, name)
-            if value is not None and value != found:
-                what = f"this signal was captured with {name} {short(found)}, and {short(value)} was expected"
-                raise DataError(str(self.folder), what, f"Capture it anew with that {name}")
-        held = [layer.layer for layer in self.header.hidden]
-        for layer in sorted(hidden):
-            if layer not in held:
-                kept = f"only {', '.join(map(str, held))}" if held else "none at all"
-                what = f"hidden layer {layer} was not captured, {kept}"
-                raise DataError(str(self.folder), what, f"Capture it anew with layer {layer}")
 
     def read(self, keys: Sequence[Key]) -> list[RowSignal]:
         """The signals of these rows, in this order, each verified against its checksum."""

@@ -25,7 +25,12 @@ from potstill.training.guidance import Guide
 from potstill.training.layers import Pairs, Projections, captured_map, decoder_layers, depth_map
 from potstill.training.lesson import Aims
 from potstill.training.models import load_model, load_tokenizer
-from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary
+from potstill.training.preflight import (
+    first_template_difference,
+    first_token_difference,
+    tokenizer_hash,
+    vocabulary,
+)
 from potstill.training.probe import bare, check_positions
 from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tasks import Teach
@@ -104,8 +109,12 @@ class CapturedTeacher:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        path = str(self.data.path / TOKENIZER_FOLDER)
-        return load_tokenizer(Model(self.name, LocalModel(path=path)))
+        """Whose tokens the shards speak of. DataError where the one beside them is another."""
+        tokenizer = load_tokenizer(Model(self.name, LocalModel(path=str(self.data.path / TOKENIZER_FOLDER))))
+        if tokenizer_hash(tokenizer) != self.reader.header.tokenizer:
+            what = "the tokenizer beside the signal is not the one whose tokens it speaks of"
+            raise DataError(str(self.data.path / TOKENIZER_FOLDER), what, "Capture the signal anew")
+        return tokenizer
 
     @cached_property
     def reader(self) -> Reader:
