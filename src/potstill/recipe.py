@@ -119,6 +119,10 @@ def _override(document: Document, text: str) -> None:
     if not equals or "" in steps:
         raise RecipeError(place, "not of the form key.path=value", "Write for example dpo.beta=0.05")
     head = steps[0]
+    family, bracket, _ = head.partition("[")
+    if bracket and family in document.value["stages"]:
+        remedy = f"Write {family}.FIELD=VALUE for all of them, or change {family}.for"
+        raise RecipeError(place, f"one member of the family '{family}' cannot be changed alone", remedy)
     sections = [key for key in ("variables", "stages", "models", "servers") if head in document.value[key]]
     if head in TOP_LEVEL:
         sections = []

@@ -193,11 +193,18 @@ TOGETHER: dict[str, Any] = {"kind": "distill", "model": "base", "teacher": "t", 
         ({"divergence": "alm", "learn": "all"}, "set learn: assistant"),
         ({"divergence": "gold", "temperature": 2}, "leave temperature out"),
         ({"divergence_weight": 0}, "nothing of the teacher counts"),
+        ({"teacher_prompt": "Say {answer"}, "'{answer', which stands for nothing; write {answer}"),
+        ({"teacher_prompt": "Say { Answers }"}, "'{ Answers }', which stands for nothing; write {answer}"),
     ],
 )
 def test_a_plan_refuses_what_no_model_is_needed_to_refuse(asked: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=re.escape(message)):
         distill.DistillConfig(**{**TOGETHER, **asked})
+
+
+def test_a_prompt_may_hold_braces_of_its_own():
+    words = 'Reply as {"answer": 1}; the answer is {answer}'
+    assert distill.DistillConfig(**{**TOGETHER, "teacher_prompt": words}).teacher_prompt == words
 
 
 def test_each_teacher_has_its_own_weight():

@@ -301,6 +301,7 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(text, line):
         ("b.marc=x", "command line, b.marc=x: unknown key 'b.marc' (did you mean 'mark'?)"),
         ("b.seconds=x", "command line, b.seconds=x: 'b.seconds' is 'x': input should be a valid number"),
         ("bb.seconds=1", "command line, bb.seconds=1: the recipe has nothing named 'bb' (did you mean 'b'?)"),
+        ("b[seed=0].seconds=1", "one member of the family 'b' cannot be changed alone. Write b.FIELD=VALUE for all"),
         ("b.seconds", "command line, b.seconds: not of the form key.path=value"),
         ("b..seconds=1", "not of the form key.path=value"),
         ("=1", "not of the form key.path=value"),

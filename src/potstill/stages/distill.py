@@ -1,5 +1,6 @@
 """distill: teach a model a teacher's distributions and hidden states, by its weights or by what was captured of it."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -28,7 +29,8 @@ MIXED = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1, "adaptive_kl": 0.5,
 """The divergences that read `mix`, and what it is unless it is given."""
 SERVED_BY_DRAWS = "forward_kl"
 """The divergence that draws serve: it alone is linear in the teacher."""
-
+_MISWRITTEN = re.compile(r"\{(?!answer\})\s*answers?\b\s*\}?", re.IGNORECASE)
+"""Nearly the words that stand for a row's answers."""
 
 Layer = Annotated[int, Field(ge=1)]
 
@@ -120,6 +122,8 @@ class DistillConfig(TrainingConfig):
             raise ValueError("divergence, mix and temperature are for the divergence, and divergence_weight is 0")
         if not (self.divergence_weight or self.hidden_weight):
             raise ValueError("nothing of the teacher counts; set divergence_weight or hidden_weight above 0")
+        if self.teacher_prompt is not None and (odd := _MISWRITTEN.search(self.teacher_prompt)):
+            raise ValueError(f"teacher_prompt has {odd[0]!r}, which stands for nothing; write {{answer}}")
         if self.teacher_prompt is not None and self.hidden_weight:
             raise ValueError("behind another prompt hidden states mean other things; leave out hidden_weight")
         if self.on_policy is not None and self.likelihood_weight:
