@@ -31,9 +31,10 @@ from measure import ROOT, commit, hardware, short, spread
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from potstill.signals.draws import take, uniforms
+from potstill.signals.draws import LEAST, take, uniforms
 from potstill.signals.files import Reader, Writer
 from potstill.signals.rows import Header, RowSignal
+from potstill.signals.sparse import to_sparse
 
 VOCABULARY = 128_256
 LENGTH = 256
@@ -121,10 +122,12 @@ def capture(teacher: Teacher, hidden_ND: Tensor, top: int, draws: int, seed: int
     rows = len(hidden_ND) // LENGTH
     names = [(str(number), f"{number:064x}") for number in range(rows)]
     uniforms_N = torch.from_numpy(np.concatenate([uniforms(seed, key, LENGTH) for _, key in names]))
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("entropy", "top", "logp", "ids", "counts", "sizes")}
+    columns: dict[str, list[Tensor]] = {
+        name: [] for name in ("entropy", "top", "logp", "rest", "ids", "counts", "sizes")
+    }
     for logits_CV, uniforms_C in zip(teacher.logits(hidden_ND), uniforms_N.split(CHUNK), strict=True):
         taken = take(logits_CV, top=top, draws=draws, uniforms_C=uniforms_C)
-        found = (taken.entropy_C, taken.listed_ids_CK, taken.listed_logp_CK)
+        found = (taken.entropy_C, taken.listed_ids_CK, taken.listed_logp_CK, taken.rest_C.clamp(min=LEAST).log())
         found += (taken.drawn_ids_M, taken.counts_M, taken.sizes_C)
         for column, values in zip(columns.values(), found, strict=True):
             if values is not None:
@@ -143,6 +146,7 @@ def kept(columns: dict[str, list[Tensor]], names: Sequence[tuple[str, str]], for
             signals[name] = RowSignal(
                 top_ids=whole["top"][part].astype(np.int32),
                 top_logp=whole["logp"][part],
+                rest_logp=whole["rest"][part].astype(np.float32),
                 entropy=whole["entropy"][part],
             )
         else:
@@ -162,9 +166,10 @@ def kept(columns: dict[str, list[Tensor]], names: Sequence[tuple[str, str]], for
         ids_M, counts_M, sizes_N = (joined(read, name) for name in ("drawn_ids", "drawn_counts", "drawn_sizes"))
         distinct = len(ids_M) / len(sizes_N)
         return Estimate(entropy_N, sizes_N, ids_M, counts_M.float() / form.draws, "drawn", size, distinct)
-    ids_NK, logp_NK = joined(read, "top_ids"), joined(read, "top_logp")
-    sizes_N = torch.full((len(ids_NK),), form.top)
-    return Estimate(entropy_N, sizes_N, ids_NK.flatten(), logp_NK.float().exp().flatten(), "rest", size, form.top)
+    said = to_sparse(read, form)
+    ids_M, mass_M = torch.from_numpy(said.ids_CK).flatten(), torch.from_numpy(said.mass_CK).flatten()
+    sizes_N = torch.full((len(said.ids_CK),), form.top)
+    return Estimate(entropy_N, sizes_N, ids_M, mass_M, "rest", size, form.top)
 
 
 def joined(read: Sequence[RowSignal], name: str) -> Tensor:

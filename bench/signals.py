@@ -65,6 +65,7 @@ def drawn_row(
     return RowSignal(
         top_ids=listed if top else None,
         top_logp=np.tile(np.log(p[:top]).astype(np.float32), (ROW, 1)) if top else None,
+        rest_logp=np.full(ROW, np.log(max(p[top:].sum(), 1e-30)), dtype=np.float32) if top else None,
         drawn_ids=np.concatenate(parts["ids"]).astype(np.int32) if draws else None,
         drawn_counts=np.concatenate(parts["counts"]).astype(np.int32) if draws else None,
         drawn_sizes=np.array(parts["sizes"], dtype=np.int32) if draws else None,
@@ -78,7 +79,7 @@ def parts(rows: Sequence[RowSignal], header: Header, whole: float) -> dict[str, 
     tokens = sum(row.positions for row in rows)
     if header.top:
         k = int(low_bits(header.vocabulary, header.top)[-1])
-        bits["listed codes"] = 8.0 * header.top
+        bits["listed codes"] = 8.0 * (header.top + 1)
         bits["listed ids"] = (k + 1) * header.top + sum(int((row.top_ids.max(1) >> k).sum()) for row in rows) / tokens
     if header.draws:
         k_C = low_bits(header.vocabulary, header.draws)

@@ -5,7 +5,7 @@ Each part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->` i
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
@@ -24,9 +24,9 @@ from potstill.stages.domain import Domain
 from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, ExactSuite, MtBenchSuite, PreferenceSuite
 from potstill.stages.prompting import Prompting
 from potstill.stages.training import TrainingConfig
-from potstill.training.size import Size
 
 FOLDER = Path(__file__).parent
+SUITES = (MtBenchSuite, AspectsSuite, AnswerLossSuite, PreferenceSuite, ExactSuite)
 PLAIN = {
     str: "text",
     int: "whole number",
@@ -40,6 +40,14 @@ SHARED: dict[type[Spec], tuple[str, str]] = {
     Prompting: ("Writing prompts", "has a teacher write prompts"),
     Asking: ("Asking", "asks a model and lets you say how"),
 }
+ELSEWHERE = {
+    "Size": "the fields of [`pretrain`](#pretrain) that say how large a model is: `layers` to `tied`",
+    "Domain": "a [domain](synthesis.md#a-field-of-its-own)",
+    "Price": "[its price](#models-and-servers)",
+    "Share": "a share",
+    **{suite.__name__: "a [suite](#suites)" for suite in SUITES},
+}
+"""Where the fields of a field are told, if not below its table."""
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -49,14 +57,13 @@ def stage_reference() -> str:
     for base, (title, what) in SHARED.items():
         kinds = [f"`{kind}`" for kind in stages.MODULES if issubclass(stages.stage(kind).config, base)]
         shared = f"These fields belong to every stage that {what}: {', '.join(kinds[:-1])} and {kinds[-1]}."
-        parts.append(f"### {title}\n\n{shared}\n\n{_table(_own(base))}")
+        parts += [f"### {title}", shared, _table(_own(base)), *_parts(_own(base))]
     return "\n\n".join(parts)
 
 
 def suite_reference() -> str:
     """What an evaluation can measure."""
-    suites = (MtBenchSuite, AspectsSuite, AnswerLossSuite, PreferenceSuite, ExactSuite)
-    return "\n\n".join(_spec(suite, f"`protocol: {_first(suite, 'protocol')}`") for suite in suites)
+    return "\n\n".join(_spec(suite, f"`protocol: {_first(suite, 'protocol')}`") for suite in SUITES)
 
 
 def domain_reference() -> str:
@@ -129,7 +136,25 @@ def _stage(kind: str, stage: Stage) -> str:
     links = [f"[{title.lower()}](#{title.lower().replace(' ', '-')})" for title in titles]
     more = f" Its further fields are those of {' and of '.join(links)}." if links else ""
     head = f"### `{kind}`\n\n{_line(stage.config.__doc__)} Produces {_either(_products(stage))}.{more}"
-    return f"{head}\n\n{_table(own)}"
+    return "\n\n".join([head, _table(own), *_parts(own)])
+
+
+def _parts(shown: Mapping[str, FieldInfo]) -> Iterator[str]:
+    """Of fields that have fields of their own."""
+    for name, field in shown.items():
+        for kind in _kinds(field.annotation):
+            if issubclass(kind, Spec) and kind.__name__ not in ELSEWHERE:
+                yield f"Under `{name}`: {_line(kind.__doc__)}\n\n{_table(dict(kind.model_fields))}"
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    """The classes that a type is made of."""
+    if get_origin(annotation) is Literal:
+        return
+    if isinstance(annotation, type) and not get_origin(annotation):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _kinds(argument)
 
 
 def _own(config: type[Spec]) -> dict[str, FieldInfo]:
@@ -185,14 +210,12 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
         return f"list of: {_words(arguments[0], [])}"
     if origin is tuple:
         return f"`[{', '.join(PLAIN.get(argument, 'value') for argument in arguments)}]`"
-    if origin is dict:
-        return f"names, each with {_words(arguments[1], [])}"
-    if annotation is Size:
-        return "the fields of [`pretrain`](#pretrain) that say how large a model is: `layers` to `tied`"
-    if annotation is Domain:
-        return "a [domain](synthesis.md#a-field-of-its-own)"
-    name = getattr(annotation, "__name__", str(annotation))
-    return PLAIN.get(annotation, "a [suite](#suites)" if name.endswith("Suite") else f"[{name}](#models-and-servers)")
+    if origin in (dict, Mapping):
+        key = "names" if arguments[0] is str else f"{_words(arguments[0], [])}s"
+        return f"{key}, each with {_words(arguments[1], [])}"
+    if annotation in PLAIN:
+        return PLAIN[annotation]
+    return ELSEWHERE.get(annotation.__name__, "the fields below")
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:

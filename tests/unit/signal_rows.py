@@ -33,6 +33,7 @@ def make_row(header: Header, positions: int, rng: np.random.Generator) -> RowSig
     if header.top:
         p_CV = rng.dirichlet(np.full(header.top + 1, 0.3), positions).astype(np.float32) + 1e-30
         parts["top_ids"], parts["top_logp"] = listed, -np.sort(-np.log(np.minimum(p_CV[:, :-1], 1)), axis=1)
+        parts["rest_logp"] = np.log(np.minimum(p_CV[:, -1], 1))
     if header.draws:
         lines = [make_draws(header, listed[position], rng) for position in range(positions)]
         parts["drawn_sizes"] = np.array([len(ids) for ids, _ in lines], dtype=np.int32)
@@ -92,7 +93,16 @@ def equal(one: RowSignal, two: RowSignal) -> bool:
     """To the last bit, as two readings of one row must be."""
     return all(
         np.array_equal(getattr(one, part), getattr(two, part))
-        for part in ("top_ids", "top_logp", "drawn_ids", "drawn_counts", "drawn_sizes", "entropy", "target_logp")
+        for part in (
+            "top_ids",
+            "top_logp",
+            "rest_logp",
+            "drawn_ids",
+            "drawn_counts",
+            "drawn_sizes",
+            "entropy",
+            "target_logp",
+        )
         if getattr(one, part) is not None or getattr(two, part) is not None
     ) and all(np.array_equal(one.hidden[n].codes_CH, two.hidden[n].codes_CH) for n in one.hidden)
 

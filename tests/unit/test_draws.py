@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potstill.errors import ModelError
-from potstill.objectives.signal import NO_ENTRY
+from potstill.objectives.divergence import Divergence, DivergenceName, compare
+from potstill.objectives.signal import NO_ENTRY, Sparse
 from potstill.signals.draws import BLOCK, Taken, take, uniforms
 from potstill.signals.files import Reader, Writer
 from potstill.signals.rows import Header, RowSignal
@@ -318,3 +319,23 @@ def test_what_is_kept_of_a_list_and_draws_has_the_mass_that_was_taken(tmp_path: 
     assert 40 < some_C.sum() <= 64
     np.testing.assert_allclose(drawn_C[some_C], taken.rest_C.numpy()[some_C], atol=0.02)
     assert (drawn_C[~some_C] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "adaptive_kl"])
+@pytest.mark.parametrize("top", [1, 5, 20])
+def test_a_sure_teacher_s_list_teaches_as_its_distribution_does(tmp_path: Path, name: DivergenceName, top: int) -> None:
+    """What is not listed never has probability 0 for being rounded: the student's mass there would cost 1e30."""
+    torch.manual_seed(0)
+    logits_CV, student_CV = 6 * torch.randn(400, 1000), 6 * torch.randn(400, 1000)
+    taken = take(logits_CV, top=top)
+    row = RowSignal(**{name: column.numpy() for name, column in _named(taken, Asked(1000, top=top)).items()})
+    header = Header(1000, top, 0, 1.0, (), False, "teacher", "tokenizer", "data")
+    Writer(tmp_path, header).add({("row", "00"): row})
+    found = to_sparse(Reader(tmp_path).read([("row", "00")]), header)
+    assert (found.rest_C >= 2e-9).all()
+    arrays = (found.ids_CK, found.mass_CK, found.rest_C, found.entropy_C)
+    read = Sparse(*map(torch.from_numpy, arrays), found.drawn)
+    exact = Sparse(taken.listed_ids_CK, taken.listed_logp_CK.exp(), taken.rest_C.float(), taken.entropy_C, False)
+    ours, theirs = (compare(Divergence(name), said, student_CV.clone()) for said in (read, exact))
+    torch.testing.assert_close(ours.value_C, theirs.value_C, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(ours.slope_CV, theirs.slope_CV, rtol=0.1, atol=0.05)

@@ -1,5 +1,6 @@
 """A signal's bytes: numbers of any width, codes of probabilities, whole rows, and the sparse signal of them."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -144,6 +145,7 @@ def test_the_last_ids_of_a_vocabulary_of_any_size_are_kept(vocabulary: int) -> N
     row = RowSignal(
         top_ids=top_ids,
         top_logp=np.log(np.array([[0.5, 0.25], [0.9, 0.01]], dtype=np.float32)),
+        rest_logp=np.log(np.array([0.25, 0.09], dtype=np.float32)),
         drawn_ids=drawn_ids,
         drawn_counts=np.array([1, 2, 1, 1, 1], dtype=np.int32),
         drawn_sizes=np.array([2, 3], dtype=np.int32),
@@ -162,6 +164,7 @@ def test_a_list_is_read_from_the_likeliest_on_and_never_holds_more_than_everythi
     row = RowSignal(
         top_ids=np.tile(np.array([9, 7, 5, 3, 1], dtype=np.int32), (2000, 1)),
         top_logp=np.log(np.maximum(-np.sort(-p_CK, axis=1), 1e-8)).astype(np.float32),
+        rest_logp=np.full(2000, -60, dtype=np.float32),
         entropy=np.zeros(2000, dtype=np.float32),
     )
     found = decode(encode([row], ["a"], header), [2000], header)[0]
@@ -207,12 +210,13 @@ def test_listed_entries_keep_their_probability_and_the_rest_is_what_they_leave()
     row = RowSignal(
         top_ids=np.array([[4, 9], [5, 1]], dtype=np.int32),
         top_logp=np.log(np.array([[0.5, 0.25], [0.75, 0.25]], dtype=np.float32)),
+        rest_logp=np.array([math.log(0.25), -18], dtype=np.float32),
         entropy=np.array([1.5, 0.6], dtype=np.float32),
     )
     found = to_sparse([row, row], header)
     assert found.ids_CK.tolist() == [[4, 9], [5, 1]] * 2
     assert found.mass_CK == pytest.approx(np.array([[0.5, 0.25], [0.75, 0.25]] * 2))
-    assert found.rest_C == pytest.approx(np.array([0.25, 0, 0.25, 0]), abs=1e-7)
+    assert found.rest_C == pytest.approx(np.array([0.25, math.exp(-18)] * 2), rel=1e-6)
     assert found.entropy_C == pytest.approx(np.array([1.5, 0.6] * 2))
     assert (found.drawn, found.ids_CK.dtype, found.mass_CK.dtype) == (False, np.int64, np.float32)
 
@@ -229,7 +233,8 @@ def test_draws_share_what_is_not_listed() -> None:
     assert alone.mass_CK.tolist() == [[0.75, 0.25], [1, 0]]
     assert (alone.rest_C.tolist(), alone.drawn) == ([0, 0], True)
     top = np.array([[5], [6]], dtype=np.int32)
-    both = RowSignal(top_ids=top, top_logp=np.log(np.array([[0.5], [0.75]], dtype=np.float32)), **drawn)
+    listed = {"top_logp": np.log(np.array([[0.5], [0.75]], dtype=np.float32)), "rest_logp": np.log([0.5, 0.25])}
+    both = RowSignal(top_ids=top, **listed, **drawn)
     found = to_sparse([both], make_header(draws=4, top=1))
     assert found.ids_CK.tolist() == [[5, 7, 3], [6, 8, NO_ENTRY]]
     assert found.mass_CK == pytest.approx(np.array([[0.5, 0.375, 0.125], [0.75, 0.25, 0]]))

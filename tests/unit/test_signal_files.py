@@ -72,6 +72,7 @@ def test_a_stranger_reads_a_shard_from_its_description_alone(captured: Path) -> 
     assert list(by_hand) == list(rows)
     for found, row in zip(by_hand.values(), Reader(captured).read(list(rows)), strict=True):
         assert found["entropy"] == pytest.approx(row.entropy, abs=1e-6)
+        assert found["rest"] == pytest.approx(row.rest_logp, abs=1e-6)
         assert found["target_logp"] == pytest.approx(row.target_logp)
         assert found["hidden"][2] == pytest.approx(
             row.hidden[2].codes_CH * row.hidden[2].scale_C[:, None].astype(float)
@@ -92,7 +93,7 @@ def read_by_hand(shard: bytes) -> dict[tuple[str, str], dict[str, Any]]:
     assert magic == b"potsig\r\n"
     assert zlib.crc32(shard[16 : 16 + length]) == checksum
     header = json.loads(shard[16 : 16 + length])
-    assert (header["format"], header["version"]) == ("potstill signal", 1)
+    assert (header["format"], header["version"]) == ("potstill signal", 2)
     offset, size, rows, checksum, magic = struct.unpack("<QQII8s", shard[-32:])
     assert (zlib.crc32(shard[offset:-12]), offset + size, magic) == (checksum, len(shard) - 32, b"potsig\r\n")
     at, names, found = 16 + length, offset + 16 * rows, {}
@@ -141,6 +142,7 @@ def row_by_hand(header: dict[str, Any], row: bytes, n: int) -> dict[str, Any]:
     top = header["top"]
     entropy = [math.log(vocabulary) * (take(12) / 4095) ** 2 for _ in range(n)]
     sizes = [take(header["draws"].bit_length()) for _ in range(n)]
+    rest = [-20 * (take(8) / 255) ** 2 for _ in range(n)] if top else []
     logp = [[-20 * (take(8) / 255) ** 2 for _ in range(top)] for _ in range(n)]
     list_low = [[take(low(top)) for _ in range(top)] for _ in range(n)]
     drawn_low = [[take(low(size)) for _ in range(size)] for size in sizes]
@@ -150,7 +152,8 @@ def row_by_hand(header: dict[str, Any], row: bytes, n: int) -> dict[str, Any]:
     counts = [[take(magnitude) | 1 << magnitude for magnitude in line] for line in magnitudes]
     assert whole == 0
     drawn_counts = [dict(zip(ids, line, strict=True)) for ids, line in zip(drawn, counts, strict=True)]
-    return {"hidden": hidden, "target_logp": target, "entropy": entropy, "listed": listed, "drawn": drawn_counts}
+    found = {"hidden": hidden, "target_logp": target, "entropy": entropy, "rest": rest}
+    return found | {"listed": listed, "drawn": drawn_counts}
 
 
 def zipf_rows(entropy: float, draws: int, rows: int = 20, positions: int = 300) -> dict[files.Key, RowSignal]:
@@ -302,10 +305,10 @@ def test_a_shard_of_another_capture_is_refused_and_left(captured: Path) -> None:
 
 def test_a_shard_of_another_version_is_refused_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(files, "VERSION", 2)
+        patch.setattr(files, "VERSION", 1)
         Writer(tmp_path, SMALL).add(make_rows(SMALL, [2]))
     for look in (lambda: Reader(tmp_path), lambda: Writer(tmp_path, SMALL)):
-        with pytest.raises(StorageError, match="of version 2; this potstill reads 'potstill signal' of version 1"):
+        with pytest.raises(StorageError, match="of version 1; this potstill reads 'potstill signal' of version 2"):
             look()
     assert (tmp_path / "000000.signal").exists()
 

@@ -19,6 +19,7 @@ lowest bits first, filled with zeros to a whole byte. The stream's sections, eac
 
     entropy     12 bits a position: c stands for ln V (c/4095)^2 nats
     sizes       if D: bitlength(D) bits a position: how many distinct ids m were drawn
+    rest        if K: 8 bits a position, as an entry's: what all that is not listed has together
     list        if K: 8 bits an entry, by ascending id in each position: c stands for -20 (c/255)^2 nats
     list low    if K: the low k(K) bits of each id, where k(m) = floor(log2(floor(V/m)))
     drawn low   if D: the low k(m) bits of each drawn id, by ascending id in each position
@@ -54,7 +55,7 @@ Key = tuple[str, str]
 """A row's id, and the hash of its tokens in hexadecimal digits."""
 
 FORMAT = "potstill signal"
-VERSION = 1
+VERSION = 2
 SUFFIX = ".signal"
 MAGIC = b"potsig\r\n"  # line ends that a transfer as text would change
 

@@ -132,7 +132,7 @@ def _chunks(sizes: Sequence[int]) -> Iterator[slice]:
 def _check(name: str, row: RowSignal, header: Header) -> None:
     """That a row has the parts which the header names, each of the right shape: anything else is a bug of ours."""
     positions = row.positions
-    listed = row.top_ids is not None and row.top_logp is not None
+    listed = row.top_ids is not None and row.top_logp is not None and row.rest_logp is not None
     drawn = row.drawn_ids is not None and row.drawn_counts is not None and row.drawn_sizes is not None
     assert listed == (header.top > 0), f"{name}: listed entries"
     assert drawn == (header.draws > 0), f"{name}: drawn entries"
@@ -148,7 +148,15 @@ def _check(name: str, row: RowSignal, header: Header) -> None:
         kept = row.hidden[layer.layer]
         assert kept.codes_CH.shape == (positions, layer.width), f"{name}: layer {layer.layer}"
         assert kept.scale_C.shape == (positions,), f"{name}: layer {layer.layer}"
-    for column in (row.entropy, row.target_logp, row.top_logp, *(kept.scale_C for kept in row.hidden.values())):
+    if row.rest_logp is not None:
+        assert row.rest_logp.shape == (positions,), f"{name}: shape of the rest"
+    for column in (
+        row.entropy,
+        row.target_logp,
+        row.top_logp,
+        row.rest_logp,
+        *(kept.scale_C for kept in row.hidden.values()),
+    ):
         if column is not None and not np.isfinite(column).all():
             raise _bad(name, "a number of the teacher's signal is not finite", "Look what the teacher computes there")
 
@@ -194,7 +202,7 @@ class _Rows:
 
 
 def _distributions(chunk: _Rows) -> list[NDArray[np.uint8]]:
-    """The stream of each row: entropies, sizes, codes, low bits, then what is unary, then counts."""
+    """The stream of each row: entropies, sizes, rests, codes, low bits, then what is unary, then counts."""
     header, counts_R = chunk.header, chunk.counts_R
     streams = _Streams(len(chunk.rows))
     streams.numbers(counts_R, entropy_codes(chunk.column("entropy"), header.vocabulary), ENTROPY_BITS)
@@ -205,6 +213,7 @@ def _distributions(chunk: _Rows) -> list[NDArray[np.uint8]]:
         sizes_C = chunk.column("drawn_sizes").astype(np.int64)
         streams.numbers(counts_R, sizes_C, size_bits(header.draws))
     if header.top:
+        streams.numbers(counts_R, logp_codes(chunk.column("rest_logp")), 8)
         listed_R = counts_R * header.top
         keys_M, codes_M = _sorted_list(chunk)
         ids_M = keys_M % header.vocabulary
@@ -331,6 +340,8 @@ def _columns(stream: NDArray[np.uint8], starts_R: Ints, counts_R: Ints, header: 
         sizes_C = unpack(stream, walk.section(counts_R, width), width)
         found["drawn_sizes"] = np.split(sizes_C.astype(np.int32), cuts)
     if header.top:
+        rests_C = unpack(stream, walk.section(counts_R, 8), 8)
+        found["rest_logp"] = np.split(logp_of(rests_C), cuts)
         listed_R = counts_R * header.top
         low = int(low_bits(header.vocabulary, header.top)[-1])
         logp_M = unpack(stream, walk.section(listed_R, 8), 8)

@@ -73,6 +73,8 @@ class RowSignal:
     """(C, K): the largest entries of each position, the likeliest first."""
     top_logp: NDArray[np.float32] | None = None
     """(C, K): their log-probabilities. As read their probabilities never sum to more than 1."""
+    rest_logp: NDArray[np.float32] | None = None
+    """(C,), beside a list: of all others together. Where that is little, 1 less the list would be rounding alone."""
     drawn_ids: NDArray[np.int32] | None = None
     """(M,): the distinct ids that were drawn at position 0, then at position 1, ...; as read ascending in each."""
     drawn_counts: NDArray[np.int32] | None = None

@@ -28,17 +28,21 @@ class SparseArrays:
 def to_sparse(signals: Sequence[RowSignal], header: Header) -> SparseArrays:
     """The rows' positions one after another; masses and rest of each sum to 1, to float32's rounding.
 
-    Listed entries have their probability, and the rest is what they leave. Drawn entries share 1 by how often they
-    came, or beside a list what the list leaves; nothing rests. Where nothing was drawn beside a list, the list has all.
+    Listed entries have their probability, and all others the rest, which is never 0 for being rounded. Drawn entries
+    share 1 by how often they came, or beside a list the rest; then nothing rests. Where nothing was drawn beside a
+    list, the list has all.
     """
     entropy_C = _joined(signals, "entropy")
     ids_CK = np.full((len(entropy_C), header.top), NO_ENTRY, dtype=np.int64)
     mass_CK = np.zeros((len(entropy_C), header.top))
+    rest_C = np.ones(len(entropy_C))
     if header.top:
         ids_CK[:] = _joined(signals, "top_ids")
         mass_CK[:] = np.exp(_joined(signals, "top_logp").astype(np.float64))
-        mass_CK /= np.maximum(mass_CK.sum(axis=1, keepdims=True), 1)
-    rest_C = np.maximum(1 - mass_CK.sum(axis=1), 0)
+        rest_C[:] = np.exp(_joined(signals, "rest_logp").astype(np.float64))
+        total_C = mass_CK.sum(axis=1) + rest_C
+        mass_CK /= total_C[:, None]
+        rest_C /= total_C
     if header.draws:
         sizes_C = _joined(signals, "drawn_sizes").astype(np.int64)
         none_C = sizes_C == 0

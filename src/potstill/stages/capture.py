@@ -273,4 +273,4 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-STAGE = Stage(config=CaptureConfig, produces="signals", run=run, trains=True)
+STAGE = Stage(config=CaptureConfig, produces="signals", run=run, version=2, trains=True)

@@ -44,7 +44,10 @@ def read_signal(reply: Reply, ids_L: Sequence[int], scored_C: Sequence[int], top
     logp_CK = np.empty((len(scored_C), top), dtype=np.float32)
     for row, place in enumerate(scored_C):
         ids_CK[row], logp_CK[row] = _listed(places[place], ids_L[place], place, top, vocabulary)
-    return RowSignal(top_ids=ids_CK, top_logp=logp_CK, entropy=_entropy(logp_CK))
+    rest_C = np.maximum(1 - np.exp(logp_CK.astype(np.float64)).sum(1), np.finfo(np.float32).tiny)
+    return RowSignal(
+        top_ids=ids_CK, top_logp=logp_CK, rest_logp=np.log(rest_C).astype(np.float32), entropy=_entropy(logp_CK)
+    )
 
 
 def _listed(entries: Any, token: int, place: int, top: int, vocabulary: int) -> tuple[list[int], list[float]]:

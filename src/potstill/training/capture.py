@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.signals.draws import Taken, take, uniforms
+from potstill.signals.draws import LEAST, Taken, take, uniforms
 from potstill.signals.files import Key, Writer
 from potstill.signals.rows import Hidden, RowSignal
 from potstill.signals.states import Kept, keep
@@ -151,6 +151,7 @@ def _named(taken: Taken, asked: Asked) -> dict[str, Tensor]:
     columns = {
         "top_ids": taken.listed_ids_CK,
         "top_logp": taken.listed_logp_CK,
+        "rest_logp": taken.rest_C.clamp(min=LEAST).log() if asked.top else None,
         "drawn_ids": taken.drawn_ids_M,
         "drawn_counts": taken.counts_M,
         "drawn_sizes": taken.sizes_C,
