@@ -114,6 +114,24 @@ def test_a_twin_with_the_same_tokens_has_nothing_to_teach(name: Any):
     assert all(gradient.norm() < 1e-7 for gradient in gradients.values())
 
 
+@pytest.mark.parametrize(("name", "temperature"), [("uld", 1.0), ("gold", 1.0), ("alm", 100.0)])
+@pytest.mark.parametrize("capped", [False, True], ids=["plain", "capped"])
+def test_rows_that_pad_a_vocabulary_take_part_in_nothing(name: Any, temperature: float, capped: bool):
+    """Trap: Teacher and student vocabularies padded to different sizes: slice to the tokenizer, never zeros."""
+    plain, padded = Two(), Two()
+    if capped:
+        plain.student.config.final_logit_softcapping = padded.student.config.final_logit_softcapping = 3.0
+    aims = SpanAims(name, len(plain.ours), temperature, likelihood_weight=0.3)
+    for model, fill in ((padded.student, 64), (padded.teacher, 32)):
+        model.resize_token_embeddings(model.config.vocab_size + fill, mean_resizing=False)
+        with torch.no_grad():
+            model.get_output_embeddings().weight[-fill:].normal_(0, 0.3)
+    (loss, gradients), (found, slopes) = (two.learnt(Scorer(two.student), aims) for two in (plain, padded))
+    assert found == pytest.approx(loss, rel=1e-6)
+    for parameter, gradient in gradients.items():
+        assert (slopes[parameter][: len(gradient)] - gradient).norm() <= 1e-6 * gradient.norm()
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))

@@ -9,12 +9,13 @@ import pytest
 from pydantic import ValidationError
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 
+from potstill.artifact import seal
 from potstill.errors import PotstillError
 from potstill.objectives import divergence
 from potstill.recipe import load_recipe
 from potstill.signals.files import Reader
 from potstill.sources import Data, Model
-from potstill.stages import capture, distill, pretrain, sft
+from potstill.stages import capture, distill, init, pretrain, sft
 from potstill.training.across import AcrossName
 
 STEPS: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2, "global_batch": 8, "held_out": 6, "dtype": "float32"}
@@ -194,12 +195,43 @@ TOGETHER: dict[str, Any] = {"kind": "distill", "model": "base", "teacher": "t", 
         ({"divergence": "gold", "temperature": 2}, "leave temperature out"),
         ({"divergence_weight": 0}, "nothing of the teacher counts"),
         ({"teacher_prompt": "Say {answer"}, "'{answer', which stands for nothing; write {answer}"),
+        ({"teacher_prompt": "{anwser} it is"}, "'{anwser}', which stands for nothing; write {answer}"),
+        ({"teacher_prompt": "Be kind", "learn": "all"}, "set learn: assistant"),
+        ({"on_policy": {}, "learn": "all"}, "set learn: assistant"),
+        ({"teacher": "base", "on_policy": {}}, "'base' has nothing to learn from itself"),
         ({"teacher_prompt": "Say { Answers }"}, "'{ Answers }', which stands for nothing; write {answer}"),
     ],
 )
 def test_a_plan_refuses_what_no_model_is_needed_to_refuse(asked: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=re.escape(message)):
         distill.DistillConfig(**{**TOGETHER, **asked})
+
+
+def test_a_teacher_that_reads_less_than_the_student_may_answer_is_refused(
+    bench: Bench, base: Model, teacher: Model, chats: Data
+):
+    """Before anything is drawn: what stands beyond a model's positions means nothing to it."""
+    shape = {"layers": 1, "width": 16, "heads": 2, "context": 90}
+    near, _ = bench.run(init, "near", {"model": "teacher", "family": "llama", "size": shape}, (), teacher)
+    own = {"max_tokens": 80}
+    with pytest.raises(PotstillError, match=r"name another teacher than near, who reads 90"):
+        distilled(bench, "refused", base, near, chats, divergence="reverse_kl", on_policy=own)
+
+
+def test_a_shard_of_another_capture_in_a_sealed_place_is_refused(
+    bench: Bench, base: Model, teacher: Model, chats: Data
+):
+    signals, _ = captured(bench, "of-teacher", teacher, chats, layers=[1])
+    other, _ = captured(bench, "of-base", base, chats, layers=[1])
+    head = {"stage": "s", "kind": "capture", "version": 2, "produces": "signals", "key": "k", "seed": 0}
+    head |= {"config": {}, "inputs": {}, "facts": {}}
+    sealed = seal(signals.path, bench.root / "sealed", head)
+    data = Data("sealed", "signals", sealed.path)
+    states = {"divergence_weight": 0, "hidden_weight": 1.0}
+    distilled(bench, "right", base, data, chats, **states)
+    (sealed.path / "signals" / "000000.signal").write_bytes((other.path / "signals" / "000000.signal").read_bytes())
+    with pytest.raises(PotstillError, match=r"000000.signal: its bytes are not those that were sealed. Remove"):
+        distilled(bench, "refused", base, data, chats, **states)
 
 
 def test_a_prompt_may_hold_braces_of_its_own():
@@ -217,7 +249,8 @@ def test_layers_may_be_written_as_yaml_writes_numbers(tmp_path: Path):
     rows = "".join(chat.to_line() for chat in CHATS[:3])
     (tmp_path / "chats.jsonl").write_text(rows)
     text = (
-        "name: x\nmodels: {m: {path: a/b}}\nstages:\n  d: {kind: distill, model: m, teacher: m, data: chats.jsonl, "
+        "name: x\nmodels: {m: {path: a/b}, t: {path: a/c}}\nstages:\n"
+        "  d: {kind: distill, model: m, teacher: t, data: chats.jsonl, "
         'hidden_weight: 1, layers: {"01": 2, 3: 4}}\n'
     )
     (tmp_path / "x.yaml").write_text(text)

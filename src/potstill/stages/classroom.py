@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.errors import DataError, ModelError
+from potstill.artifact import find
+from potstill.errors import DataError, ModelError, StorageError
 from potstill.objectives.divergence import Divergence, DivergenceName
 from potstill.records import Chat
 from potstill.signals.files import Reader
@@ -32,6 +33,7 @@ from potstill.training.preflight import (
     vocabulary,
 )
 from potstill.training.probe import bare, check_positions
+from potstill.training.sampling import longest_answered
 from potstill.training.scoring import Scorer, build_scorer
 from potstill.training.tasks import Teach
 from potstill.training.tellers import Captured, Present, Teller, View, key_of, lessons, same
@@ -118,7 +120,12 @@ class CapturedTeacher:
 
     @cached_property
     def reader(self) -> Reader:
-        """Its shards; opened once."""
+        """Its shards; opened once, when their bytes are those that were sealed: a shard of another capture is whole by
+        its own checksums. StorageError where they are not."""
+        artifact = find(self.data.path)
+        if artifact is not None and (damaged := artifact.damaged()):
+            remedy = f"Remove {self.data.path} and run again: it is captured anew"
+            raise StorageError(damaged, "its bytes are not those that were sealed", remedy)
         return Reader(self.data.path / SIGNALS_FOLDER)
 
     def check(self, config: "DistillConfig", items: Sequence[Item]) -> None:
@@ -202,6 +209,14 @@ class Classroom:
         if self.config.teacher_prompt is not None:
             self._view = self._guided(split, self.config.teacher_prompt)
         return split
+
+    def check_answers(self, items: Sequence[Item], max_tokens: int) -> None:
+        """Refuse teachers who cannot read whole what the student may answer to these. ModelError."""
+        seen = [self._view(longest_answered([item], max_tokens)) for item in items]
+        for teacher in self.teachers:
+            assert isinstance(teacher, PresentTeacher), "what was captured was refused before"
+            remedy = f"Set a lower max_tokens, or name another teacher than {teacher.name}, who reads {{limit}}"
+            check_positions(teacher.scorer.model, seen, remedy)
 
     def _guided(self, split: Split, words: str) -> View:
         """Teachers read the same answers behind their own prompt."""

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -29,9 +30,6 @@ MIXED = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1, "adaptive_kl": 0.5,
 """The divergences that read `mix`, and what it is unless it is given."""
 SERVED_BY_DRAWS = "forward_kl"
 """The divergence that draws serve: it alone is linear in the teacher."""
-_MISWRITTEN = re.compile(r"\{(?!answer\})\s*answers?\b\s*\}?", re.IGNORECASE)
-"""Nearly the words that stand for a row's answers."""
-
 Layer = Annotated[int, Field(ge=1)]
 
 
@@ -122,12 +120,14 @@ class DistillConfig(TrainingConfig):
             raise ValueError("divergence, mix and temperature are for the divergence, and divergence_weight is 0")
         if not (self.divergence_weight or self.hidden_weight):
             raise ValueError("nothing of the teacher counts; set divergence_weight or hidden_weight above 0")
-        if self.teacher_prompt is not None and (odd := _MISWRITTEN.search(self.teacher_prompt)):
-            raise ValueError(f"teacher_prompt has {odd[0]!r}, which stands for nothing; write {{answer}}")
+        if self.teacher_prompt is not None and (odd := _miswritten(self.teacher_prompt)):
+            raise ValueError(f"teacher_prompt has {odd!r}, which stands for nothing; write {{answer}}")
         if self.teacher_prompt is not None and self.hidden_weight:
             raise ValueError("behind another prompt hidden states mean other things; leave out hidden_weight")
         if self.on_policy is not None and self.likelihood_weight:
             raise ValueError("likelihood_weight would teach the student its own answers; leave it out, or on_policy")
+        if self.learn == "all" and (self.on_policy is not None or self.teacher_prompt is not None):
+            raise ValueError("on_policy and teacher_prompt are for what assistants say; set learn: assistant")
         if self.on_policy is not None and self.sharding != "none":
             raise ValueError("the student answers with its whole weights, which sharding cuts up; set sharding: none")
         return self
@@ -139,6 +139,11 @@ class DistillConfig(TrainingConfig):
         twice = [name for name, count in Counter(name for name, _ in self._named).items() if count > 1]
         if twice:
             raise ValueError(f"'{twice[0]}' is named twice as a teacher; name it once, with one weight")
+        as_it_was = self.teacher_prompt is None and not self.likelihood_weight
+        if as_it_was and [name for name, _ in self._named] == [self.model]:
+            raise ValueError(
+                f"'{self.model}' has nothing to learn from itself; name another teacher, or give it a teacher_prompt"
+            )
         if self.hidden_weight and self.layers == {}:
             raise ValueError("layers is an empty mapping; write pairs such as {2: 8}, or how many there are to be")
 
@@ -230,6 +235,12 @@ class DistillConfig(TrainingConfig):
         return self.forecast(rows, 500)
 
 
+def _miswritten(words: str) -> str:
+    """What was to be "{answer}", it seems; empty where nothing."""
+    named = ((found[0], found[1].lower()) for found in re.finditer(r"\{\s*(\w+)\s*\}?", words))
+    return next((whole for whole, name in named if whole != "{answer}" and get_close_matches(name, ["answer"])), "")
+
+
 def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
     """Check that teachers and student speak of the same tokens, tokenize, hold out, train, keep."""
     from potstill.stages.classroom import Classroom
@@ -252,6 +263,8 @@ def run(config: DistillConfig, inputs: Inputs, work: Work) -> Facts:
             check_room(scorer.model, split.train, config.on_policy.max_tokens)
         check_itself(scorer, vocabulary_of(scorer.model, session.tokenizer, "the student"), split.train)
         room.fit(scorer)
+        if config.on_policy is not None:
+            room.check_answers(split.train, config.on_policy.max_tokens)
         return room.lessons()
 
     session.load(split, fit=fit, longest=_longest(config, split.train))

@@ -1,6 +1,6 @@
 """Teachers of other vocabularies in a stage of distillation: their tokens are matched to the student's by bytes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -112,6 +112,9 @@ class Interpreters:
             config.likelihood_weight,
         )
         self._lessons = span_lessons(aims, tellers)
+
+    def check_answers(self, items: Sequence[Item], max_tokens: int) -> None:
+        """There are none: own answers are refused beside these divergences."""
 
     def lessons(self) -> Teach:
         """For the task."""

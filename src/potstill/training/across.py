@@ -112,7 +112,7 @@ class Interpreter:
         comparable_S = torch.from_numpy(np.concatenate([read.spans.comparable_S for read in reads])).to(device)
         with torch.no_grad():
             (hidden_ME,) = cast(tuple[Tensor], self.scorer(theirs, "hidden"))
-            logp_M = self.scorer.head.logps(hidden_ME, theirs.targets_N)
+            logp_M = self.scorer.head.logps(hidden_ME, theirs.targets_N, self.vocabulary)
             first_S, last_S = first_S.to(device), last_S.to(device)
             logp_S = span_sums(logp_M, first_S, last_S)
             follow_S = span_sums(logp_M, first_S + 1, last_S)
@@ -144,7 +144,7 @@ class SpanLesson:
     def figures(self, head: Head, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """For each scored position, shape (F, N); see `lesson.FIGURES`."""
         aims = self.aims
-        logp_N = head.logps(hidden_ND, targets_N)
+        logp_N = head.logps(hidden_ND, targets_N, aims.vocabulary)
         divergence_N = torch.zeros_like(logp_N)
         for told in self.told:
             if aims.name == "alm":

@@ -59,8 +59,8 @@ class Judge(Protocol):
 class Head(Protocol):
     """A student's, chunk by chunk; an `OutputHead`."""
 
-    def logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Log-probabilities of the targets, in nats."""
+    def logps(self, hidden_ND: Tensor, targets_N: Tensor, vocabulary: int | None = None) -> Tensor:
+        """Log-probabilities of the targets among the first so many tokens, in nats."""
         ...
 
     def judged(self, hidden_ND: Tensor, targets_N: Tensor, judge: Judge) -> Tensor:

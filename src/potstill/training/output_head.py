@@ -46,13 +46,18 @@ class OutputHead:
         if self._device.type == "cuda" and self._is_plain:
             self._narrow_VD = cast(nn.Linear, self.module).weight.detach().to(torch.bfloat16)
 
-    def logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Log-probabilities of the targets, without N x V being there at once in full precision."""
+    def logps(self, hidden_ND: Tensor, targets_N: Tensor, vocabulary: int | None = None) -> Tensor:
+        """Log-probabilities of the targets, without N x V being there at once in full precision; among so many tokens,
+        the first, or all rows of the head."""
+
+        def fused(hidden_ND: Tensor, weight_VD: Tensor, **how: Any) -> Tensor:
+            fewer = vocabulary is not None and vocabulary < len(weight_VD)
+            return linear_logps(hidden_ND, weight_VD[:vocabulary] if fewer else weight_VD, targets_N, **how)
 
         def compute(logits_CV: Tensor, rows: slice) -> Tensor:
-            return -F.cross_entropy(logits_CV, targets_N[rows], reduction="none")
+            return -F.cross_entropy(logits_CV[:, :vocabulary], targets_N[rows], reduction="none")
 
-        return self._through_head(hidden_ND, partial(linear_logps, targets_N=targets_N), compute)
+        return self._through_head(hidden_ND, fused, compute)
 
     def judged(self, hidden_ND: Tensor, targets_N: Tensor, judge: Judge) -> Tensor:
         """What a lesson makes of the logits, likewise; shape (F, N)."""
