@@ -211,7 +211,8 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         return f"`[{', '.join(PLAIN.get(argument, 'value') for argument in arguments)}]`"
     if origin in (dict, Mapping):
-        key = "names" if arguments[0] is str else f"{_words(arguments[0], [])}s"
+        named = "text" in _words(arguments[0], [])
+        key = "names" if named else f"{_words(arguments[0], [])}s"
         return f"{key}, each with {_words(arguments[1], [])}"
     if annotation in PLAIN:
         return PLAIN[annotation]

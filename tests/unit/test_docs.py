@@ -111,6 +111,17 @@ def test_the_recipes_on_feedback_fit_together(tmp_path):
     assert {"answers", "rated", "reviewed", "compared", "pairs", "audit", "report"} <= set(stages)
 
 
+def test_the_recipes_on_distillation_fit_together(tmp_path):
+    """The first is whole, the others are stages of it."""
+    page = (ROOT / "docs" / "distillation.md").read_text()
+    whole, *stages = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "Q"}]}\n')
+    text = whole.replace("models:\n", "models:\n  sft: {path: my-sft}\n") + "".join(stages)
+    (tmp_path / "distilled.yaml").write_text(text)
+    kinds = [stage.config.kind for stage in load_recipe(str(tmp_path / "distilled.yaml")).stages.values()]
+    assert sorted(kinds) == ["capture", "distill", "distill", "distill", "import", "init", "init"]
+
+
 def blocks(page: Path) -> dict[str, str]:
     """The files that a page shows: those blocks that begin with their names."""
     found = re.findall(r"^```\w+\n# file: (\S+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)

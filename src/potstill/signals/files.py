@@ -93,8 +93,11 @@ def _header_of(path: Path, text: bytes) -> Header:
     if (kind, version) != (FORMAT, VERSION):
         what = f"this is {kind!r} of version {version}; this potstill reads {FORMAT!r} of version {VERSION}"
         raise StorageError(str(path), what, "Capture the signal anew, or read it with the potstill that wrote it")
-    hidden = tuple(HiddenLayer(**layer) for layer in body["hidden"])
-    return Header(**{field.name: body[field.name] for field in fields(Header)} | {"hidden": hidden})
+    try:
+        hidden = tuple(HiddenLayer(**layer) for layer in body["hidden"])
+        return Header(**{field.name: body[field.name] for field in fields(Header)} | {"hidden": hidden})
+    except (LookupError, TypeError) as error:
+        raise _torn(path, "its header does not say all that it has to") from error
 
 
 def short(value: object) -> str:
