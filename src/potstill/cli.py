@@ -258,6 +258,7 @@ def resume_command(args: argparse.Namespace) -> str:
 
 @reading()
 def _plan(args: argparse.Namespace) -> int:
+    from potstill.overlap import refuse_shared
     from potstill.plan import make_plan
     from potstill.views import plan_view
     from potstill.workspace import Hashes, Workspace
@@ -269,6 +270,7 @@ def _plan(args: argparse.Namespace) -> int:
         for name, why in run_trial(recipe, folder, args.trial, args.until).items():
             sys.stderr.write(f"{name} could not be tried on {args.trial} rows: {why}\n")
     plan = make_plan(recipe, Workspace(folder), Hashes(folder / "hashes.json")).until(args.until)
+    refuse_shared(plan)
     plan_view(_console(), plan, Workspace(folder))
     return 0
 

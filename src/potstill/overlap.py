@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from potstill.artifact import Artifact
 from potstill.curation.decontaminate import Words, words
-from potstill.errors import DataError
+from potstill.errors import DataError, RecipeError
 from potstill.plan import Plan, Step
 from potstill.records import ROWS, Chat, Feedback, Message, Pair, Prompt, Record
 from potstill.references import Link
@@ -39,6 +39,22 @@ class _Source:
         """Each row's id and what its user says."""
         for row in self.data.rows(self.row_type):
             yield getattr(row, "id", ""), _turns(row)
+
+
+def refuse_shared(plan: Plan) -> None:
+    """Before anything is run: RecipeError where a stage would be scored on the very rows that it is trained on."""
+    produces = {name: step.entry.produces for name, step in plan.steps.items()}
+    for scoring in filter(_scores, plan.steps.values()):
+        held = dict(_named(scoring, produces))
+        for name in _reads(plan, scoring):
+            step = plan.steps[name]
+            trained = dict(_named(step, produces)) if step.entry.stage.trains else {}
+            for rows in trained.keys() & held.keys():
+                raise RecipeError(
+                    held[rows].place,
+                    f"'{scoring.name}' evaluates on '{held[rows].name}', which '{name}' trains on",
+                    "Evaluate on rows that are kept apart, such as another part of them in a file of its own",
+                )
 
 
 def refuse_overlap(plan: Plan, step: Step, sealed: Mapping[str, Artifact]) -> None:
@@ -110,23 +126,28 @@ def _reads(plan: Plan, step: Step) -> list[str]:
 
 def _sources(step: Step, sealed: Mapping[str, Artifact]) -> Iterator[_Source]:
     """The rows that a step names and that are at hand: files, and what is sealed."""
-    accepts = {slot.field: slot.accepts for slot in step.entry.slots}
-    for link in step.entry.links:
-        if (kind := _kind(link, accepts[link.field], sealed)) is None:
-            continue
+    for link, kind in _spoken(step, {name: artifact.produces for name, artifact in sealed.items()}):
         if link.file is not None:
             yield _Source(Data(link.file.name, "file", link.file), ROWS[kind])
         else:
             yield _Source(Data(link.stage, kind, sealed[link.stage].path), ROWS[kind])
 
 
-def _kind(link: Link, accepts: Sequence[str], sealed: Mapping[str, Artifact]) -> str | None:
-    """What kind of rows a link names; None where it names none, or they are not there yet, or nobody speaks in them."""
-    if link.file is not None:
-        kind = next((kind for kind in accepts if kind in ROWS), None)
-    else:
-        kind = sealed[link.stage].produces if link.stage in sealed else None
-    return kind if kind is not None and ROWS.get(kind) in (Prompt, Chat, Pair, Feedback) else None
+def _named(step: Step, produces: Mapping[str, str]) -> Iterator[tuple[str, Link]]:
+    """The rows that a step names, by the stage that makes them or the file that holds them."""
+    for link, _ in _spoken(step, produces):
+        yield str(link.file) if link.file is not None else link.stage, link
+
+
+def _spoken(step: Step, produces: Mapping[str, str]) -> Iterator[tuple[Link, str]]:
+    """Every link to rows in which somebody speaks, and their kind; of stages, those whose products are known."""
+    accepts = {slot.field: slot.accepts for slot in step.entry.slots}
+    for link in step.entry.links:
+        kind = produces.get(link.stage)
+        if link.file is not None:
+            kind = next((kind for kind in accepts[link.field] if kind in ROWS), None)
+        if kind is not None and ROWS.get(kind) in (Prompt, Chat, Pair, Feedback):
+            yield link, kind
 
 
 def _turns(row: Record) -> Turns:

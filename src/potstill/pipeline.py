@@ -18,7 +18,7 @@ from potstill.artifact import Artifact, read_json, seal, storage_errors
 from potstill.errors import RecipeError
 from potstill.launch import check_launcher, run_job
 from potstill.money import Ledger
-from potstill.overlap import refuse_overlap
+from potstill.overlap import refuse_overlap, refuse_shared
 from potstill.plan import Plan, Step, make_plan, refuse_changed, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
@@ -92,6 +92,7 @@ def run(
     with workspace.hold(), storage_errors(folder), Servers(recipe, workspace) as servers:
         whole = make_plan(recipe, workspace, hashes)
         plan = whole.until(until)
+        refuse_shared(plan)
         check_keys(plan)
         check_prices(plan)
         _check_launch(plan, launcher)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from potstill.errors import DataError
-from potstill.overlap import refuse_overlap
+from potstill.errors import DataError, RecipeError
+from potstill.overlap import refuse_overlap, refuse_shared
 from potstill.pipeline import run
 from potstill.plan import Plan, make_plan
 from potstill.recipe import load_recipe
@@ -121,3 +121,21 @@ def test_a_run_is_refused_before_anything_is_trained(here: Path) -> None:
     with pytest.raises(DataError, match="'sft' trains on 1 rows that 'scores' evaluates on"):
         run(load_recipe("r.yaml"), here / "out")
     assert not list((here / "out" / "artifacts").glob("sft*"))
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("data: chats}\n  dpo", "'scores' evaluates on 'held.jsonl', which 'sft' trains on"),
+        ("data: held.jsonl}\n  dpo", "'scores' evaluates on 'held.jsonl', which 'sft' trains on"),
+    ],
+)
+def test_the_very_rows_are_refused_when_it_is_planned(here: Path, written: str, says: str) -> None:
+    changed = RECIPE.replace("data: chats}\n  dpo", written)
+    if written.startswith("data: chats"):
+        changed, says = changed.replace("chats: held.jsonl", "chats: chats"), says.replace("held.jsonl", "chats")
+    refuse_shared(planned(here)[0])
+    (here / "r.yaml").write_text(changed)
+    plan = make_plan(load_recipe("r.yaml"), Workspace(here / "out"), Hashes(here / "hashes.json"))
+    with pytest.raises(RecipeError, match=says):
+        refuse_shared(plan)
