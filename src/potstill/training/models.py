@@ -178,9 +178,12 @@ def _cannot_load(model: Model, what: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         what = f"its {what} is code of its own, in {path}, and such code is not run unasked"
         return ModelError(where, what, "Read that code; where you trust it, set trust_remote_code: true")
+    failed = f"its {what} cannot be loaded from {path}"
+    if not folder.exists():
+        failed = f"there is no folder {path}, and its {what} cannot be loaded from the Hub"
     return ModelError(
         where,
-        f"its {what} cannot be loaded from {path}: {first}",
+        f"{failed}: {first}",
         "Give a folder in Hugging Face layout with safetensors weights, or a name on the Hub",
     )
 
