@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(verb=_show)
     show.add_argument("run", metavar="RUN", help="a run's folder; or its name or recipe: then runs/NAME")
     show.add_argument("stage", metavar="STAGE", help="the stage's name")
-    show.add_argument("--rows", type=_count, default=3, metavar="N", help="how many rows (default: 3)")
+    show.add_argument("--rows", type=_count_or_none, default=3, metavar="N", help="how many rows (default: 3)")
     show.add_argument("--dropped", action="store_true", help="the rows that were left out instead, with their reasons")
 
     _add_journal(verbs)
@@ -201,11 +201,15 @@ def _add_journal(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     journal.add_argument("--yes", action="store_true", help="prune without a selection: all of them")
 
 
-def _count(text: str) -> int:
+def _count(text: str, least: int = 1) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"at least {least}")
     return value
+
+
+def _count_or_none(text: str) -> int:
+    return _count(text, least=0)
 
 
 def _within(low: float, high: float) -> Callable[[str], float]:

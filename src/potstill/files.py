@@ -476,6 +476,11 @@ def _decode(raw: bytes) -> tuple[str, str]:
         return "", f"not UTF-8 (byte {raw[error.start]:#04x} at position {error.start}); expected UTF-8 text"
 
 
+def escaped(text: str) -> str:
+    """A text on one line: line breaks and tabs as Python writes them."""
+    return text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+
+
 def quote(text: str) -> str:
     """The beginning of a text, on one line."""
     text = " ".join(text[: 2 * WORDS].split())

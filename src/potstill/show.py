@@ -170,7 +170,7 @@ def _print_rows(console: Console, path: Path, row_type: type[Record], count: int
     for row in islice(read_rows(path, row_type), min(count, sys.maxsize)):
         console.print(row_view(row))
         shown += 1
-    if not shown:
+    if count and not shown:
         console.print("There are no rows.")
     elif shown < there:
         console.print(Text(f"{shown:,} of {there:,} rows; --rows {there} shows them all", "dim"))
@@ -268,7 +268,7 @@ def _print_alignment(console: Console, path: Path) -> None:
     """Of a student taught across tokenizers: which tokens of a row, its own and its teacher's, are the same bytes."""
     if path.exists():
         console.print()
-        console.print(Rule(Text("the first row, the student's tokens ~ the teacher's"), align="left", style="dim"))
+        console.print(Rule(Text("which tokens of the first row are the same text"), align="left", style="dim"))
         console.print(Text("\n".join(clean(line) for line in path.read_text(encoding="utf-8").splitlines())))
 
 

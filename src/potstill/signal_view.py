@@ -1,6 +1,7 @@
 """What `show` prints of a captured signal: its header, its size, and what the teacher says at some tokens."""
 
 import json
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.console import clean, number
+from potstill.files import escaped
 from potstill.signals.files import Key, Reader
 from potstill.signals.rows import Hidden
 from potstill.signals.sparse import SparseArrays, to_sparse
@@ -21,6 +23,12 @@ POSITIONS = 8
 """Of a row that are shown."""
 ENTRIES = 5
 """Of a position."""
+SAID = {
+    (True, False): "the teacher's likeliest",
+    (False, True): "drawn from the teacher",
+    (True, True): "the teacher's likeliest, and drawn from the others",
+}
+"""What entries are, where there are listed and drawn ones."""
 
 
 def show_signals(console: Console, folder: Path, rows: int) -> None:
@@ -28,10 +36,12 @@ def show_signals(console: Console, folder: Path, rows: int) -> None:
     reader = Reader(folder / SIGNALS_FOLDER)
     console.print(_header(reader))
     console.print()
-    shown = 0
-    for key, targets in islice(_examples(folder), rows):
+    shown, words = 0, _Words(folder)
+    for key, targets in islice(_examples(folder), min(rows, sys.maxsize)):
         console.print(Rule(Text(clean(key[0])), align="left", style="dim"))
-        console.print(_row(reader, key, targets, _Words(folder)))
+        console.print(_row(reader, key, targets, words))
+        if (more := len(targets) - POSITIONS) > 0:
+            console.print(Text(f"… {more:,} more token{'s' * (more > 1)}", "dim"))
         console.print()
         shown += 1
     if shown < len(reader):
@@ -43,10 +53,12 @@ def _header(reader: Reader) -> RenderableType:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     table.add_row("vocabulary", f"{header.vocabulary:,} tokens")
-    table.add_row("kept", ", ".join(_kept(reader)))
+    table.add_row("kept", "\n".join(_kept(reader)))
     table.add_row("temperature", number(header.temperature))
-    for name in ("teacher", "tokenizer", "data"):
-        table.add_row(name, Text(str(getattr(header, name))))
+    asked = "endpoint" if "@" in header.teacher else "hash of weights"
+    table.add_row(asked, Text(clean(header.teacher)))
+    table.add_row("hash of tokenizer", Text(header.tokenizer))
+    table.add_row("hash of data", Text(header.data))
     table.add_row("rows", f"{len(reader):,}")
     table.add_row("bytes a token", f"{reader.bytes_per_token():.2f}")
     return table
@@ -76,13 +88,18 @@ class _Words:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FOLDER / "tokenizer.json"))
+        self._before = self._tokenizer.encode("a", add_special_tokens=False).ids
+        """What tokens are read behind: some vocabularies leave out the blank that a text begins with."""
 
     def __call__(self, token: int) -> str:
-        """With its blanks; one that is a part of a sign, as its vocabulary spells it."""
-        text = self._tokenizer.decode([token], skip_special_tokens=False)
+        """In quotes, with its blanks; one that is a part of a sign, as its vocabulary spells it."""
+        before, text = (
+            self._tokenizer.decode(ids, skip_special_tokens=False) for ids in (self._before, [*self._before, token])
+        )
+        text = text.removeprefix(before)
         if not text or "\ufffd" in text:
             text = self._tokenizer.id_to_token(token) or f"token {token}"
-        return clean(text.replace("\n", "\\n"))
+        return f'"{clean(escaped(text))}"'
 
 
 def _row(reader: Reader, key: Key, targets: list[int], words: _Words) -> RenderableType:
@@ -98,7 +115,7 @@ def _row(reader: Reader, key: Key, targets: list[int], words: _Words) -> Rendera
         return table
     found = to_sparse(signals, header)
     table.add_column("nats", justify="right")
-    table.add_column("the teacher's likeliest")
+    table.add_column(SAID[bool(header.top), bool(header.draws)])
     for place, token in enumerate(targets[:POSITIONS]):
         table.add_row(Text(words(token)), f"{found.entropy_C[place]:.2f}", Text(_said(found, place, words)))
     return table

@@ -19,14 +19,15 @@ from typing import Any
 import pytest
 from kills import Killed, kill_in
 from rich.console import Console
+from tokenizer_families import family
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 from transformers import AutoTokenizer
 
+from potstill import signal_view
 from potstill.errors import DataError, ModelError, RecipeError, Stopped, StorageError
 from potstill.objectives.divergence import DivergenceName, takes_drawn
 from potstill.plan import make_plan
 from potstill.recipe import load_recipe
-from potstill.signal_view import show_signals
 from potstill.signals.files import Reader, Writer
 from potstill.signals.sparse import to_sparse
 from potstill.sources import Data, Inputs, LocalModel, Model
@@ -268,27 +269,45 @@ def test_a_damaged_cache_is_refused(bench: Bench, base: Model, chats: Data, dama
 
 
 @pytest.mark.parametrize("kept", [{}, {"draws": 0}, {"top": 0, "layers": []}, {"top": 0, "draws": 0}])
-def test_what_was_captured_is_shown_as_text(bench: Bench, base: Model, chats: Data, kept: dict[str, Any]) -> None:
+def test_what_was_captured_is_shown_as_text(
+    bench: Bench, base: Model, chats: Data, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal_view, "POSITIONS", 3)
     kept = {**kept, "width": None} if kept.get("layers") == [] else kept
     signals = taken(bench, f"shown-{'-'.join(kept)}", base, chats, **kept)
     console = Console(width=120, record=True, file=io.StringIO())
-    show_signals(console, signals.path, rows=2)
+    signal_view.show_signals(console, signals.path, rows=2)
     said = console.export_text()
     reader = Reader(signals.path / "signals")
-    assert f"bytes a token  {reader.bytes_per_token():.2f}" in said
+    assert re.search(rf"bytes a token +{reader.bytes_per_token():.2f}", said)
     assert "2 of 48 rows" in said
     assert "chats/1" in said
     assert "chats/2" not in said
     if "layers" not in kept:
-        assert "layer 1 of 1, 8 of 32 directions" in said
+        assert re.search(r"^(kept)? +layer 1 of 1, 8 of 32 directions *$", said, re.MULTILINE), said
+    assert reader.header.teacher in said
+    assert not re.search(r"^(teacher|data) ", said, re.MULTILINE), "the manifest has these names above"
+    assert re.search(r"^… \d+ more tokens?$", said, re.MULTILINE)
+    assert ("likeliest" in said) == (reader.header.top > 0)
+    assert ("drawn from" in said) == (reader.header.draws > 0)
     if reader.header.distribution:
         found = to_sparse(reader.read(reader.keys()[:1]), reader.header)
         tokenizer = AutoTokenizer.from_pretrained(signals.path / "tokenizer")
         place = int(found.mass_CK[0].argmax())
-        likeliest = tokenizer.decode([int(found.ids_CK[0, place])]).strip()
-        assert re.search(rf"{re.escape(likeliest)} +{found.mass_CK[0, place]:.1%}", said), said
+        likeliest = tokenizer.decode([int(found.ids_CK[0, place])])
+        assert re.search(rf'"{re.escape(likeliest)}" +{found.mass_CK[0, place]:.1%}', said), said
     else:
         assert "layer 1: length" in said
+
+
+@pytest.mark.parametrize("name", ["small", "metaspace", "legacy", "unigram"])
+def test_a_shown_token_has_its_blank(tmp_path: Path, name: str) -> None:
+    """Trap: some vocabularies leave out the blank that a text begins with, and so that of every token alone."""
+    tokenizer = family(name, "default")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    words = signal_view._Words(tmp_path)
+    ids = tokenizer.encode("the cat\n", add_special_tokens=False)
+    assert "".join(words(token)[1:-1] for token in ids).strip() == "the cat\\n"
 
 
 # --- what a plan knows ----------------------------------------------------------------------------------------------

@@ -194,6 +194,7 @@ def test_show_prints_the_manifest_and_the_first_rows(potstill):
     assert "POT 2" not in out
     assert "hoarse" in potstill("show", "tiny.yaml", "loud", "--dropped")[1]
     assert "POT 2" in potstill("show", "runs/tiny", "loud", "--rows", "99999999999999999999")[1]
+    assert "0 of 4 rows; --rows 4 shows them all" in potstill("show", "runs/tiny", "loud", "--rows", "0")[1]
     code, _, err = potstill("show", "runs/tiny", "lout")
     assert (code, "did you mean 'loud'" in err) == (2, True)
 
