@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from potstill.errors import DataError
+from potstill.files import escaped
 from potstill.learnt import Spelling, Turn, end_token
 from potstill.tokenization import control_tokens
 
@@ -194,9 +195,10 @@ def _by_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[bytes, int], dic
     return texts, specials
 
 
-def explain_alignment(student: Sequence[Turn], teacher: Sequence[Turn], spans: Spans) -> str:
+def explain_alignment(student: Sequence[Turn], teacher: Sequence[Turn], spans: Spans, names: tuple[str, str]) -> str:
     """One line a span: the student's tokens, then the teacher's, and `end` where it ends a turn. For people.
 
+    The first line says whose they are; `names` are the student's and the teacher's.
     Tokens that are learnt and in no span stand alone on their side.
     """
     sides = []
@@ -206,7 +208,7 @@ def explain_alignment(student: Sequence[Turn], teacher: Sequence[Turn], spans: S
     ):
         texts = [text for turn in turns for text in _token_texts(turn)]
         sides.append((texts, [*starts_S.tolist(), len(texts)], [0, *ends_S.tolist()]))
-    lines: list[tuple[str, str, str]] = []
+    lines = [(f"student {names[0]}", f"teacher {names[1]}", "")]
     for span in range(len(spans) + 1):
         (ours, ours_next, ours_past), (theirs, theirs_next, theirs_past) = sides
         if alone := ours[ours_past[span] : ours_next[span]]:
@@ -217,7 +219,7 @@ def explain_alignment(student: Sequence[Turn], teacher: Sequence[Turn], spans: S
             left = _joined(ours[ours_next[span] : ours_past[span + 1]])
             right = _joined(theirs[theirs_next[span] : theirs_past[span + 1]])
             lines.append((left, right, "  end" if spans.ends_S[span] else ""))
-    width = max((len(left) for left, _, _ in lines), default=0)
+    width = max(len(left) for left, _, _ in lines)
     return "\n".join(f"{left:<{width}}  ~  {right}{end}" for left, right, end in lines)
 
 
@@ -227,7 +229,7 @@ def _token_texts(turn: Turn) -> list[str]:
     for start, end, token in zip(turn.starts_L.tolist(), turn.ends_L.tolist(), turn.tokens, strict=True):
         inside = 0 <= start < end <= len(turn.said)
         text = turn.said[start:end].decode(errors="backslashreplace") if inside else token
-        texts.append(text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r"))
+        texts.append(escaped(text))
     return texts
 
 

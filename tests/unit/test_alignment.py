@@ -42,7 +42,10 @@ def turns_of(name: str, template: str, *answers: str) -> tuple[Turn, ...]:
 
 
 def aligned(ours: Sequence[Turn], theirs: Sequence[Turn]) -> str:
-    return explain_alignment(ours, theirs, align(ours, theirs, "row 1"))
+    """Below the line that says whose tokens they are."""
+    head, _, shown = explain_alignment(ours, theirs, align(ours, theirs, "row 1"), ("s", "t")).partition("\n")
+    assert head.split("~")[1] == "  teacher t"
+    return shown
 
 
 def pieces(name: str, turn: Turn) -> list[bytes]:
@@ -173,10 +176,10 @@ def first_turn(name: str, template: str, answer: str) -> Turn:
 
 
 STRADDLED = """\
--       ~  "\\n"
-"the"   ~  "the"
-" cat"  ~  " cat"
-"</s>"  ~  "<|im_end|>"  end"""
+-          ~  "\\n"
+"the"      ~  "the"
+" cat"     ~  " cat"
+"</s>"     ~  "<|im_end|>"  end"""
 
 
 def test_what_a_straddling_token_takes_away_from_one_side_is_in_no_span() -> None:
@@ -194,11 +197,11 @@ def test_an_end_that_shares_a_token_with_the_words_is_one_span_with_them() -> No
 
 
 TRIMMING = """\
-" |\\t"   ~  -
-"the"    ~  "the"
-" cat."  ~  " cat|."
-"\\n"     ~  -
-"</s>"   ~  "<|im_end|>"  end"""
+" |\\t"     ~  -
+"the"      ~  "the"
+" cat."    ~  " cat|."
+"\\n"       ~  -
+"</s>"     ~  "<|im_end|>"  end"""
 
 
 def test_blanks_that_one_template_trims_are_in_no_span() -> None:
@@ -244,7 +247,7 @@ def test_turns_that_only_one_side_has_room_for_are_in_no_span() -> None:
     ours, theirs = turns_of("small", "default", "the cat", "sat"), turns_of("legacy", "chatml", "the cat", "sat")
     spans = align(ours, theirs[:1], "row 1")
     assert spans.ends_S.tolist() == [False, False, True]
-    assert explain_alignment(ours, theirs[:1], spans).splitlines()[-1].endswith("~  -")
+    assert explain_alignment(ours, theirs[:1], spans, ("s", "t")).splitlines()[-1].endswith("~  -")
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

@@ -65,7 +65,8 @@ class Interpreters:
                 spans = align(ours[row][1], turns, f"row '{row}'")
                 reads[row] = Read.of(items[row], Item.chat(row, encoded), spans)
                 if not self._shown:
-                    self._shown = explain_alignment(ours[row][1], turns, spans)
+                    names = self.session.inputs.model("model").name, teacher.name
+                    self._shown = explain_alignment(ours[row][1], turns, spans, names)
             self._reads.append(reads)
             self._count(teacher.name, reads.values())
         left = split.without(long)
