@@ -107,6 +107,9 @@ def facts_line(artifact: Artifact) -> str:
     if isinstance(dropped, dict) and sum(dropped.values()):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=_by_count))
         words.append(f"{sum(dropped.values()):,} left out ({reasons})")
+    if own := facts.get("own_answers"):  # they are learnt from, and not the answers of the data
+        words.append(f"{own['rows']:,} own answers, {own['tokens']:,} tokens, {own['cut']:,} cut at max_tokens")
+        facts = {name: value for name, value in facts.items() if name not in ("tokens", "learnt_tokens")}
     if loss := facts.get("held_out_loss"):
         words.append(f"held-out loss {number(loss['first'])} to {number(loss['best'])}")
     # Of counts, 0 says that nothing happened; of what was measured, a coverage or a rate, 0 is what has to be seen.

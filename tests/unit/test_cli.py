@@ -405,6 +405,11 @@ def test_facts_in_few_words():
     facts = {"steps": 140, "kept": "step 110", "held_out_loss": {"first": 2.5, "best": 0.632, "last": 0.7}, "rows": 12}
     artifact = Artifact(Path("x"), {"produces": "model", "facts": facts})
     assert console.facts_line(artifact) == "12 rows, held-out loss 2.5 to 0.632, steps 140, kept step 110"
+    own = {"rows": 1200, "tokens": 30000, "cut": 7, "empty": 0}
+    facts = {"steps": 9, "own_answers": own, "rows": 12, "tokens": 500, "learnt_tokens": 90}
+    artifact = Artifact(Path("x"), {"produces": "model", "facts": facts})
+    says = "12 rows, 1,200 own answers, 30,000 tokens, 7 cut at max_tokens, steps 9"
+    assert console.facts_line(artifact) == says, "the data's tokens are not what is learnt"
     artifact = Artifact(Path("x"), {"produces": "prompts", "facts": {"rows": 1, "opening": "<|user|>\n"}})
     assert console.facts_line(artifact) == r"1 prompts, opening <|user|>\n", "in one line"
     artifact = Artifact(Path("x"), {"produces": "ratings", "facts": {"rows": 4, "cut": 0, "coverage": 0.0}})

@@ -94,6 +94,14 @@ def test_a_student_answers_itself(bench: Bench, base: Model, teacher: Model, cha
     assert facts["own_answers"]["rows"] > 0
 
 
+def test_it_is_said_where_the_students_answers_are_cut(bench: Bench, base: Model, teacher: Model, chats: Data):
+    bench.warnings.clear()
+    _, facts = distilled(bench, "cut", base, teacher, chats, epochs=1, on_policy={"max_tokens": 1})
+    assert facts["own_answers"]["cut"] > 0.2 * facts["own_answers"]["rows"]
+    (said,) = bench.warnings
+    assert re.fullmatch(r"own answers at step \d+: \d+ of \d+ were cut after 1 tokens and .*; raise max_tokens", said)
+
+
 def test_the_teacher_may_read_more(bench: Bench, base: Model, teacher: Model, chats: Data):
     """Context distillation: the student becomes like itself with the answer before its eyes."""
     model, _ = distilled(bench, "guided", teacher, teacher, chats, teacher_prompt="say: {answer}", learning_rate=1e-3)

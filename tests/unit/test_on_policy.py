@@ -120,6 +120,32 @@ def test_answers_are_counted_that_are_cut_or_empty(tmp_path: Path) -> None:
     assert counts["rows"] == counts["tokens"] == counts["cut"] > 0 == counts["empty"]
 
 
+@pytest.mark.parametrize(("enough", "step", "rows"), [(10, 3, 11), (99, 7, 22)])
+def test_it_is_said_once_that_many_answers_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int, step: int, rows: int
+) -> None:
+    """As soon as there are enough of them, or at the last step."""
+    monkeypatch.setattr(on_policy, "ENOUGH", enough)
+    for cut in (False, True):
+        parrot: Any = Parrot()
+        parrot.is_cut = lambda item, cut=cut: cut
+        said: list[str] = []
+        steps = OnPolicySteps(OFFLINE, parrot, replace(PLAN, share=1.0, reuse=1), tmp_path / str(cut), said.append)
+        assert list(steps)
+        what = f"{rows} of {rows} were cut after 8 tokens and teach nobody to end; raise max_tokens"
+        assert said == [f"own answers at step {step}: {what}"] * cut
+
+
+def test_a_fifth_of_the_answers_may_be_cut(tmp_path: Path) -> None:
+    for cut in (2, 3):
+        parrot: Any = Parrot()
+        parrot.is_cut = lambda item, cut=cut: item.row in [row.row for row in ROWS[:cut]]
+        said: list[str] = []
+        plan = replace(PLAN, share=1.0, reuse=1)
+        assert list(OnPolicySteps([ROWS[:10]], parrot, plan, tmp_path / str(cut), said.append))
+        assert len(said) == (cut > 2)
+
+
 def run(
     out: Path,
     plan: Plan = PLAN,

@@ -294,9 +294,8 @@ def _steps(
         return steps, lambda done: {}
     sampling = Sampling(own.sampling_temperature, own.top_p, own.top_k, own.max_tokens)
     speaker = Speaker.of(session.team.scorer, session.tokenizer)
-    answering = OnPolicySteps(
-        steps, speaker, Plan(own.share, own.reuse, sampling, session.work.seed), session.work.state
-    )
+    plan = Plan(own.share, own.reuse, sampling, session.work.seed)
+    answering = OnPolicySteps(steps, speaker, plan, session.work.state, session.work.warn)
     return answering, lambda done: {"own_answers": answering.facts(done)}
 
 

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -24,6 +24,11 @@ from potstill.training.sampling import Prompt, Sampling, Speaker, answered, open
 
 FOLDER = "own_answers"
 """Of rounds, beside the checkpoints."""
+
+MOST_CUT = 0.2
+"""The share of answers from which on it is said that they are cut: so many teach nobody to end."""
+ENOUGH = 32
+"""Answers, before a share of them says something."""
 
 Place = tuple[int, int]
 """A step, from 0 on, and a row of its global batch."""
@@ -72,9 +77,17 @@ class OnPolicySteps(Sequence[Sequence[Item]]):
     name. Of a conversation with several learnt turns one is answered, drawn by seed, behind the turns before it.
     """
 
-    def __init__(self, offline: Sequence[Sequence[Item]], speaker: Speaker, plan: Plan, state: Path) -> None:
-        """`state` is the folder of the run's checkpoints."""
+    def __init__(
+        self,
+        offline: Sequence[Sequence[Item]],
+        speaker: Speaker,
+        plan: Plan,
+        state: Path,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`state` is the folder of the run's checkpoints; `warn` is told once where many answers are cut."""
         self._offline, self._speaker, self._plan = offline, speaker, plan
+        self._warn, self._warned = warn, False
         self._state, self._folder = state, state / FOLDER
         self._first: int | None = None
         """The round that is held, by its first step."""
@@ -119,9 +132,18 @@ class OnPolicySteps(Sequence[Sequence[Item]]):
             self._counts = before.add(items, self._speaker)
             self._answers = dict(zip(prompts, items, strict=True))
             self._keep(first)
+            self._look(first)
         else:
             self._answers, self._counts = self._read(first)
         self._first = first
+
+    def _look(self, first: int) -> None:
+        """Say it while somebody can still stop the run; of a short one, at its last round."""
+        counts, over = self._counts, first + self._plan.reuse >= len(self)
+        if not self._warned and counts.cut > MOST_CUT * counts.rows and (counts.rows >= ENOUGH or over):
+            cut = f"{counts.cut:,} of {counts.rows:,} were cut after {self._plan.sampling.max_tokens} tokens"
+            self._warn(f"own answers at step {first + 1}: {cut} and teach nobody to end; raise max_tokens")
+            self._warned = True
 
     def _counts_before(self, first: int) -> Counts:
         before = first - self._plan.reuse
