@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from potstill.errors import ModelError
+from potstill.files import escaped
 from potstill.records import Message
 from potstill.tokenization import PROBE, Encoded, Tools, Traced, encode_chat, trace_chats
 
@@ -164,6 +165,11 @@ class Spelling:
         if self.prefix:
             token = token.removeprefix(self.prefix)
         return (token.replace(self.blank, " ") if self.blank else token).encode()
+
+    def text_of(self, index: int, token: str) -> str:
+        """A token for a person: in quotes, on one line; as its vocabulary spells it where it does not say its bytes."""
+        piece = self.bytes_of(index, token)
+        return f'"{escaped(token if piece is None else piece.decode(errors="backslashreplace"))}"'
 
     def is_byte(self, token: str) -> bool:
         """Whether it is a byte spelled as one."""

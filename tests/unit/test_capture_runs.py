@@ -195,8 +195,11 @@ def test_rows_may_be_written_with_the_students_template(bench: Bench, base: Mode
     tokenizer.save_pretrained(bench.root / "others", save_jinja_files=False)
     student = Model("others", LocalModel(path=str(bench.root / "others")))
     own = taken(bench, "own-template", base, chats, draws=0, top=300)
-    with pytest.raises(ModelError, match="its chat template is not the student's"):
-        learnt(bench, "refused", student, own, chats)
+    for given, remedy in (({}, "give the teacher"), ({"template": tokenizer.chat_template}, "mend this stage's")):
+        with pytest.raises(
+            ModelError, match=f"its chat template is not the student's: .* Set template: teacher, or {remedy}"
+        ):
+            learnt(bench, "refused", student, own, chats, **given)
     theirs = taken(bench, "their-template", base, chats, student=student, draws=0, top=300)
     model, _ = learnt(bench, "by-template", student, theirs, chats, held_out=6)
     assert curve(model, "held_out")[0]["divergence"] < 2e-3  # it is its teacher, and reads the same tokens

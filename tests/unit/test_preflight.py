@@ -146,7 +146,7 @@ def test_the_same_vocabulary_by_other_rules(change: Callable[[Rules], None], say
 def test_a_text_that_becomes_other_tokens_shows_where() -> None:
     assert first_token_difference(changed(lower), tiny_tokenizer()) == (
         "of \"Hello there, what's this? It's 12,345.67 kg (about 3/4 of a tonne)!\" they make other tokens: token 0 is "
-        "[he] llo Ġthere , … to the student and [H] e llo Ġthere … to the teacher"
+        '["he"] "llo" " there" "," … to the student and ["H"] "e" "llo" " there" … to the teacher'
     )
 
 
@@ -207,8 +207,8 @@ def test_a_line_break_at_the_end() -> None:
     """The first token that differs stands in brackets, between what both wrote before it and what comes behind."""
     student = templated(DEFAULT_TEMPLATE + "{{ '\\n' }}")
     assert first_template_difference(student, tiny_tokenizer()) == (
-        "of a question the chat templates make other tokens: token 27 is … Ċ <|assistant|> Ċ [Ċ] to the student "
-        "and … Ċ <|assistant|> Ċ [the end] to the teacher"
+        'of a question the chat templates make other tokens: token 27 is … "\\n" "<|assistant|>" "\\n" ["\\n"] '
+        'to the student and … "\\n" "<|assistant|>" "\\n" [the end] to the teacher'
     )
 
 
@@ -235,7 +235,7 @@ def test_a_line_break_at_the_end() -> None:
         (
             "{%- for message in messages %}",
             "{%- for message in messages %}{{ 'hm' if 'hello' in message['content'] }}",
-            "of row 'chats/7' the chat templates make other tokens: token 1 is <s> [h] m ",
+            'of row \'chats/7\' the chat templates make other tokens: token 1 is "<s>" ["h"] "m" ',
         ),
     ],
 )

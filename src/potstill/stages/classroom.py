@@ -198,8 +198,10 @@ class Classroom:
             refuse_other_tokens(tokenizer, teacher.tokenizer, teacher.name)
             if found := first_template_difference(tokenizer, teacher.tokenizer, probes):
                 remedy = "Set template: teacher, or give the teacher the student's"
-                if self.config.template is not None:
-                    remedy = "Mend this stage's template, or the teacher's own"
+                if self.config.template == "teacher":  # the first one's, whose others have another
+                    remedy = "Give all teachers one template"
+                elif self.config.template is not None:
+                    remedy = "Set template: teacher, or mend this stage's template or the teacher's own"
                 raise ModelError(where, f"its chat template is not the student's: {found}", remedy)
 
     def admit(self, split: Split) -> Split:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.artifact import digest
 from potstill.errors import ModelError
+from potstill.learnt import Spelling
 from potstill.records import Chat, Message, ToolCall
 from potstill.tokenization import Tools, backend_of, encode_opening, render
 from potstill.training.models import rows_of, wrong_vocabulary
@@ -77,8 +78,9 @@ def first_token_difference(student: PreTrainedTokenizerBase, teacher: PreTrained
         if ours.get(number) != theirs.get(number):
             return _differing(number, ours, theirs)
     for text in TEXTS:
-        if said := _first_difference(*(_spelt(one, encode_opening(one, text)) for one in (student, teacher))):
-            return f"of {text!r} they make other tokens: {said}"
+        said, other = (_spelt(one, encode_opening(one, text)) for one in (student, teacher))
+        if wrong := _first_difference(said, other, student):
+            return f"of {text!r} they make other tokens: {wrong}"
     rules, others = _rules(student), _rules(teacher)
     return _other_rule("", rules, others) if rules != others else ""
 
@@ -152,14 +154,14 @@ def first_template_difference(
     """
     for what, (messages, tools) in PROBES.items():
         said, other = _written(student, messages, tools), _written(teacher, messages, tools)
-        if isinstance(said, list) and isinstance(other, list) and (wrong := _first_difference(said, other)):
+        if isinstance(said, list) and isinstance(other, list) and (wrong := _first_difference(said, other, student)):
             return f"of {what} the chat templates make other tokens: {wrong}"
     for name, row in rows:
         said, other = _written(student, row.messages, row.tools), _written(teacher, row.messages, row.tools)
         for whose, one in (("student", said), ("teacher", other)):
             if isinstance(one, ModelError):
                 return f"row '{name}' cannot be written for the {whose}: {one.what}"
-        if isinstance(said, list) and isinstance(other, list) and (wrong := _first_difference(said, other)):
+        if isinstance(said, list) and isinstance(other, list) and (wrong := _first_difference(said, other, student)):
             return f"of row '{name}' the chat templates make other tokens: {wrong}"
     return ""
 
@@ -177,12 +179,20 @@ def _spelt(tokenizer: PreTrainedTokenizerBase, ids: Any) -> list[str]:
     return [str(token) for token in tokenizer.convert_ids_to_tokens(ids.tolist())]
 
 
-def _first_difference(student: Sequence[str], teacher: Sequence[str]) -> str:
-    """Where two sequences of tokens part, with what stands around; empty where they do not."""
+def _first_difference(student: Sequence[str], teacher: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Where two sequences of its tokens part, with what stands around, as text; empty where they do not."""
     place = next((index for index, (a, b) in enumerate(zip_longest(student, teacher)) if a != b), None)
     if place is None:
         return ""
-    return f"token {place} is {_around(student, place)} to the student and {_around(teacher, place)} to the teacher"
+    ours, theirs = (_around(_read(tokenizer, tokens), place) for tokens in (student, teacher))
+    if ours == theirs:  # one text in two tokens, such as a byte's and a letter's
+        ours, theirs = _around(student, place), _around(teacher, place)
+    return f"token {place} is {ours} to the student and {theirs} to the teacher"
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[str]:
+    spelling, numbers = Spelling.of(tokenizer), tokenizer.get_vocab()
+    return [spelling.text_of(numbers.get(token, -1), token) for token in tokens]
 
 
 def _around(tokens: Sequence[str], place: int) -> str:
