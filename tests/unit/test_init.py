@@ -129,8 +129,7 @@ def test_a_student_of_chosen_layers_is_the_teacher_that_leaves_the_others_out(tm
     assert torch.equal(logits(made), logits(pass_by(read(source), 1)))
     if getattr(read(source).config, "layer_types", None) == PATTERN:
         assert made.config.layer_types == [PATTERN[0], *PATTERN[2:]]
-    assert facts["kept"] == [1, 3, 4]
-    assert facts["of"] == 4
+    assert facts["kept_layers"] == "1, 3, 4 of 4"
     assert facts["parameters"] == sum(parameter.numel() for parameter in made.parameters())
     assert build_scorer(made).layout == FALLBACKS.get(family, "shared")
     whole, _ = bench.run(init, "whole", {"model": "teacher", "layers": 4}, (), source)
@@ -419,9 +418,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_recipe_makes_students_and_a_second_run_finds_them(here: Path) -> None:
     sealed = run(load_recipe("students.yaml"), Path("out"), until="again")
-    assert sealed["shallow"].facts["kept"] == [1, 4]
+    assert sealed["shallow"].facts["kept_layers"] == "1, 4 of 4"
     assert sealed["shallow"].produces == "model"
-    assert sealed["again"].facts == {**sealed["shallow"].facts, "kept": [2], "of": 2, "layers": 1} | {
+    assert sealed["again"].facts == {**sealed["shallow"].facts, "kept_layers": "2 of 2", "layers": 1} | {
         "parameters": sealed["again"].facts["parameters"]
     }
     theirs = weights(Model("big", LocalModel(path="teacher")))

@@ -67,7 +67,7 @@ def run(config: InitConfig, inputs: Inputs, work: Work) -> Facts:
         total: int = model.config.get_text_config().num_hidden_layers
         kept = which_layers(config.layers, total, where)
         keep_layers(model, kept, where)
-        decided = {"family": model.config.model_type, "kept": list(kept), "of": total}
+        decided = {"family": model.config.model_type, "kept_layers": f"{', '.join(map(str, kept))} of {total}"}
     save_model(model, tokenizer, work.path)
     made = Model(work.name, LocalModel(path=str(work.path)))
     if wrong := first_token_difference(load_tokenizer(made), tokenizer):
