@@ -60,8 +60,8 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
 
 
-def locate(source: str) -> Path:
-    """The file that a recipe's name means. RecipeError where there is none."""
+def locate(source: str, meant: str = "file") -> Path:
+    """The file that a recipe's name means. RecipeError where there is none; `meant` is what else it may have named."""
     path = Path(source)
     check_utf8(source, "command line")
     try:
@@ -79,8 +79,8 @@ def locate(source: str) -> Path:
         raise RecipeError(source, f"this is {what}, not a recipe", "Name the YAML file itself")
     raise RecipeError(
         source,
-        f"no such file, and no shipped recipe of that name{nearest(source, shipped())}",
-        f"Name a YAML file or one of: {', '.join(shipped())}",
+        f"no such {meant}, and no shipped recipe of that name{nearest(source, shipped())}",
+        f"Name a {'YAML file' if meant == 'file' else f'{meant}, a YAML file'} or one of: {', '.join(shipped())}",
     )
 
 

@@ -54,6 +54,11 @@ def complain(
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, PotstillError):
         return RecipeError(place, f"{label}: {cause.what}", cause.remedy)
+    if first["type"] in ("model_type", "dict_type", "dataclass_type"):
+        names = list(_fields(spec, way))
+        what = f"expected a mapping{f', such as {{{names[0]}: ...}}' if names else ''}"
+        remedy = f"The keys here are: {', '.join(sorted(set(names)))}" if names else "Mend the value"
+        return RecipeError(place, f"'{label}' is {_shown(first['input'])}; {what}", remedy)
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message[:1].lower() + message[1:]
     given = first["input"]
@@ -61,8 +66,7 @@ def complain(
         return RecipeError(place, f"'{label}': {message}", "Mend one of them")
     if isinstance(given, list) and first["type"] == "string_type":
         return RecipeError(place, f"'{label}' is a list; expected one name or text", "Write one, without brackets")
-    shown = "a mapping" if isinstance(given, dict) else "a list" if isinstance(given, list) else _short(given)
-    return RecipeError(place, f"'{label}' is {shown}: {message}", "Mend the value")
+    return RecipeError(place, f"'{label}' is {_shown(given)}: {message}", "Mend the value")
 
 
 def true_as_number(given: Any, taken: Any, steps: Steps = ()) -> Iterator[Steps]:
@@ -84,6 +88,10 @@ def _in_order(given: dict[Any, Any], taken: dict[Any, Any]) -> Iterator[Any]:
     others = iter([item for key, item in taken.items() if str(key) not in {str(one) for one in given}])
     for key in given:
         yield named[str(key)] if str(key) in named else next(others, None)
+
+
+def _shown(value: Any) -> str:
+    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else _short(value)
 
 
 def _short(value: Any) -> str:

@@ -304,7 +304,7 @@ def open_run(name: str) -> Workspace:
         return itself
     if PLAIN.fullmatch(name) and not itself.path.is_file() and named.has_run():
         return named
-    workspace = Workspace(Path("runs") / _name_in(locate(name)))
+    workspace = Workspace(Path("runs") / _name_in(locate(name, meant="run")))
     if not workspace.has_run():
         raise StorageError(str(workspace.path), "nothing has run here", f"Run it first: potstill run {name}")
     return workspace

@@ -217,7 +217,8 @@ def test_what_must_not_be_read(potstill, humble):
 def test_a_run_is_found_by_its_folder_its_recipe_or_its_name(potstill):
     for verb in (["status"], ["show"], ["chat"]):
         rest = ["loud"] if verb == ["show"] else []
-        assert "tiny: no such file, and no shipped recipe of that name" in one_line(potstill(*verb, "tiny", *rest))
+        assert "tiny: no such run, and no shipped recipe of that name" in one_line(potstill(*verb, "tiny", *rest))
+        assert "runs/x: no such run, and no shipped" in one_line(potstill(*verb, "runs/x", *rest))
     assert potstill("run", "tiny.yaml", "--until", "loud")[0] == 0
     for name in ("tiny", "tiny.yaml", "runs/tiny"):
         assert "1 of 2 stages are left" in potstill("status", name)[1]

@@ -197,6 +197,7 @@ def test_a_later_override_wins_and_an_optional_value_can_be_taken_away():
 # Errors: each names the place, what, and what to do.
 
 GOOD = "name: r\nstages:\n  a: {kind: words}\n  b:\n    kind: shout\n    data: a\n"
+DISTIL = "name: r\nstages:\n  s: {kind: distill, model: m, teacher: m, data: d.jsonl,\n    "
 
 
 @pytest.mark.parametrize(
@@ -257,6 +258,9 @@ GOOD = "name: r\nstages:\n  a: {kind: words}\n  b:\n    kind: shout\n    data: a
         (GOOD + "  c: {kind: shout, data: [a, {weight: 2}]}\n", "r.yaml:7: 'c.data.1.from' is missing"),
         (GOOD + "  c: {kind: shout, data: {from: a, weight: true}}\n", "r.yaml:7: 'c.data.weight' is true or false"),
         (GOOD + "  c: {kind: shout, data: [a, {from: d, weight: 2}]}\n", "'c.data.1.from' names 'd', which is neither"),
+        (DISTIL + "on_policy: true}\n",
+         "r.yaml:4: 's.on_policy' is true; expected a mapping, such as {share: ...}. The keys here are: max_"),
+        (DISTIL + "adapter: lora}\n", "r.yaml:4: 's.adapter' is 'lora'; expected a mapping, such as {"),
         (GOOD + "    marc: x\n", "r.yaml:7: unknown key 'b.marc' (did you mean 'mark'?). The keys here are"),
         (GOOD + "    mark: [x]\n", "r.yaml:7: 'b.mark' is a list; expected one name or text. Write one"),
         (GOOD + "    seconds: soon\n", "r.yaml:7: 'b.seconds' is 'soon': input should be a valid number"),

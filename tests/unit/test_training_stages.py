@@ -173,9 +173,9 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path, kind: str, says: 
 def test_no_rows_is_one_line(made: Any, tmp_path: Path, held_out: int) -> None:
     _, _, models = made
     bench, config = Bench(tmp_path), {**SFT, "held_out": held_out, "keep": "best" if held_out else "last"}
-    with pytest.raises(DataError, match=r"chats: no row is left to train on \(there were none\)"):
+    with pytest.raises(DataError, match=r"chats: no row is left \(there were none\)"):
         bench.run(sft, "out", config, bench.data("chats", "chats", []), models["base"])
-    with pytest.raises(DataError, match=r"no row is left to train on \(48 too_long\)"):
+    with pytest.raises(DataError, match=r"no row is left \(48 too_long\)"):
         bench.run(sft, "out2", {**config, "max_length": 8}, bench.data("chats", "chats", CHATS), models["base"])
 
 

@@ -290,7 +290,7 @@ def _divide(
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(d.reason for d in dropped).items()))
         raise DataError(
             where,
-            f"no row is left to train on ({reasons or 'there were none'})",
+            f"no row is left ({reasons or 'there were none'})",
             "Give more rows, or raise max_length if they were too long",
         )
     return split
