@@ -21,8 +21,8 @@ from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Price, 
 from potstill.stages.asking import Asking
 from potstill.stages.base import Reference, Stage
 from potstill.stages.domain import Domain
-from potstill.stages.evaluate import AnswerLossSuite, AspectsSuite, ExactSuite, MtBenchSuite, PreferenceSuite
 from potstill.stages.prompting import Prompting
+from potstill.stages.suites import AnswerLossSuite, AspectsSuite, ExactSuite, MtBenchSuite, PreferenceSuite
 from potstill.stages.training import TrainingConfig
 
 FOLDER = Path(__file__).parent

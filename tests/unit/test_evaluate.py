@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from potstill.artifact import read_json
 from potstill.errors import DataError, TeacherError
 from potstill.evaluation.likelihood import answer_loss
+from potstill.evaluation.scores import read_results
 from potstill.records import Chat, Message, Pair
 from potstill.stages import evaluate
+from potstill.stages.suites import base
 from potstill.teachers.base import Reply
 
 LOSS = {"base": 2.0, "sft": 1.0, "dpo": 1.25}
@@ -40,8 +42,8 @@ def house(monkeypatch):
         FakeTeacher("dpo", lambda r: "an answer of quite some words"),
         FakeTeacher("judge", judge_by_length),
     )
-    monkeypatch.setattr(evaluate, "connect", made.connect)
-    monkeypatch.setattr(evaluate, "_local_scorer", fake_scorer)
+    monkeypatch.setattr(base, "connect", made.connect)
+    monkeypatch.setattr(base, "local_scorer", fake_scorer)
     return made
 
 
@@ -181,9 +183,14 @@ def test_answers_are_kept_with_what_was_said_of_them(scored):
         "score": 7.0,
         "judgment": "It has 6 words. Rating: [[7]]",
     }
-    losses = [line for line in lines if line["suite"] == "loss" and line["model"] == "sft"]
-    assert [[turn["score"] for turn in line["turns"]] for line in losses] == [[1.0, 1.0], [1.0]]
     assert facts["suites"]["chat"] == {"questions": 16, "scored": 96}
+
+
+def test_every_value_can_be_read_back(scored, tmp_path):
+    found = read_results(tmp_path / "draft")
+    assert {name: result.to_json() for name, result in found.items()} == scored[0]["suites"]
+    losses = [(row.question, row.part, row.value, row.weight) for row in found["loss"].observations["sft"]]
+    assert losses == [("c1", "1", 1.0, 2.0), ("c1", "2", 1.0, 3.0), ("c2", "2", 1.0, 1.0)]
 
 
 def test_the_same_bytes_twice(house, tmp_path):
@@ -191,7 +198,9 @@ def test_the_same_bytes_twice(house, tmp_path):
     for name in ("a", "b"):
         job = work(tmp_path / name)
         evaluate.run(config(), everything(tmp_path / name), job)
-        sealed.append([(job.path / file).read_bytes() for file in ("scores.json", "answers.jsonl")])
+        sealed.append(
+            [(job.path / file).read_bytes() for file in ("scores.json", "answers.jsonl", "observations.jsonl")]
+        )
     assert sealed[0] == sealed[1]
 
 
@@ -287,7 +296,7 @@ def test_what_a_plan_expects():
         }
     )
     assert expected.calls == 3 * 160 + 3 * 160 + 2 * 3 * 160
-    assert expected.rows == 3 * (80 + 2 * 80 + 50 + 9)
+    assert expected.rows == 3 * (80 + 2 * 80)
     assert config(limit=10).expect({"suites.chat.questions": 80}).calls == 3 * 20 + 3 * 20
 
 

@@ -15,6 +15,7 @@ from potstill.records import Chat, Prompt, ToolCall
 from potstill.reporting.findings import compare
 from potstill.stages import evaluate
 from potstill.stages.evaluate import Evaluate
+from potstill.stages.suites import base
 from potstill.teachers.base import Reply, Request
 
 SUMS = [
@@ -26,7 +27,7 @@ SUMS = [
 
 
 def run(folder: Path, house: House, rows: Any, monkeypatch: pytest.MonkeyPatch, **suite: Any) -> dict[str, Any]:
-    monkeypatch.setattr(evaluate, "connect", house.connect)
+    monkeypatch.setattr(base, "connect", house.connect)
     kind = "chats" if isinstance(rows[0], Chat) else "prompts"
     fields = {"protocol": "exact", "questions": "q", **suite}
     config = Evaluate.model_validate({"kind": "evaluate", "models": list(house.teachers), "suites": {"s": fields}})

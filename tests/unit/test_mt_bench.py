@@ -64,9 +64,14 @@ def test_reading_never_fails_and_never_leaves_the_scale(text):
     assert found is None or 0 <= found <= 10
 
 
+def heated(prompts):
+    """With the temperatures of their categories."""
+    return [(prompt, mt_bench.temperature(prompt.category)) for prompt in prompts]
+
+
 def test_dialogues_follow_the_protocol():
     model = FakeTeacher("m", lambda request: f"answer to <{request.messages[-1].content}>")
-    sheets = hold_dialogues(model, questions(8), mt_bench.temperature, 99, seed=5)
+    sheets = hold_dialogues(model, heated(questions(8)), 99, seed=5)
     first, second = model.asked[:8], model.asked[8:]
     assert [request.temperature for request in first] == [0.7, 0.7, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1]
     assert [m.content for m in second[3].messages] == [
@@ -86,7 +91,7 @@ def test_an_answer_that_failed_is_missing_and_an_empty_one_is_judged():
             return Reply("", "error", "the server gave up")
         return Reply("half an", "length") if asked == "Question number 1?" else ""
 
-    sheets = hold_dialogues(FakeTeacher("m", speak), questions(3), mt_bench.temperature, 99, 0)
+    sheets = hold_dialogues(FakeTeacher("m", speak), heated(questions(3)), 99, 0)
     graded = grade(FakeTeacher("j", judge_by_length), sheets, mt_bench.ask_judge(99, 0), mt_bench.read_grade)
     assert [[turn.score for turn in sheet.turns] for sheet in graded] == [[None, None], [3.0, 1.0], [1.0, 1.0]]
     assert [turn.reason for turn in graded[0].turns] == ["the server gave up", "an earlier turn has no answer"]
@@ -95,7 +100,7 @@ def test_an_answer_that_failed_is_missing_and_an_empty_one_is_judged():
 
 def test_the_judge_sees_the_dialogue_up_to_the_turn_with_its_reference():
     judge = FakeTeacher("j", judge_by_length)
-    sheets = hold_dialogues(FakeTeacher("m", lambda r: "so </assistant> be it"), questions(4), lambda c: 0.0, 9, 0)
+    sheets = hold_dialogues(FakeTeacher("m", lambda r: "so </assistant> be it"), heated(questions(4)), 9, 0)
     grade(judge, sheets, mt_bench.ask_judge(77, 0), mt_bench.read_grade)
     of_math = [r for r in judge.asked if "Question number 3?" in r.messages[-1].content]
     first, second = (request.messages[-1].content for request in of_math)
@@ -111,7 +116,7 @@ def test_the_judge_sees_the_dialogue_up_to_the_turn_with_its_reference():
 
 
 def test_a_judge_of_whom_nothing_can_be_read_is_an_error():
-    sheets = hold_dialogues(FakeTeacher("m", lambda r: "yes"), questions(2), lambda c: 0.0, 9, 0)
+    sheets = hold_dialogues(FakeTeacher("m", lambda r: "yes"), heated(questions(2)), 9, 0)
     with pytest.raises(TeacherError, match=r"judge j: none of its 4 judgments could be read.*'bla'"):
         grade(FakeTeacher("j", lambda r: "bla"), sheets, mt_bench.ask_judge(9, 0), mt_bench.read_grade)
 

@@ -1,10 +1,13 @@
-"""One suite's part of scores.json: estimates per model and category, and every paired difference."""
+"""One suite's scores: every value in observations.jsonl; in scores.json the estimates and every paired difference."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+from potstill.artifact import read_json, storage_errors
 from potstill.evaluation.statistics import (
     Estimate,
     Observation,
@@ -16,6 +19,9 @@ from potstill.evaluation.statistics import (
     share_estimate,
 )
 from potstill.members import pools, seeds
+
+SCORES_FILE = "scores.json"
+OBSERVATIONS_FILE = "observations.jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class SuiteResult:
             "scale": list(self.measure.scale),
             "higher_is_better": self.measure.higher_is_better,
             "unit": self.measure.unit,
+            "share": self.measure.share,
             "models": {name: self._estimate(rows).to_json() for name, rows in self.observations.items()},
             "categories": {
                 category: {name: self._estimate(found.get(category, [])).to_json() for name, found in groups.items()}
@@ -93,3 +100,32 @@ class SuiteResult:
             return share_estimate(rows)
         low, high = self.measure.scale
         return mean_estimate(rows, None if high is None else (low, high))
+
+
+def write_observations(folder: Path, results: Mapping[str, SuiteResult]) -> None:
+    """Every value that was asked for, a line each, under the name of its suite and row."""
+    path = folder / OBSERVATIONS_FILE
+    with storage_errors(path), path.open("w", encoding="utf-8") as file:
+        for suite, result in results.items():
+            for model, rows in result.observations.items():
+                for row in rows:
+                    file.write(json.dumps({"suite": suite, "model": model} | asdict(row), ensure_ascii=False) + "\n")
+
+
+def read_results(folder: Path) -> dict[str, SuiteResult]:
+    """The suites of a sealed evaluation, value by value."""
+    suites = read_json(folder / SCORES_FILE)["suites"]
+    found: dict[str, dict[str, list[Observation]]] = {
+        name: {row: [] for row in suite["models"]} for name, suite in suites.items()
+    }
+    path = folder / OBSERVATIONS_FILE
+    with storage_errors(path), path.open(encoding="utf-8") as file:
+        for line in file:
+            value = json.loads(line)
+            found[value.pop("suite")][value.pop("model")].append(Observation(**value))
+    return {name: SuiteResult(_measure(suite), found[name]) for name, suite in suites.items()}
+
+
+def _measure(suite: Mapping[str, Any]) -> Measure:
+    low, high = suite["scale"]
+    return Measure(suite["protocol"], (low, high), suite["higher_is_better"], suite["share"], suite["unit"])

@@ -76,16 +76,16 @@ class Sheet:
 
 def hold_dialogues(
     teacher: Teacher,
-    prompts: Sequence[Prompt],
-    temperature: Callable[[str], float],
+    asked: Sequence[tuple[Prompt, float]],
     max_tokens: int,
     seed: int,
     tick: Tick = lambda: None,
 ) -> list[Sheet]:
     """The model's answers to each prompt and its follow-ups; each turn sees the model's own earlier answers.
 
-    `temperature` is a function of the category. A dialogue whose turn could not be answered has no later turns either.
+    `asked`: with the temperature of its answers. A dialogue whose turn could not be answered has no later turns either.
     """
+    prompts, heats = [prompt for prompt, _ in asked], [temperature for _, temperature in asked]
     sheets = [Sheet("", teacher.name, p, (Turn(p.messages[-1].content, None),)) for p in prompts]
     for number in range(1 + max((len(p.follow_ups) for p in prompts), default=0)):
         for i, sheet in enumerate(sheets):
@@ -94,19 +94,19 @@ def hold_dialogues(
                 turn = Turn(sheet.prompt.follow_ups[number - 1], None, reason=reason)
                 sheets[i] = replace(sheet, turns=(*sheet.turns, turn))
         open_ = [i for i, sheet in enumerate(sheets) if len(sheet.turns) == number + 1 and not sheet.turns[-1].reason]
-        requests = (_answer_request(sheets[i], temperature, max_tokens, seed) for i in open_)
+        requests = (_answer_request(sheets[i], heats[i], max_tokens, seed) for i in open_)
         for i, reply in zip(open_, teacher.complete(requests), strict=True):
             sheets[i] = replace(sheets[i], turns=(*sheets[i].turns[:-1], _answered(sheets[i].turns[-1], reply)))
             tick()
     return sheets
 
 
-def _answer_request(sheet: Sheet, temperature: Callable[[str], float], max_tokens: int, seed: int) -> Request:
+def _answer_request(sheet: Sheet, temperature: float, max_tokens: int, seed: int) -> Request:
     number = len(sheet.turns)
     return Request(
         sheet.conversation(number - 1),
         max_tokens,
-        temperature(sheet.prompt.category),
+        temperature,
         seed=request_seed(seed, sheet.prompt.id, "answer", number),
     )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
+from potstill.evaluation.scores import SCORES_FILE
 from potstill.lineage import folder_name
 from potstill.members import pools
 from potstill.records import ROWS
@@ -18,7 +19,6 @@ from potstill.sources import Data, Inputs, LocalModel, Model
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
 REPORT_FILE = "report.json"
-SCORES_FILE = "scores.json"
 AUDIT_FILE = "audit.json"
 ANSWERS_FILE = "answers.jsonl"
 CURVES_FILE = "curves.jsonl"

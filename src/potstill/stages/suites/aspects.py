@@ -1,0 +1,38 @@
+"""Suite `aspects`: each turn rated 1 to 5 by a judge on one aspect at a time (UltraFeedback, Cui et al. 2023)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from potstill.evaluation import aspects
+from potstill.evaluation.scores import Measure
+from potstill.evaluation.sheets import Sheet
+from potstill.stages.suites.base import TURNS_A_QUESTION, Bench, JudgedSuite, Load
+from potstill.teachers.aspects import ASPECTS, HIGHEST, LOWEST, Aspect
+
+MEASURE = Measure("aspects", (LOWEST, HIGHEST), unit="points")
+
+
+class AspectsSuite(JudgedSuite):
+    """Each turn rated 1 to 5 by a judge on one aspect at a time, as UltraFeedback does. The answers are those of
+    another suite that asks the same questions."""
+
+    protocol: Literal["aspects"]
+    aspects: tuple[Aspect, ...] = Field(default=ASPECTS, min_length=1)
+    """What to rate. Each aspect is a suite of its own in the scores, named SUITE/ASPECT."""
+
+    def load(self, rows: int, models: int) -> Load:
+        turns = rows * models * TURNS_A_QUESTION
+        return Load(
+            lines=rows * models * len(self.aspects),
+            answers=turns,
+            asks=self.questions,
+            judgments=turns * len(self.aspects),
+        )
+
+    def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
+        for aspect in self.aspects:
+            ask = aspects.ask_judge(aspect, bench.config.judge_max_tokens, bench.work.seed)
+            graded = bench.grade(bench.judge(name), ask, aspects.read_rating(aspect), sheets)
+            bench.keep(f"{name}/{aspect}", MEASURE, graded)

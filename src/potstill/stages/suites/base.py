@@ -1,0 +1,154 @@
+"""What a suite of `evaluate` is: its rows, what it asks models, what it will cost, and how its scores come about."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+
+from potstill.errors import DataError
+from potstill.evaluation import mt_bench
+from potstill.evaluation.scores import Measure, SuiteResult
+from potstill.evaluation.sheets import Ask, Read, Sheet, grade
+from potstill.evaluation.statistics import Observation
+from potstill.records import Chat, Pair, Prompt
+from potstill.sources import Inputs, Model, Spec
+from potstill.stages.base import ModelName, Reference, Work
+from potstill.teachers.base import Exchange, Teacher, connect
+
+if TYPE_CHECKING:
+    from potstill.stages.evaluate import Evaluate
+
+R = TypeVar("R", Prompt, Chat, Pair)
+
+# For `potstill plan`, which knows neither the questions nor the models: how many turns a question has on average.
+TURNS_A_QUESTION = 2
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a suite comes to, for a forecast."""
+
+    lines: int = 0
+    """Of the answers that it leaves."""
+    answers: int = 0
+    """Calls for answers."""
+    asks: str = ""
+    """The rows whose answers those are: suites that ask the same share them. "" where they are this suite's own."""
+    judgments: int = 0
+    """Calls for judgments."""
+    scored: int = 0
+    """Rows that are scored without a call."""
+
+
+class SuiteConfig(Spec):
+    """One entry of `suites`. Its `protocol` says which."""
+
+    protocol: str
+
+    SOURCE: ClassVar[str] = "questions"
+    """The field that names its rows."""
+    WEIGHTS: ClassVar[bool] = False
+    """It scores texts by their likelihood, which no endpoint tells of a text that it did not write."""
+
+    def prompts(self, bench: "Bench", name: str) -> list[Prompt]:
+        """The dialogues that every model is to hold for `measure`."""
+        return []
+
+    def temperature(self, category: str) -> float:
+        """Of the models' answers in those dialogues."""
+        return mt_bench.temperature(category)
+
+    def load(self, rows: int, models: int) -> Load:
+        """What so many rows come to with so many models."""
+        raise NotImplementedError
+
+    def measure(self, bench: "Bench", name: str, sheets: Sequence[Sheet]) -> None:
+        """Score the models and keep what comes out in `bench`. `sheets`: every model's dialogues, ungraded."""
+        raise NotImplementedError
+
+
+class JudgedSuite(SuiteConfig):
+    """A suite whose answers a judge reads."""
+
+    questions: Annotated[str, Reference(("prompts",))]
+    """Questions with their follow-ups, held out from training."""
+    judge: ModelName | None = None
+    """Who judges; without it the judge of the stage."""
+
+    def prompts(self, bench: "Bench", name: str) -> list[Prompt]:
+        return bench.read(name, Prompt)
+
+
+@dataclass
+class Bench:
+    """One run of the stage: what it was given, and what it has found so far."""
+
+    config: "Evaluate"
+    inputs: Inputs
+    work: Work
+    models: tuple[Model, ...]
+    results: dict[str, SuiteResult] = field(default_factory=dict)
+    sheets: list[Sheet] = field(default_factory=list)
+
+    def read(self, suite: str, row_type: type[R]) -> list[R]:
+        """The suite's rows: some, each under its own id, as many as the limit allows."""
+        data = self.inputs.one(f"suites.{suite}.{self.config.suites[suite].SOURCE}")
+        rows: dict[str, R] = {}
+        for row in data.rows(row_type):
+            if row.id in rows:
+                what = f"the id '{row.id}' stands there twice, and scores are kept by id"
+                raise DataError(data.name, what, "Give every row an id of its own")
+            rows[row.id] = row
+            if len(rows) == self.config.limit:
+                break
+        if not rows:
+            raise DataError(data.name, f"holds no row for suite '{suite}' to score", "Name data with at least one row")
+        return list(rows.values())
+
+    def judge(self, suite: str) -> Model:
+        """The suite's own judge, or that of the stage."""
+        own = self.inputs.models.get(f"suites.{suite}.judge", ())
+        return own[0] if own else self.inputs.model("judge")
+
+    def connect(self, model: Model) -> AbstractContextManager[Teacher]:
+        """A model of the recipe as somebody to ask."""
+        return connect(model, self.work.account)
+
+    def ticker(self, total: int, unit: str) -> Callable[[], None]:
+        """To be called once for each of `total`."""
+        done = count(1)
+        return lambda: self.work.progress(min(next(done), total), total, unit)
+
+    def grade(self, judge: Model, ask: Ask, read: Read, sheets: Sequence[Sheet]) -> list[Sheet]:
+        """The sheets with what that judge says of every answer."""
+        tick = self.ticker(sum(turn.assistant is not None for sheet in sheets for turn in sheet.turns), "judgments")
+        with self.connect(judge) as teacher:
+            return grade(teacher, sheets, ask, read, tick)
+
+    def keep(self, name: str, measure: Measure, sheets: Sequence[Sheet]) -> None:
+        """Graded sheets as the result of that name: a row a model."""
+        self.sheets += [replace(sheet, suite=name) for sheet in sheets]
+        observations: dict[str, list[Observation]] = {model.name: [] for model in self.models}
+        for sheet in sheets:
+            observations[sheet.model] += sheet.observations()
+        self.results[name] = SuiteResult(measure, observations)
+
+
+def local_scorer(model: Model, exchanges: list[Exchange]) -> list[tuple[float, int]]:
+    """The log-probability of each answer under a model whose weights are at hand, and over how many tokens."""
+    from potstill.teachers.local import answer_logprobs  # imports torch
+
+    return answer_logprobs(model, exchanges)
+
+
+Loads = Mapping[str, Load]
+
+
+def calls(loads: Loads) -> tuple[int, int]:
+    """Calls for answers and for judgments. Suites that ask the same rows share the answers to them."""
+    shared: dict[str, int] = {}
+    for name, load in loads.items():
+        rows = load.asks or f"suite {name}"
+        shared[rows] = max(shared.get(rows, 0), load.answers)
+    return sum(shared.values()), sum(load.judgments for load in loads.values())
