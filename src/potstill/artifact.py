@@ -192,7 +192,7 @@ class Artifact:
 
     @property
     def produces(self) -> str:
-        """What lies inside: texts, prompts, chats, answers, ratings, pairs, model, scores, audit or report."""
+        """What lies inside: texts, prompts, chats, answers, ratings, pairs, model, scores, trial or report."""
         return str(self.manifest["produces"])
 
     @property

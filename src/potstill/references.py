@@ -201,7 +201,7 @@ _A = {
     "model": "a model",
     "server": "a server",
     "report": "a report",
-    "audit": "an audit",
+    "trial": "a trial of judges",
     "dataset": "a dataset",
 }
 

@@ -74,8 +74,8 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
         show_signals(console, artifact.path, rows)
     elif artifact.produces == "scores":
         console.print(_scores(artifact.path, console.width))
-    elif artifact.produces == "audit":
-        console.print(_audit(artifact.path, stage))
+    elif artifact.produces == "trial":
+        console.print(_trial(artifact.path, stage))
     elif artifact.produces == "dataset":
         folder = artifact.path.resolve()
         console.print(f"To load it: datasets.load_dataset({str(folder)!r})", soft_wrap=True, markup=False)
@@ -323,8 +323,8 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     return "".join(BARS[round((value - low) * scale)] for value in picked)
 
 
-def _audit(path: Path, stage: str) -> RenderableType:
-    found = judge_table(stage, read_json(path / "audit.json"))
+def _trial(path: Path, stage: str) -> RenderableType:
+    found = judge_table(stage, read_json(path / "trial.json"))
     table = Table(box=None, padding=(0, 2), pad_edge=False, caption=found.note, caption_justify="left")
     for head in ("", *found.judges):
         table.add_column(Text(clean(head), "bold"), justify="left" if not head else "right")

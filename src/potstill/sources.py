@@ -215,7 +215,7 @@ class Data:
     name: str
     """The stage's name, or the file's."""
     kind: str
-    """One of `records.ROWS`, or what else stages produce: scores, audit, report. "file" is read by `formats`."""
+    """One of `records.ROWS`, or what else stages produce: scores, trial, report. "file" is read by `formats`."""
     path: Path
     """The artifact's folder, or the file."""
     weight: float = 1.0

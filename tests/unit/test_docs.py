@@ -108,7 +108,7 @@ def test_the_recipes_on_feedback_fit_together(tmp_path):
     scores = f"  scores: {{kind: evaluate, models: [strong], judge: cheap, suites: {suites}}}\n"
     (tmp_path / "feedback.yaml").write_text(head + own + scores + "".join(snippets))
     stages = load_recipe(str(tmp_path / "feedback.yaml")).stages
-    assert {"answers", "rated", "reviewed", "compared", "pairs", "audit", "report"} <= set(stages)
+    assert {"answers", "rated", "reviewed", "compared", "pairs", "trial", "report"} <= set(stages)
 
 
 def test_the_recipes_on_distillation_fit_together(tmp_path):

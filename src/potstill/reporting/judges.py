@@ -1,4 +1,4 @@
-"""What an audit found of judges, as a table of words: for the page and the terminal."""
+"""What a trial found of judges, as a table of words: for the page and the terminal."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class JudgeTable:
     note: str
 
 
-def judge_table(name: str, audit: Value) -> JudgeTable:
-    """The table of an audit.json."""
-    judges, people = audit["judges"], audit["people"]
+def judge_table(name: str, trial: Value) -> JudgeTable:
+    """The table of a trial.json."""
+    judges, people = trial["judges"], trial["people"]
     rows = [(label, tuple(_cell(label, find(judge)) for judge in judges.values())) for label, find in MEASURES]
     rows.append(("verdicts that could be read", tuple((f"{judge['coverage']:.1%}", "") for judge in judges.values())))
     longer = next(iter(judges.values()))["length"]["people_longer_share"]

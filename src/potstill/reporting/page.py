@@ -63,7 +63,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             controlled=_controlled(report),
             curves=_curves(report, colours),
             made=_made(report),
-            audits=[judge_table(name, audit) for name, audit in report.get("audits", {}).items()],
+            trials=[judge_table(name, trial) for name, trial in report.get("trials", {}).items()],
             answers=report["answers"],
             times=_times(timings),
             result=_result(report, out),

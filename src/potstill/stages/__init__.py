@@ -28,7 +28,7 @@ MODULES = {
     "sample": "potstill.stages.sample",
     "judge": "potstill.stages.judge",
     "binarize": "potstill.stages.binarize",
-    "audit": "potstill.stages.audit",
+    "try_judge": "potstill.stages.try_judge",
     "dpo": "potstill.stages.dpo",
     "evaluate": "potstill.stages.evaluate",
     "export": "potstill.stages.export",

@@ -19,7 +19,7 @@ from potstill.sources import Data, Inputs, LocalModel, Model
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
 REPORT_FILE = "report.json"
-AUDIT_FILE = "audit.json"
+TRIAL_FILE = "trial.json"
 ANSWERS_FILE = "answers.jsonl"
 CURVES_FILE = "curves.jsonl"
 
@@ -37,8 +37,8 @@ class Report(StageConfig):
     """The evaluations to show."""
     models: tuple[PoolName, ...] = ()
     """The models whose training curves to show, and which the page says how to use: the last one first of all."""
-    audits: tuple[Annotated[str, Reference(("audit",), collects=True)], ...] = ()
-    """The audits of judges to show."""
+    trials: tuple[Annotated[str, Reference(("trial",), collects=True)], ...] = ()
+    """The trials of judges to show."""
     against: str | None = None
     """One of `models`, a family perhaps: the others are set against it, with what each took and what it learnt from."""
     title: str = ""
@@ -76,9 +76,9 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
         "stages": {name: _told(made) for name, made in stages.items()},
         "controlled": _controlled({pool: stages[names[0]] for pool, names in pools(stages).items()}),
     }
-    audits = inputs.data.get("audits", ())
-    if audits:
-        report["audits"] = {data.name: read_json(data.path / AUDIT_FILE) for data in audits}
+    trials = inputs.data.get("trials", ())
+    if trials:
+        report["trials"] = {data.name: read_json(data.path / TRIAL_FILE) for data in trials}
     write_json(work.path / REPORT_FILE, report)
     return {"models": report["models"], "suites": list(report["suites"]), "answers": len(report["answers"])}
 

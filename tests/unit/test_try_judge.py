@@ -1,4 +1,4 @@
-"""The audit: judges of known error against people's preferences. What is measured is what was planted."""
+"""Judges on trial: judges of known error against people's preferences. What is measured is what was planted."""
 
 import json
 import math
@@ -13,9 +13,9 @@ import pytest
 from data_stages import Made, assistant, endpoint, given, make, user
 
 from potstill.errors import DataError, TeacherError
-from potstill.evaluation.judge_audit import Comparison, doublings, judge_report, majority, people_report, side
+from potstill.evaluation.judge_trial import Comparison, doublings, judge_report, majority, people_report, side
 from potstill.records import Answers, Candidate, Pair, Prompt, Rating
-from potstill.stages import audit as stage
+from potstill.stages import try_judge as stage
 from potstill.teachers.base import Reply, request_seed
 
 PANDALM = Path("../shared/data/pandalm/testset_v1.json")
@@ -154,7 +154,7 @@ def label_of(row: Answers) -> float:
     return 0.5 if settled is None else settled
 
 
-def audit(
+def tried(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     rows: list[Any],
@@ -171,12 +171,12 @@ def audit(
     monkeypatch.setattr(stage, "connect", connect)
     data = given(folder, kind, rows, f"labelled{len(list(folder.iterdir()))}")
     models = [endpoint("http://nobody", name) for name in known]
-    config = {"kind": "audit", "judge": list(known), "data": "d", **fields}
+    config = {"kind": "try_judge", "judge": list(known), "data": "d", **fields}
     return make(folder, config, {"data": data}, {"judge": models}, seed=SEED)
 
 
 def report_of(made: Made) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((made.path / "audit.json").read_text())
+    value: dict[str, Any] = json.loads((made.path / "trial.json").read_text())
     return value
 
 
@@ -231,7 +231,7 @@ def test_a_stand_ins_planted_error_is_what_is_measured(tmp_path, monkeypatch):
     """999 real comparisons; a judge that is right four times in five."""
     rows = [row for row in pandalm() if row.candidates[0].text != row.candidates[1].text]
     judge = StandIn("j", right_with(0.8), rows)
-    made = audit(tmp_path, monkeypatch, rows, judge)
+    made = tried(tmp_path, monkeypatch, rows, judge)
     found = report_of(made)["judges"]["j"]
     settled = [row for row in rows if majority([r.score or 0 for r in row.candidates[0].ratings]) is not None]
     right = [judge.share(row, forward) == label_of(row) for row in settled for forward in (True, False)]
@@ -251,7 +251,7 @@ def test_a_stand_ins_planted_preference_for_the_first_is_what_is_measured(tmp_pa
     when second": a judge that names the first with a chance of 0.3 whatever is shown."""
     rows, bias = [row for row in pandalm() if row.candidates[0].text != row.candidates[1].text], 0.3
     judge = StandIn("j", first_with(bias), rows)
-    found = report_of(audit(tmp_path, monkeypatch, rows, judge))["judges"]["j"]["position"]
+    found = report_of(tried(tmp_path, monkeypatch, rows, judge))["judges"]["j"]["position"]
     labels = Counter(label_of(row) == 0.5 for row in rows)
     said = [(judge.said[row.id, forward]) for row in rows for forward in (True, False)]
     assert found["first_share"]["mean"] == pytest.approx(
@@ -271,7 +271,7 @@ def test_planted_log_odds_of_place_people_and_length_are_what_is_measured(tmp_pa
     rows = [row for row in pandalm() if row.candidates[0].text != row.candidates[1].text]
     planted = {"place": 0.4, "people": 1.5, "length_doubled": 0.6}
     judges = [StandIn(f"j{seed}", by_log_odds(*planted.values()), rows, seed) for seed in range(3)]
-    found = report_of(audit(tmp_path, monkeypatch, rows, *judges))
+    found = report_of(tried(tmp_path, monkeypatch, rows, *judges))
     people = found["people"]["agreement_of_two"]["mean"]
     assert people == pytest.approx(0.9199, abs=2e-4)
     held = 0
@@ -333,7 +333,7 @@ def _heard(judge: StandIn, row: Answers) -> Comparison:
 def test_several_judges_side_by_side(tmp_path, monkeypatch):
     rows = small(60)
     good, bad = StandIn("good", right_with(1.0), rows), StandIn("bad", first_with(1.0), rows)
-    made = audit(tmp_path, monkeypatch, rows, good, bad)
+    made = tried(tmp_path, monkeypatch, rows, good, bad)
     facts = made.facts["judges"]
     assert facts["good"] == {
         "coverage": 1.0,
@@ -345,7 +345,7 @@ def test_several_judges_side_by_side(tmp_path, monkeypatch):
     }
     assert (facts["bad"]["first_share"], facts["bad"]["consistency"], facts["bad"]["kappa"]) == (1.0, 0.0, 0.0)
     assert facts["bad"]["agreement"] == pytest.approx(1 / 3), "it ties everything, and a third are ties"
-    again = audit(tmp_path, monkeypatch, rows, good, bad)
+    again = tried(tmp_path, monkeypatch, rows, good, bad)
     assert again.files == made.files
 
 
@@ -356,14 +356,14 @@ def test_what_cannot_be_read_lowers_the_coverage_and_enters_nothing(tmp_path, mo
     def silent_half(chance: random.Random, label: float, longer: float) -> str:
         return "" if label == 0 else "1"
 
-    made = audit(tmp_path, monkeypatch, rows, StandIn("j", silent_half, rows))
+    made = tried(tmp_path, monkeypatch, rows, StandIn("j", silent_half, rows))
     found = report_of(made)["judges"]["j"]
     assert found["coverage"] == 0.5
     assert found["agreement"] == {"mean": None, "low": None, "high": None, "n": 0, "coverage": 0.0}
     assert found["agreement_one_order"]["mean"] == 1
     assert found["agreement_one_order"]["coverage"] == 0.5
     with pytest.raises(TeacherError, match=r"j: only 50% of 120 verdicts could be read; expected 60%.*rather not say"):
-        audit(tmp_path, monkeypatch, rows, StandIn("j", silent_half, rows), min_coverage=0.6)
+        tried(tmp_path, monkeypatch, rows, StandIn("j", silent_half, rows), min_coverage=0.6)
 
 
 def test_pairs_are_labels_too_and_are_shown_in_both_orders(tmp_path, monkeypatch):
@@ -372,7 +372,7 @@ def test_pairs_are_labels_too_and_are_shown_in_both_orders(tmp_path, monkeypatch
         for i in range(30)
     ]
     as_rows = [stage._as_answers(pair) for pair in pairs]
-    made = audit(tmp_path, monkeypatch, pairs, StandIn("j", right_with(1.0), as_rows), kind="pairs")
+    made = tried(tmp_path, monkeypatch, pairs, StandIn("j", right_with(1.0), as_rows), kind="pairs")
     found = report_of(made)
     assert found["judges"]["j"]["agreement"]["mean"] == 1
     assert found["judges"]["j"]["position"]["first_share"]["mean"] == 0.5
@@ -395,7 +395,7 @@ def test_a_file_is_read_by_what_it_holds(tmp_path, monkeypatch):
     file = tmp_path / "labelled.jsonl"
     file.write_text("".join(row.to_line() for row in rows))
     (tmp_path / "out").mkdir()
-    config = stage.Audit.model_validate({"kind": "audit", "judge": "j", "data": "labelled.jsonl", "limit": 4})
+    config = stage.TryJudge.model_validate({"kind": "try_judge", "judge": "j", "data": "labelled.jsonl", "limit": 4})
     inputs = Inputs({"data": (Data("labelled.jsonl", "file", file),)}, {"judge": (endpoint("", "j"),)}, {})
     assert stage.run(config, inputs, Work(tmp_path / "out", tmp_path, SEED))["comparisons"] == 4
 
@@ -407,16 +407,16 @@ def test_rows_with_nothing_to_compare_are_told(tmp_path, monkeypatch):
         update={"id": "unrated", "candidates": tuple(c.model_copy(update={"ratings": ()}) for c in rows[1].candidates)}
     )
     judge = StandIn("j", right_with(1.0), rows)
-    made = audit(tmp_path, monkeypatch, [*rows, same, unrated], judge)
+    made = tried(tmp_path, monkeypatch, [*rows, same, unrated], judge)
     assert [(row.id, row.reason) for row in made.dropped] == [
         ("same", "nothing_to_compare"),
         ("unrated", "nothing_to_compare"),
     ]
     assert made.facts["dropped"] == {"nothing_to_compare": 2}
     with pytest.raises(DataError, match="no two answers of a row have ratings by the same people"):
-        audit(tmp_path, monkeypatch, [same], judge)
+        tried(tmp_path, monkeypatch, [same], judge)
     with pytest.raises(DataError, match="no two answers"):
-        audit(tmp_path, monkeypatch, rows, judge, aspect="another")
+        tried(tmp_path, monkeypatch, rows, judge, aspect="another")
 
 
 # In a recipe, on the screen and on the page.
@@ -435,7 +435,7 @@ stages:
   rated: {kind: judge, judge: [judge, strict], data: answers, orders: 2, verdicts: true, max_spread: 2}
   reviewed: {kind: judge, judge: judge, data: rated, mode: overall}
   pairs: {kind: binarize, data: reviewed, chosen: best_overall, rejected: other_model, max_length_ratio: 20}
-  audit: {kind: audit, judge: [judge, strict], data: pairs}
+  trial: {kind: try_judge, judge: [judge, strict], data: pairs}
 """
 
 
@@ -453,7 +453,7 @@ def test_a_recipe_of_it_all_runs_and_is_found_again(tmp_path):
     assert sealed["rated"].facts["coverage"] == 1
     assert sealed["rated"].facts["agreement"]["truthfulness"]["alpha_ordinal"] == 1, "both check against the truth"
     assert sealed["pairs"].facts["rejected_models"].keys() <= {"sage", "forger", "rambler"}
-    facts = sealed["audit"].facts["judges"]
+    facts = sealed["trial"].facts["judges"]
     assert facts.keys() == {"judge", "strict"}
     assert facts["judge"] == facts["strict"]
     assert facts["judge"]["agreement"] > 0.95, "it made these pairs, but for ties of its overall grades"
@@ -461,7 +461,7 @@ def test_a_recipe_of_it_all_runs_and_is_found_again(tmp_path):
     again = run(recipe, tmp_path / "out")
     assert {name: artifact.key for name, artifact in again.items()} == {n: a.key for n, a in sealed.items()}
     with (tmp_path / "screen.txt").open("w") as screen:
-        for name in ("audit", "reviewed"):
+        for name in ("trial", "reviewed"):
             show(Console(file=screen, width=120), Workspace(tmp_path / "out"), name, 2, dropped=False)
     shown = (tmp_path / "screen.txt").read_text()
     assert "says the same in both orders" in shown
@@ -475,10 +475,10 @@ def test_a_judges_name_cannot_reach_the_page_unescaped():
 
     hostile = "<script>alert(1)</script>"
     rows = [compared(1.0, 1.0, 0.0, 1.0, str(i)) for i in range(9)]
-    audit_json = {"people": people_report([("a", (1.0, 1.0))]), "judges": {hostile: judge_report(rows)}}
+    trial_json = {"people": people_report([("a", (1.0, 1.0))]), "judges": {hostile: judge_report(rows)}}
     report = {"title": "", "models": [], "suites": {}, "answers": [], "curves": {}, "stages": {}, "controlled": []}
     report |= {"members": {}, "against": None}
-    text = page(report | {"audits": {hostile: audit_json}}, {}, Path("out"))
+    text = page(report | {"trials": {hostile: trial_json}}, {}, Path("out"))
     assert hostile not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "prefers what it is shown first" in text
@@ -487,21 +487,21 @@ def test_a_judges_name_cannot_reach_the_page_unescaped():
     json.dumps(judge_report(rows), allow_nan=False)
 
 
-def test_a_report_seals_the_audits_that_it_shows(tmp_path):
+def test_a_report_seals_the_trials_that_it_shows(tmp_path):
     from potstill.artifact import write_json
     from potstill.sources import Data, Inputs
     from potstill.stages import report
     from potstill.stages.base import Work
 
-    audit_json = {"people": people_report([]), "judges": {"j": judge_report([])}}
-    for name, file, value in (("s", "scores.json", {"models": [], "suites": {}}), ("a", "audit.json", audit_json)):
+    trial_json = {"people": people_report([]), "judges": {"j": judge_report([])}}
+    for name, file, value in (("s", "scores.json", {"models": [], "suites": {}}), ("a", "trial.json", trial_json)):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / file, value)
     (tmp_path / "out").mkdir()
-    config = report.Report.model_validate({"kind": "report", "scores": ["s"], "audits": ["a"]})
-    data = {"scores": (Data("s", "scores", tmp_path / "s"),), "audits": (Data("a", "audit", tmp_path / "a"),)}
+    config = report.Report.model_validate({"kind": "report", "scores": ["s"], "trials": ["a"]})
+    data = {"scores": (Data("s", "scores", tmp_path / "s"),), "trials": (Data("a", "trial", tmp_path / "a"),)}
     report.run(config, Inputs(data, {}, {}), Work(tmp_path / "out", tmp_path, SEED))
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["audits"] == {"a": audit_json}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["trials"] == {"a": trial_json}
 
 
 def test_people_whose_means_are_equal_but_not_as_floats_take_no_side():
@@ -509,7 +509,7 @@ def test_people_whose_means_are_equal_but_not_as_floats_take_no_side():
         ratings = tuple(Rating(aspect=f"a{i}", score=score, judge="p") for i, score in enumerate(scores))
         return Candidate(model=model, text=model, ratings=ratings)
 
-    config = stage.Audit(kind="audit", judge="j", data="d")
+    config = stage.TryJudge(kind="try_judge", judge="j", data="d")
     assert stage._votes(config, rated("a", 0.1, 0.2, 0.3), rated("b", 0.3, 0.2, 0.1)) == (0.5,)
     assert stage._votes(config, rated("a", 3, 1), rated("b", 2, 1)) == (1.0,)
     assert stage._votes(config, rated("a", 2, 1), rated("b", 2, 1.001)) == (0.0,)

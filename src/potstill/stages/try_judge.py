@@ -1,7 +1,7 @@
-"""Stage `audit`: a report on judges. They compare answers that people compared too, each pair in both orders.
+"""Stage `try_judge`: judges on trial. They compare answers that people compared too, each pair in both orders.
 
 What comes out: agreement with most people and how far people agree among themselves, the bias of place and of length,
-ties, and how much could be read at all, each with its interval. See `evaluation.judge_audit` for the definitions.
+ties, and how much could be read at all, each with its interval. See `evaluation.judge_trial` for the definitions.
 """
 
 import json
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from potstill.artifact import storage_errors, write_json
 from potstill.errors import DataError, TeacherError
-from potstill.evaluation.judge_audit import Comparison, doublings, judge_report, majority, people_report
+from potstill.evaluation.judge_trial import Comparison, doublings, judge_report, majority, people_report
 from potstill.formats import examine
 from potstill.records import Answers, Candidate, Dropped, Message, Pair, Prompt
 from potstill.sources import Data, Inputs, Model
@@ -28,21 +28,21 @@ from potstill.teachers.pairwise import PREFERENCE, SCHEMA, read_comparison, rend
 from potstill.teachers.ratings import exact_score
 from potstill.teachers.sittings import Sitting, is_structured, shown_order
 
-AUDIT_FILE = "audit.json"
+TRIAL_FILE = "trial.json"
 VERDICTS_FILE = "verdicts.jsonl"
 
 TOKENS_PER_CALL = 1200  # for forecasts
 REPLY_SHOWN = 120
 
 
-class Audit(Asking):
+class TryJudge(Asking):
     """Measure judges against people's preferences."""
 
     PROMPTS = ("pairwise_system", "pairwise_user")
 
-    kind: Literal["audit"]
+    kind: Literal["try_judge"]
     judge: Annotated[str | tuple[str, ...], Reference(("model",), pool=True)]
-    """Who is audited: a model, a list of models, or a pool."""
+    """Who is tried: a model, a list of models, or a pool."""
     data: Annotated[str, Reference(("answers", "ratings", "pairs"))]
     """What people preferred: pairs, or answers that they rated, each under their name. Every two answers of a row that
     the same people rated are a comparison."""
@@ -83,7 +83,7 @@ class Question:
             yield Sitting(self.row, PREFERENCE, shown_order(self.places, turn, seed, self.row.id, PREFERENCE), turn)
 
 
-def run(config: Audit, inputs: Inputs, work: Work) -> Facts:
+def run(config: TryJudge, inputs: Inputs, work: Work) -> Facts:
     """Ask every judge, and write the report."""
     data, judges = inputs.one("data"), inputs.models["judge"]
     read, dropped = _reader(config, data), list[Dropped]()
@@ -94,7 +94,7 @@ def run(config: Audit, inputs: Inputs, work: Work) -> Facts:
     found: dict[str, list[Comparison]] = {judge.name: [] for judge in judges}
     prompts, votes = Prompts(inputs), list[tuple[str, tuple[float, ...]]]()
     with ExitStack() as stack, storage_errors(work.path), (work.path / VERDICTS_FILE).open("w") as file:
-        panel = [_Auditor(config, judge, prompts, work.seed) for judge in judges]
+        panel = [_Tried(config, judge, prompts, work.seed) for judge in judges]
         replies = [
             stack.enter_context(connect(each.judge, work.account)).complete(each.requests(_questions(config, read())))
             for each in panel
@@ -110,7 +110,7 @@ def run(config: Audit, inputs: Inputs, work: Work) -> Facts:
         each.check()
     reports = {name: judge_report(rows) for name, rows in found.items()}
     people = people_report(votes)
-    write_json(work.path / AUDIT_FILE, {"people": people, "judges": reports})
+    write_json(work.path / TRIAL_FILE, {"people": people, "judges": reports})
     work.drop(dropped)
     return {
         "comparisons": questions,
@@ -120,10 +120,10 @@ def run(config: Audit, inputs: Inputs, work: Work) -> Facts:
     }
 
 
-class _Auditor:
+class _Tried:
     """Asks one judge, and reads what it says."""
 
-    def __init__(self, config: Audit, judge: Model, prompts: Prompts, seed: int) -> None:
+    def __init__(self, config: TryJudge, judge: Model, prompts: Prompts, seed: int) -> None:
         self.judge, self._config, self._prompts, self._seed = judge, config, prompts, seed
         self._structured = is_structured(judge)
         self._asked = self._read = 0
@@ -183,7 +183,7 @@ class _Auditor:
             )
 
 
-def _reader(config: Audit, data: Data) -> Callable[[], Iterator[Answers]]:
+def _reader(config: TryJudge, data: Data) -> Callable[[], Iterator[Answers]]:
     """Reads the labelled rows, from the start each time it is called."""
     pairs = data.kind == "pairs"
     if data.kind == "file":  # whatever its shape, it has people's ratings or it has pairs
@@ -210,7 +210,7 @@ def _as_answers(pair: Pair) -> Answers:
     return Answers(id=pair.id, prompt=Prompt(id=pair.id, messages=pair.prompt), candidates=candidates)
 
 
-def _questions(config: Audit, rows: Iterator[Answers], dropped: list[Dropped] | None = None) -> Iterator[Question]:
+def _questions(config: TryJudge, rows: Iterator[Answers], dropped: list[Dropped] | None = None) -> Iterator[Question]:
     """Every two usable answers of each row that the same people rated. Rows without any are told in `dropped`."""
     for row in rows:
         found = False
@@ -224,7 +224,7 @@ def _questions(config: Audit, rows: Iterator[Answers], dropped: list[Dropped] | 
             dropped.append(Dropped(id=row.id, reason="nothing_to_compare", detail=f"{len(usable)} usable answers"))
 
 
-def _votes(config: Audit, one: Candidate, other: Candidate) -> tuple[float, ...]:
+def _votes(config: TryJudge, one: Candidate, other: Candidate) -> tuple[float, ...]:
     """Of everyone who rated both answers: whether the first has the higher mean, 1, the lower, 0, or neither."""
     means = []
     for candidate in (one, other):
@@ -260,7 +260,7 @@ def _line(question: Question, judge: Model, forward: float | None, backward: flo
 
 
 def _short(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in the manifest; the whole stands in audit.json."""
+    """What stands in the manifest; the whole stands in trial.json."""
     return {
         "coverage": report["coverage"],
         "agreement": report["agreement"]["mean"],
@@ -271,4 +271,4 @@ def _short(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-STAGE = Stage(config=Audit, produces="audit", run=run, version=2)
+STAGE = Stage(config=TryJudge, produces="trial", run=run, version=2)
