@@ -15,7 +15,8 @@ from potstill.evaluation.agreement import (
     cohen_kappa,
     logistic,
 )
-from potstill.evaluation.statistics import Observation, mean_estimate, student_quantile
+from potstill.evaluation.distributions import student_quantile
+from potstill.evaluation.statistics import Observation, mean_estimate
 
 # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units, gaps.
 OBSERVERS = (

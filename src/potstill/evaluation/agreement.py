@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from potstill.evaluation.statistics import Estimate, student_quantile
+from potstill.evaluation.distributions import student_quantile
+from potstill.evaluation.statistics import Estimate
 
 Metric = Literal["nominal", "ordinal", "interval"]
 

@@ -1,20 +1,27 @@
-"""Means with 95% intervals, clustered by question; paired differences; coverage.
+"""Means with 95% intervals, clustered by question; paired differences and ratios; coverage.
 
 Intervals are Student's t on the linearised mean (Liang and Zeger 1986: a question is a cluster, G / (G - 1)), not a
-bootstrap: exact for equal clusters of normal questions, close for the 0-or-1 and 1-to-10 scores met here, and the same
-bytes on every machine without a seed. What a t interval cannot do is bound a share of 0% or 100%, so shares have
-Wilson's. Nothing here returns NaN: what cannot be said is None.
+bootstrap: exact for equal clusters of normal questions, close for the 1-to-10 scores met here, and the same bytes on
+every machine without a seed. What a t interval cannot do is bound a share of 0% or 100%, so shares have Wilson's.
+Nothing here returns NaN: what cannot be said is None.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from statistics import NormalDist
 
-LEVEL = 0.95
-NORMAL_BEYOND = 2000  # degrees of freedom from which Student's t and the normal quantile agree to 0.06%
+from potstill.evaluation.distributions import LEVEL, holm, student_quantile
+from potstill.evaluation.paired_shares import Discordant
+from potstill.evaluation.spread import (
+    Spread,
+    Value,
+    ratio_ends,
+    spread_over_questions,
+    spread_over_seeds,
+    weighted_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -53,70 +60,229 @@ class Difference:
     low: float | None
     high: float | None
     n: int
+    p: float | None = None
+    """Two-sided, of no difference at all."""
+    p_adjusted: float | None = None
+    """The same, corrected for `comparisons` of them."""
+    comparisons: int = 1
+    """How many were made together; only those with a p count."""
 
     def to_json(self) -> dict[str, float | int | None]:
         """As it stands in scores.json."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """The mean of one over the mean of another, on what both have. `n` counts those."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """mean, low, high and n."""
+        return asdict(self)
+
+
+Evidence = Spread | Discordant
+"""What is known of a paired difference: its mean, its interval, and how well it agrees with any true difference."""
+
+
 def mean_estimate(observations: Iterable[Observation], bounds: tuple[float, float] | None = None) -> Estimate:
     """The weighted mean of the values with its interval; `bounds` are those of the scale, which no mean can leave."""
     rows = list(observations)
-    scored = [(row.question, row.value, row.weight) for row in rows if row.value is not None]
-    mean, low, high = _clustered(scored, bounds)
-    return Estimate(mean, low, high, len(scored), len(scored) / len(rows) if rows else 0.0)
+    scored = _values(rows)
+    return _estimate(weighted_mean(scored), spread_over_questions(scored), bounds, scored, len(rows))
 
 
 def share_estimate(observations: Iterable[Observation]) -> Estimate:
-    """A share of independent 0-or-1 values (0.5 for a tie), one a question, with Wilson's interval (Wilson 1927)."""
+    """A share, of values from 0 to 1, with Wilson's interval (1927) on the effective number of questions.
+
+    That is the number of 0-or-1 answers with the same variance (Korn and Graubard 1998): the questions themselves where
+    each is right or wrong, and more where a judge's preference is weighed, for which plain Wilson covers 97%. Student's
+    t is no choice: at 100 questions and a share of 6% its interval holds the truth in 92%.
+    """
     rows = list(observations)
-    values = [row.value for row in rows if row.value is not None]
-    n, coverage = len(values), len(values) / len(rows) if rows else 0.0
-    assert len({row.question for row in rows}) == len(rows), "a share takes one value a question"
-    if n == 0:
-        return Estimate(None, None, None, 0, coverage)
-    share = math.fsum(values) / n
-    if n < 2:
-        return Estimate(share, None, None, n, coverage)
-    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    scored = _values(rows)
+    share, spread = weighted_mean(scored), spread_over_questions(scored)
+    if share is None or spread is None:
+        return Estimate(share, None, None, len(scored), _coverage(scored, len(rows)))
+    alone = spread.freedom + 1 == len(scored)
+    return _share(share, spread, len(scored), _coverage(scored, len(rows)), alone=alone)
+
+
+def share_over_seeds(rows: Sequence[Value], asked: int) -> Estimate | None:
+    """As `share_estimate`, of other seeds too; None without two of each."""
+    share, spread = weighted_mean(rows), spread_over_seeds(rows)
+    if share is None or spread is None:
+        return None
+    return _share(share, spread, len(rows), _coverage(rows, asked), alone=False)
+
+
+def mean_over_seeds(rows: Sequence[Value], asked: int, bounds: tuple[float, float] | None) -> Estimate | None:
+    """As `mean_estimate`, of other seeds too; None without two of each."""
+    spread = spread_over_seeds(rows)
+    return None if spread is None else _estimate(spread.mean, spread, bounds, rows, asked)
+
+
+def _share(share: float, spread: Spread, n: int, coverage: float, *, alone: bool) -> Estimate:
+    """Wilson's interval. `alone`: every value is a question of its own, so that their number is no estimate."""
+    questions = spread.freedom + 1
+    z = NormalDist().inv_cdf(0.5 + LEVEL / 2) if alone else student_quantile(spread.freedom)
+    variance = spread.error**2 * ((questions - 1) / questions if alone else 1.0)
+    effective = share * (1 - share) / variance if variance > 1e-15 else float(questions)
+    low, high = wilson(share, effective if effective > 1e-12 else float(questions), z)
+    return Estimate(share, low, high, n, coverage)
+
+
+def wilson(share: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval (1927) for a share of n values, at a quantile."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Estimate(share, min(low, share), max(high, share), n, coverage)
+    half = z / (1 + z * z / n) * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n))
+    return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
 
 
-def paired_difference(later: Iterable[Observation], earlier: Iterable[Observation]) -> Difference:
-    """Later minus earlier on the same questions and parts, where both have a value.
+def _values(rows: Sequence[Observation], seed: str = "") -> list[Value]:
+    return [Value(row.question, row.value, row.weight, seed) for row in rows if row.value is not None]
+
+
+def _coverage(scored: Sequence[Value], asked: int) -> float:
+    return len(scored) / asked if asked else 0.0
+
+
+def _estimate(
+    mean: float | None,
+    spread: Spread | None,
+    bounds: tuple[float, float] | None,
+    scored: Sequence[Value],
+    asked: int,
+) -> Estimate:
+    low = high = None
+    if mean is not None and spread is not None:
+        low, high = spread.ends()
+        if bounds is not None:
+            low, high = max(low, min(bounds[0], mean)), min(high, max(bounds[1], mean))
+    return Estimate(mean, low, high, len(scored), _coverage(scored, asked))
+
+
+Pair = tuple[Observation, Observation]
+
+
+def paired_rows(later: Iterable[Observation], earlier: Iterable[Observation]) -> list[Pair]:
+    """The observations of the same questions and parts, later and earlier, that both have a value of.
 
     Values that were weighted differently (tokens of two tokenizers, say) are not on one scale and are not paired.
     """
     before = {(row.question, row.part): row for row in earlier}
-    rows = []
-    for row in later:
-        other = before.get((row.question, row.part))
-        if other is None or row.value is None or other.value is None or row.weight != other.weight:
-            continue
-        rows.append((row.question, row.value - other.value, row.weight))
-    return Difference(*_clustered(rows, None), len(rows))
+    found = [(row, before.get((row.question, row.part))) for row in later]
+    return [
+        (row, other)
+        for row, other in found
+        if other is not None and row.value is not None and other.value is not None and row.weight == other.weight
+    ]
+
+
+def evidence(pairs: Sequence[Pair]) -> Evidence | None:
+    """What pairs say of later minus earlier; None where they are of fewer than two questions.
+
+    Where all that can be said of a question is right or wrong, its pairs are counted; else their differences averaged.
+    """
+    if len({later.question for later, _ in pairs}) == len(pairs) > 1 and all(map(_right_or_wrong, pairs)):
+        gained = sum((later.value or 0) > (earlier.value or 0) for later, earlier in pairs)
+        lost = sum((later.value or 0) < (earlier.value or 0) for later, earlier in pairs)
+        return Discordant(len(pairs), gained, lost)
+    return spread_over_questions(_differences(pairs))
+
+
+def _right_or_wrong(pair: Pair) -> bool:
+    return all(row.value in (0.0, 1.0) and row.weight == 1.0 for row in pair)
+
+
+def _differences(pairs: Iterable[Pair], seed: str = "") -> list[Value]:
+    return [
+        Value(later.question, (later.value or 0.0) - (earlier.value or 0.0), later.weight, seed)
+        for later, earlier in pairs
+    ]
+
+
+def paired_difference(later: Iterable[Observation], earlier: Iterable[Observation]) -> Difference:
+    """Later minus earlier on the same questions and parts, where both have a value."""
+    pairs = paired_rows(later, earlier)
+    return difference_of(weighted_mean(_differences(pairs)), evidence(pairs), len(pairs))
+
+
+def difference_of(mean: float | None, found: Evidence | None, n: int) -> Difference:
+    """As it is told."""
+    if mean is None or found is None:
+        return Difference(mean, None, None, n)
+    return Difference(mean, *found.ends(), n, found.p_of(0.0))
+
+
+def paired_ratio(student: Iterable[Observation], teacher: Iterable[Observation]) -> Ratio:
+    """The student's mean over the teacher's, on the questions and parts that both have: the share that it keeps.
+
+    Fieller's interval (1954) on residuals clustered by question, of which the two share every one. All but `n` is None
+    where the teacher's mean is not above 0 beyond its own interval: no ratio can be told then.
+    """
+    pairs = paired_rows(student, teacher)
+    rows = [
+        (Value(one.question, one.value or 0.0, one.weight), Value(other.question, other.value or 0.0, other.weight))
+        for one, other in pairs
+    ]
+    return Ratio(*ratio_ends(rows), len(pairs))
 
 
 def pooled(members: Sequence[Sequence[Observation]]) -> list[Observation]:
     """What several draws of one thing, models of other seeds, come to: each question's and part's mean over those that
     have a value. One that they weigh differently is not on one scale, and has none.
 
-    An interval of these is of other questions, asked of these very members; how members differ it does not say.
+    An interval of these is of other questions, asked of these very members; `seed_values` gives one of other seeds too.
     """
     if len(members) == 1:
         return list(members[0])
-    found: dict[tuple[str, str], list[Observation]] = defaultdict(list)
-    for row in (row for rows in members for row in rows):
-        found[row.question, row.part].append(row)
-    rows = []
-    for group in found.values():
-        values = [row.value for row in group if row.value is not None]
-        alike = len({row.weight for row in group if row.value is not None}) == 1
-        rows.append(replace(group[0], value=math.fsum(values) / len(values) if values and alike else None))
-    return rows
+    return [
+        replace(
+            group[0][1],
+            value=math.fsum(row.value or 0.0 for _, row in valued) / len(valued) if valued else None,
+        )
+        for group in _by_part({str(place): rows for place, rows in enumerate(members)}).values()
+        for valued in [_alike(group)]
+    ]
+
+
+def seed_values(members: Mapping[str, Sequence[Observation]]) -> list[Value]:
+    """Every value of every member, by its seed, weighed so that their mean is that of what `pooled` makes of them."""
+    return [
+        Value(row.question, row.value or 0.0, row.weight / len(valued), seed)
+        for group in _by_part(members).values()
+        for valued in [_alike(group)]
+        for seed, row in valued
+    ]
+
+
+def seed_differences(members: Mapping[str, Sequence[Pair]]) -> list[Value]:
+    """Later minus earlier in each seed, weighed as in `seed_values`."""
+    rows = {
+        seed: [replace(later, value=(later.value or 0.0) - (earlier.value or 0.0)) for later, earlier in pairs]
+        for seed, pairs in members.items()
+    }
+    return seed_values(rows)
+
+
+def _by_part(members: Mapping[str, Sequence[Observation]]) -> dict[tuple[str, str], list[tuple[str, Observation]]]:
+    found: dict[tuple[str, str], list[tuple[str, Observation]]] = defaultdict(list)
+    for seed, rows in members.items():
+        for row in rows:
+            found[row.question, row.part].append((seed, row))
+    return found
+
+
+def _alike(group: Sequence[tuple[str, Observation]]) -> list[tuple[str, Observation]]:
+    """Those with a value; none where they are weighed differently."""
+    valued = [(seed, row) for seed, row in group if row.value is not None]
+    return valued if len({row.weight for _, row in valued}) == 1 else []
 
 
 def by_category(observations: Iterable[Observation]) -> dict[str, list[Observation]]:
@@ -132,57 +298,19 @@ def paired_differences(
     names: Sequence[str], observations: Mapping[str, Sequence[Observation]]
 ) -> dict[str, Difference]:
     """Every later-minus-earlier difference under the name "later-earlier"; `names` gives the order."""
+    return corrected(
+        {
+            f"{later}-{earlier}": paired_difference(observations[later], observations[earlier])
+            for i, earlier in enumerate(names)
+            for later in names[i + 1 :]
+        }
+    )
+
+
+def corrected(differences: Mapping[str, Difference]) -> dict[str, Difference]:
+    """The differences with each p corrected for all of them (Holm 1979)."""
+    known = [name for name, one in differences.items() if one.p is not None]
+    adjusted = dict(zip(known, holm([differences[name].p or 0.0 for name in known]), strict=True))
     return {
-        f"{later}-{earlier}": paired_difference(observations[later], observations[earlier])
-        for i, earlier in enumerate(names)
-        for later in names[i + 1 :]
+        name: replace(one, p_adjusted=adjusted.get(name), comparisons=len(known)) for name, one in differences.items()
     }
-
-
-def _clustered(
-    rows: Sequence[tuple[str, float, float]], bounds: tuple[float, float] | None
-) -> tuple[float | None, float | None, float | None]:
-    """Weighted mean, low, high of (cluster, value, weight) rows."""
-    total = math.fsum(weight for _, _, weight in rows)
-    if not rows or total <= 0:
-        return None, None, None
-    mean = math.fsum(value * weight for _, value, weight in rows) / total
-    residuals: dict[str, list[float]] = defaultdict(list)
-    for cluster, value, weight in rows:
-        residuals[cluster].append(weight * (value - mean))
-    clusters = len(residuals)
-    if clusters < 2:
-        return mean, None, None
-    squares = math.fsum(math.fsum(parts) ** 2 for parts in residuals.values())
-    half = student_quantile(clusters - 1) * math.sqrt(clusters / (clusters - 1) * squares) / total
-    low, high = mean - half, mean + half
-    if bounds is not None:
-        low, high = max(low, min(bounds[0], mean)), min(high, max(bounds[1], mean))
-    return mean, low, high
-
-
-@cache
-def student_quantile(freedom: int, level: float = LEVEL) -> float:
-    """The t with P(|T| < t) = level for that many degrees of freedom, to 1e-12 relative."""
-    if freedom > NORMAL_BEYOND:
-        return NormalDist().inv_cdf(0.5 + level / 2)
-    low, high = 0.0, 1.0
-    while _student_inside(high, freedom) < level:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_inside(middle, freedom) < level else (low, middle)
-    return (low + high) / 2
-
-
-def _student_inside(t: float, freedom: int) -> float:
-    """P(|T| < t): the finite series of Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2 == 1
-    term = cosine if odd else 1.0
-    series = 0.0 if freedom == 1 else term
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term *= cosine * cosine * (k - 1) / k
-        series += term
-    return 2 / math.pi * (angle + sine * series) if odd else sine * series

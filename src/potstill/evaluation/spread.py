@@ -1,0 +1,126 @@
+"""The spread of a weighted mean: its standard error where questions, and perhaps seeds, are clusters."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from potstill.evaluation.distributions import student_below, student_outside, student_quantile
+
+
+class Value(NamedTuple):
+    """One value in a mean."""
+
+    question: str
+    value: float
+    weight: float = 1.0
+    seed: str = ""
+    """Of the model that was asked."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean, its standard error, and of how many independent pieces that is known."""
+
+    mean: float
+    error: float
+    freedom: int
+    """Degrees of freedom."""
+
+    def ends(self, level: float = 0.95) -> tuple[float, float]:
+        """The two-sided interval; each of its ends is a one-sided bound of (1 + level) / 2."""
+        half = student_quantile(self.freedom, level) * self.error
+        return self.mean - half, self.mean + half
+
+    def p_of(self, mean: float) -> float:
+        """Two-sided: how likely a mean is at least as far from `mean`, were that the true one."""
+        return student_outside(self._t(mean), self.freedom)
+
+    def p_at_most(self, mean: float) -> float:
+        """One-sided: how likely a mean is as low as this one or lower, were `mean` or more the true one."""
+        return student_below(self._t(mean), self.freedom)
+
+    def _t(self, mean: float) -> float:
+        if self.error > 0:
+            return (self.mean - mean) / self.error
+        return math.copysign(math.inf, self.mean - mean) if self.mean != mean else 0.0
+
+
+def spread_over_questions(rows: Sequence[Value]) -> Spread | None:
+    """By the linearised mean (Liang and Zeger 1986): a question is a cluster, G / (G - 1). None of fewer than two."""
+    mean = weighted_mean(rows)
+    if mean is None:
+        return None
+    variance, clusters = _variance(rows, mean, lambda row: row.question)
+    return Spread(mean, math.sqrt(variance), clusters - 1) if clusters > 1 else None
+
+
+def spread_over_seeds(rows: Sequence[Value]) -> Spread | None:
+    """Of other questions, asked of models of other seeds: both are clusters, and cross each other.
+
+    V = V_questions + V_seeds - V_both (Cameron, Gelbach and Miller 2011, eq. 2.13), never below the larger of the first
+    two. Their t with min(clusters) - 1 degrees is too wide where questions make most of the variance, as they mostly
+    do, so the degrees are Satterthwaite's (1946) for the sum of the two. None without two of each.
+    """
+    mean = weighted_mean(rows)
+    if mean is None:
+        return None
+    of_questions, questions = _variance(rows, mean, lambda row: row.question)
+    of_seeds, seeds = _variance(rows, mean, lambda row: row.seed)
+    of_both, _ = _variance(rows, mean, lambda row: (row.question, row.seed))
+    if questions < 2 or seeds < 2:
+        return None
+    variance = max(of_questions + of_seeds - of_both, of_questions, of_seeds)
+    pieces = of_questions**2 / (questions - 1) + of_seeds**2 / (seeds - 1)
+    freedom = (of_questions + of_seeds) ** 2 / pieces if pieces > 0 else questions - 1
+    return Spread(mean, math.sqrt(variance), max(min(questions, seeds) - 1, math.floor(freedom)))
+
+
+def weighted_mean(rows: Sequence[Value]) -> float | None:
+    """None where there is nothing, or all of it weighs nothing."""
+    total = math.fsum(row.weight for row in rows)
+    return math.fsum(row.value * row.weight for row in rows) / total if rows and total > 0 else None
+
+
+def _variance(rows: Sequence[Value], mean: float, cluster_of: Callable[[Value], Hashable]) -> tuple[float, int]:
+    """The variance of the mean under one way to cluster, and how many clusters there are."""
+    residuals: dict[Hashable, list[float]] = defaultdict(list)
+    for row in rows:
+        residuals[cluster_of(row)].append(row.weight * (row.value - mean))
+    clusters = len(residuals)
+    squares = math.fsum(math.fsum(parts) ** 2 for parts in residuals.values())
+    total = math.fsum(row.weight for row in rows)
+    return squares * clusters / max(1, clusters - 1) / total**2, clusters
+
+
+def ratio_ends(
+    rows: Sequence[tuple[Value, Value]], level: float = 0.95
+) -> tuple[float | None, float | None, float | None]:
+    """The ratio of two weighted means over the same questions, with Fieller's (1954) interval on clustered residuals.
+
+    It holds every rho at which the mean of (upper - rho * lower) may be 0. Nothing is said, three times None, where the
+    lower mean is not above 0 beyond its own interval: there Fieller's set is not an interval.
+    """
+    upper, lower = [one for one, _ in rows], [other for _, other in rows]
+    above, below = weighted_mean(upper), weighted_mean(lower)
+    if above is None or below is None or below <= 0:
+        return None, None, None
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for one, other in rows:
+        sums[one.question][0] += one.weight * (one.value - above)
+        sums[one.question][1] += other.weight * (other.value - below)
+    clusters, total = len(sums), math.fsum(row.weight for row in upper)
+    if clusters < 2:
+        return None, None, None
+    scale = clusters / (clusters - 1) / total**2 * student_quantile(clusters - 1, level) ** 2
+    var_above = scale * math.fsum(a * a for a, _ in sums.values())
+    covariance = scale * math.fsum(a * b for a, b in sums.values())
+    var_below = scale * math.fsum(b * b for _, b in sums.values())
+    if below**2 <= var_below:
+        return None, None, None
+    # rho^2 (below^2 - var_below) - 2 rho (above below - covariance) + above^2 - var_above <= 0
+    leading, middle = below**2 - var_below, above * below - covariance
+    root = math.sqrt(max(0.0, middle**2 - leading * (above**2 - var_above)))
+    ratio = above / below
+    return ratio, min(ratio, (middle - root) / leading), max(ratio, (middle + root) / leading)
