@@ -10,7 +10,7 @@ from evaluation_fakes import FakeTeacher, House, data, endpoint, inputs, work
 from pydantic import ValidationError
 
 from potstill.errors import DataError
-from potstill.evaluation.statistics import Observation, paired_difference, share_estimate
+from potstill.evaluation.statistics import Observation, corrected, paired_difference, share_estimate
 from potstill.records import Chat, Prompt, ToolCall
 from potstill.reporting.findings import compare
 from potstill.stages import evaluate
@@ -54,7 +54,7 @@ def test_accuracy_and_the_paired_interval(tmp_path: Path, monkeypatch: pytest.Mo
     seen = {m: [Observation(f"q{i}", "1", float(v)) for i, v in enumerate(values)] for m, values in right.items()}
     assert suite["protocol"] == "exact"
     assert suite["models"] == {m: share_estimate(rows).to_json() for m, rows in seen.items()}
-    assert suite["paired"]["good-poor"] == paired_difference(seen["good"], seen["poor"]).to_json()
+    assert suite["paired"]["good-poor"] == corrected({"": paired_difference(seen["good"], seen["poor"])})[""].to_json()
     assert suite["paired"]["good-poor"]["mean"] == (19 - 5) / 20
     assert suite["categories"]["odd"]["good"]["mean"] == 0.9
     assert found["facts"]["suites"]["s"] == {"questions": 20, "scored": 40}

@@ -2,23 +2,24 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from potstill.artifact import read_json, storage_errors
+from potstill.evaluation.seed_pools import pooled_suite
+from potstill.evaluation.spread import Value
 from potstill.evaluation.statistics import (
     Estimate,
     Observation,
     by_category,
     mean_estimate,
-    paired_difference,
+    mean_over_seeds,
     paired_differences,
-    pooled,
     share_estimate,
+    share_over_seeds,
 )
-from potstill.members import pools, seeds
+from potstill.members import pools
 
 SCORES_FILE = "scores.json"
 OBSERVATIONS_FILE = "observations.jsonl"
@@ -33,8 +34,21 @@ class Measure:
     """The lowest and the highest value there is; None where there is no highest."""
     higher_is_better: bool = True
     share: bool = False
-    """A share of independent questions, whose interval is Wilson's."""
+    """A share, whose interval is Wilson's."""
     unit: str = ""
+
+    def estimate(self, rows: Sequence[Observation]) -> Estimate:
+        """The mean of a row, with the interval that suits it."""
+        return share_estimate(rows) if self.share else mean_estimate(rows, self._bounds)
+
+    def estimate_over_seeds(self, values: Sequence[Value], asked: int) -> Estimate | None:
+        """The same for models of several seeds, of other seeds too; None without two of each."""
+        return share_over_seeds(values, asked) if self.share else mean_over_seeds(values, asked, self._bounds)
+
+    @property
+    def _bounds(self) -> tuple[float, float] | None:
+        low, high = self.scale
+        return None if high is None else (low, high)
 
 
 @dataclass(frozen=True)
@@ -50,32 +64,8 @@ class SuiteResult:
         Where rows differ in their seed alone, `pooled` says the same of each of those families as one row.
         """
         found = self._json()
-        groups = {name: names for name, names in pools(self.observations).items() if names != [name]}
-        return {**found, "pooled": self._pooled(groups, found["models"])} if groups else found
-
-    def _pooled(self, groups: Mapping[str, Sequence[str]], alone: Mapping[str, Any]) -> dict[str, Any]:
-        """The rows with each family's members as one, whose value for a question is the mean over its members."""
-        rows = {name: pooled([self.observations[n] for n in names]) for name, names in pools(self.observations).items()}
-        found = replace(self, observations=rows)._json()
-        for name, names in groups.items():
-            row, whole = found["models"][name], [row for one in names for row in self.observations[one]]
-            row["coverage"] = sum(one.value is not None for one in whole) / len(whole) if whole else 0.0
-            row["members"] = {one: alone[one]["mean"] for one in names}
-        for earlier, later in combinations(rows, 2):
-            found["paired"][f"{later}-{earlier}"]["members"] = self._by_seed(pools(self.observations), later, earlier)
-        return {key: found[key] for key in ("models", "categories", "paired")}
-
-    def _by_seed(self, groups: Mapping[str, Sequence[str]], later: str, earlier: str) -> dict[str, float | None]:
-        """The difference in each seed that both have, or of each seed of one to the other, which has none."""
-        by_seed = [
-            {seeds([name])[0] if seeds([name]) else "": name for name in groups[one]} for one in (later, earlier)
-        ]
-        found: dict[str, float | None] = {}
-        for seed in dict.fromkeys(seed for one in by_seed for seed in one if seed):
-            ends = [one.get(seed, one.get("")) for one in by_seed]
-            if ends[0] is not None and ends[1] is not None:
-                found[seed] = paired_difference(self.observations[ends[0]], self.observations[ends[1]]).mean
-        return found
+        families = any(names != [name] for name, names in pools(self.observations).items())
+        return {**found, "pooled": pooled_suite(self.measure, self.observations)} if families else found
 
     def _json(self) -> dict[str, Any]:
         groups = {name: by_category(rows) for name, rows in self.observations.items()}
@@ -87,19 +77,15 @@ class SuiteResult:
             "higher_is_better": self.measure.higher_is_better,
             "unit": self.measure.unit,
             "share": self.measure.share,
-            "models": {name: self._estimate(rows).to_json() for name, rows in self.observations.items()},
+            "models": {name: self.measure.estimate(rows).to_json() for name, rows in self.observations.items()},
             "categories": {
-                category: {name: self._estimate(found.get(category, [])).to_json() for name, found in groups.items()}
+                category: {
+                    name: self.measure.estimate(found.get(category, [])).to_json() for name, found in groups.items()
+                }
                 for category in categories
             },
             "paired": {name: difference.to_json() for name, difference in differences.items()},
         }
-
-    def _estimate(self, rows: Sequence[Observation]) -> Estimate:
-        if self.measure.share:
-            return share_estimate(rows)
-        low, high = self.measure.scale
-        return mean_estimate(rows, None if high is None else (low, high))
 
 
 def write_observations(folder: Path, results: Mapping[str, SuiteResult]) -> None:

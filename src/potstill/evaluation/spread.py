@@ -89,9 +89,9 @@ def _variance(rows: Sequence[Value], mean: float, cluster_of: Callable[[Value], 
     for row in rows:
         residuals[cluster_of(row)].append(row.weight * (row.value - mean))
     clusters = len(residuals)
-    squares = math.fsum(math.fsum(parts) ** 2 for parts in residuals.values())
     total = math.fsum(row.weight for row in rows)
-    return squares * clusters / max(1, clusters - 1) / total**2, clusters
+    squares = math.fsum((math.fsum(parts) / total) ** 2 for parts in residuals.values())
+    return squares * clusters / max(1, clusters - 1), clusters
 
 
 def ratio_ends(
@@ -106,14 +106,15 @@ def ratio_ends(
     above, below = weighted_mean(upper), weighted_mean(lower)
     if above is None or below is None or below <= 0:
         return None, None, None
+    total = math.fsum(row.weight for row in upper)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for one, other in rows:
-        sums[one.question][0] += one.weight * (one.value - above)
-        sums[one.question][1] += other.weight * (other.value - below)
-    clusters, total = len(sums), math.fsum(row.weight for row in upper)
+        sums[one.question][0] += one.weight * (one.value - above) / total
+        sums[one.question][1] += other.weight * (other.value - below) / total
+    clusters = len(sums)
     if clusters < 2:
         return None, None, None
-    scale = clusters / (clusters - 1) / total**2 * student_quantile(clusters - 1, level) ** 2
+    scale = clusters / (clusters - 1) * student_quantile(clusters - 1, level) ** 2
     var_above = scale * math.fsum(a * a for a, _ in sums.values())
     covariance = scale * math.fsum(a * b for a, b in sums.values())
     var_below = scale * math.fsum(b * b for _, b in sums.values())
