@@ -11,6 +11,7 @@ import pytest
 from evaluation_fakes import endpoint, inputs, local, work
 
 from potstill.artifact import read_json, seal, write_json
+from potstill.errors import DataError
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
@@ -471,3 +472,49 @@ def test_sizes_as_people_read_them(count, text):
 
 def test_counts_as_people_read_them():
     assert [amount(count) for count in (None, 84.0, 21_996, 271_660, 12_345_678)] == ["", "84", "21,996", "272k", "12M"]
+
+
+CLAIMS = [
+    {"better": "text", "worse": "base", "suite": "chat"},
+    {"better": "base", "worse": "text", "suite": "loss"},
+    {"better": "logits", "worse": "text", "suite": "chat"},
+    {"better": "base", "worse": "text", "suite": "chat"},
+]
+PUBLISHED = {"source": "A paper, Table 3", "scores": {"text": {"chat": 7.0}, "base": {"chat": [4.76, 0.5]}}}
+
+
+def test_orderings_that_were_named_before_are_told_one_by_one(families, tmp_path):
+    found, text = family_page(families, tmp_path, claims=CLAIMS, published=PUBLISHED)
+    told = found["claims"]
+    # The third differs by its seeds' spread alone, and of a loss less is better.
+    assert [one["outcome"] for one in told] == ["holds", "opposite", "cannot tell", "opposite"]
+    assert told[0]["published"] == {"better": [7.0], "worse": [4.76, 0.5], "source": "A paper, Table 3"}
+    assert told[1]["published"] is None
+    assert told[0]["difference"] == found["paired"]["chat"]["text-base"]
+    alone = [found["paired"]["chat"][name]["p"] for name in ("text-base", "logits-text")]
+    assert told[2]["p_adjusted"] == alone[1]  # the largest of the four
+    assert told[0]["p_adjusted"] > alone[0]
+    assert len(found["headline"]) == 5
+    assert found["headline"][0].startswith("Of 4 orderings that were looked for, 1 hold")
+    assert "A paper, Table 3: 7.00 against 4.76 (0.50)" in found["headline"][1]
+    assert "Beside what was published" in text
+    assert '<td class="figure">4.76 (0.50)</td>' in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"claims": [{"better": "sft", "worse": "dpo", "suite": "chat"}]}, "claims.0 names 'sft'"),
+        ({"published": {"source": "x", "scores": {"sft": {"chat": 7}}}}, "published.scores names 'sft'"),
+        ({"published": {"source": "x", "scores": {"dpo": {"chat": [1, 2, 3]}}}}, "at most 2"),
+    ],
+)
+def test_what_is_claimed_is_of_the_models(changes, words):
+    with pytest.raises(ValueError, match=words):
+        report.Report.model_validate({"kind": "report", "scores": ["s"], "models": ["dpo"], **changes})
+
+
+def test_a_claim_about_a_suite_that_is_not_there_is_refused(families, tmp_path):
+    claim = {"better": "text", "worse": "base", "suite": "chta"}
+    with pytest.raises(DataError, match="about the suite 'chta', which none of the scores has"):
+        family_page(families, tmp_path, claims=[claim])

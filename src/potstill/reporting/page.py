@@ -17,6 +17,7 @@ from markupsafe import Markup
 from potstill import __version__
 from potstill.members import families, pools, spoken
 from potstill.reporting import charts
+from potstill.reporting.claims import beside, claim_findings
 from potstill.reporting.findings import (
     SHARES,
     compare,
@@ -42,7 +43,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
     style = _environment().get_template("style.css").render()
     colours = charts.colour_classes(report["models"])
     colours |= {one: colours[row] for row, members in report["members"].items() for one in members if row in colours}
-    found = findings(report)
+    found = claim_findings(report) or findings(report)
     text = (
         _environment()
         .get_template("report.html")
@@ -56,6 +57,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             headline=found[0] if found else None,
             findings=found[1:],
             against=report["against"],
+            beside=beside(report),
             ladder=_ladder(report, timings, colours) if report["against"] else None,
             members={name: spoken(names) for name, names in report["members"].items()},
             suites=[_suite(name, suite, report, colours) for name, suite in _plain_suites(report).items()],

@@ -8,14 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
+from potstill.errors import DataError
 from potstill.evaluation.scores import SCORES_FILE
 from potstill.lineage import folder_name
 from potstill.members import pools
 from potstill.records import ROWS
-from potstill.sources import Data, Inputs, LocalModel, Model
+from potstill.sources import Data, Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
 REPORT_FILE = "report.json"
@@ -27,6 +28,33 @@ CURVE_POINTS = 240
 """More than this many points of a curve cannot be told apart on a page."""
 SHOWN_CHARACTERS = 6000
 """A longer answer is cut on the page; it stands whole in the scores."""
+
+
+class Claim(Spec):
+    """An ordering to look for: one model does better than another on a suite."""
+
+    better: str
+    """One of the report's models, a family perhaps."""
+    worse: str
+    """Another of them."""
+    suite: str
+    """The suite that decides."""
+
+
+Score = Annotated[
+    tuple[float, ...],
+    Field(min_length=1, max_length=2),
+    BeforeValidator(lambda x: x if isinstance(x, list | tuple) else (x,)),
+]
+
+
+class Published(Spec):
+    """What was published of such models, to stand beside what came out."""
+
+    source: str
+    """Where, as a reader would look for it."""
+    scores: dict[str, dict[str, Score]]
+    """By model and suite: a score, or [score, standard error]."""
 
 
 class Report(StageConfig):
@@ -41,6 +69,10 @@ class Report(StageConfig):
     """The trials of judges to show."""
     against: str | None = None
     """One of `models`, a family perhaps: the others are set against it, with what each took and what it learnt from."""
+    claims: tuple[Claim, ...] = ()
+    """Orderings to look for. The page opens with whether each holds; its numbers are corrected for their number."""
+    published: Published | None = None
+    """Published scores, to stand beside those that came out."""
     title: str = ""
     """What stands at the head of the page; by default the name of the run's folder."""
     answers: int = Field(default=10, ge=0, le=100)
@@ -50,6 +82,11 @@ class Report(StageConfig):
     def _against_one_of_them(self) -> Self:
         if self.against is not None and self.against not in self.models:
             raise ValueError(f"against names '{self.against}', which is none of models; expected one of them")
+        named = [(f"claims.{place}", name) for place, one in enumerate(self.claims) for name in (one.better, one.worse)]
+        named += [("published.scores", name) for name in (self.published.scores if self.published else ())]
+        for field, name in named:
+            if name not in self.models:
+                raise ValueError(f"{field} names '{name}', which is none of models; expected one of them")
         return self
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
@@ -63,6 +100,11 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
     models = inputs.models.get("models", ())
     stages = {model.name: made for model in models if (made := _made_by_a_stage(model)) is not None}
     scored = dict.fromkeys(name for data in scores for name in read_json(data.path / SCORES_FILE)["models"])
+    suites = _suites(scores)
+    for place, claim in enumerate(config.claims):
+        if claim.suite not in suites:
+            what = f"claims.{place} is about the suite '{claim.suite}', which none of the scores has"
+            raise DataError("report", what, f"Name one of: {', '.join(suites)}")
     report: dict[str, Any] = {
         "title": config.title,
         "models": list(pools(scored)),
@@ -70,7 +112,9 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
             name: names for name, names in pools({**scored, **dict.fromkeys(stages)}).items() if names != [name]
         },
         "against": config.against,
-        "suites": _suites(scores),
+        "claims": [claim.model_dump() for claim in config.claims],
+        "published": config.published.model_dump(mode="json") if config.published else None,
+        "suites": suites,
         "answers": _answers(scores, config.answers, work.seed),
         "curves": {name: _curves(made.path / CURVES_FILE) for name, made in stages.items()},
         "stages": {name: _told(made) for name, made in stages.items()},
