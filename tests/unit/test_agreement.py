@@ -6,10 +6,10 @@ import random
 import pytest
 
 from potstill.evaluation.agreement import (
+
     Coincidences,
     Matched,
     PairedMean,
-    Trial,
     Valued,
     clustered_share,
     cohen_kappa,
@@ -133,12 +133,15 @@ def test_few_clusters_do_not_make_the_interval_of_a_share_too_narrow(clusters, s
     assert _covers([sample(seed) for seed in range(500)], share) >= 0.91
 
 
-def test_kappa_of_few_clusters_or_of_perfect_agreement_has_no_interval():
+def test_kappa_of_few_clusters_has_no_interval_and_of_perfect_agreement_that_of_the_share():
     four = [Matched(str(i), i % 2, i % 2) for i in range(4)]
     assert (cohen_kappa(four).mean, cohen_kappa(four).low, cohen_kappa(four).high) == (1, None, None)
     many = [Matched(str(i), i % 2, i % 2) for i in range(40)]
-    assert (cohen_kappa(many).mean, cohen_kappa(many).low) == (1, None)
-    assert cohen_kappa([*many, Matched("x", 0, 1)]).low is not None
+    t = student_quantile(39)
+    share = 40 / (40 + t * t)  # Wilson's lower end where all of 40 agree
+    assert (cohen_kappa(many).mean, cohen_kappa(many).high) == (1, 1)
+    assert cohen_kappa(many).low == pytest.approx(2 * share - 1), "chance is a half"
+    assert cohen_kappa([*many, Matched("x", 0, 1)]).low > cohen_kappa(many).low - 0.2
 
 
 def test_the_interval_of_kappa_holds_the_truth_as_often_as_it_says():
@@ -155,8 +158,8 @@ def test_the_interval_of_kappa_holds_the_truth_as_often_as_it_says():
 
 
 def test_logistic_regression_of_a_table_is_its_log_odds():
-    trials = [Trial(str(i), i % 4 != 0, (1.0, 0.0)) for i in range(80)]  # 60 to 20
-    trials += [Trial(f"b{i}", i % 10 == 0, (1.0, 1.0)) for i in range(100)]  # 10 to 90
+    trials = [Choice(str(i), i % 4 != 0, (1.0, 0.0)) for i in range(80)]  # 60 to 20
+    trials += [Choice(f"b{i}", i % 10 == 0, (1.0, 1.0)) for i in range(100)]  # 10 to 90
     constant, slope = logistic(trials)
     assert constant.mean == pytest.approx(math.log(3))
     assert slope.mean == pytest.approx(math.log(1 / 9) - math.log(3))
@@ -165,8 +168,8 @@ def test_logistic_regression_of_a_table_is_its_log_odds():
 
 
 def test_logistic_regression_says_when_it_has_no_answer():
-    assert logistic([Trial(str(i), i > 5, (1.0, float(i))) for i in range(10)]) is None, "separated"
-    assert logistic([Trial(str(i), i % 2 == 0, (1.0, 1.0)) for i in range(10)]) is None, "one feature twice"
+    assert logistic([Choice(str(i), i > 5, (1.0, float(i))) for i in range(10)]) is None, "separated"
+    assert logistic([Choice(str(i), i % 2 == 0, (1.0, 1.0)) for i in range(10)]) is None, "one feature twice"
     assert logistic([]) is None
 
 
@@ -179,7 +182,7 @@ def test_the_intervals_of_a_regression_hold_the_truth_as_often_as_they_say():
             for sign in (1.0, -1.0):
                 features = (1.0, sign * draw.choice((-1.0, 0.0, 1.0)), sign * draw.gauss(0, 1))
                 chance = 1 / (1 + math.exp(-sum(w * f for w, f in zip(truth, features, strict=True))))
-                trials.append(Trial(str(i), draw.random() < chance, features))
+                trials.append(Choice(str(i), draw.random() < chance, features))
         return logistic(trials)
 
     fits = [sample(seed) for seed in range(200)]

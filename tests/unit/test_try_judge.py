@@ -16,10 +16,12 @@ from potstill.errors import DataError, TeacherError
 from potstill.evaluation.judge_trial import Comparison, doublings, judge_report, majority, people_report, side
 from potstill.records import Answers, Candidate, Pair, Prompt, Rating
 from potstill.stages import try_judge as stage
+from potstill.stages.labelled import as_answers, votes_on
 from potstill.teachers.base import Reply, request_seed
 
 PANDALM = Path("../shared/data/pandalm/testset_v1.json")
 SEED = 1
+HEAD = {"protocol": "pairwise", "repeats": 1, "temperature": 0.0}
 
 
 # Reports on paper.
@@ -49,7 +51,7 @@ def test_a_report_by_hand():
         compared(0.0, 0.0, 0.5, -1.0, "g"),  # right, or a tie: right
     ]
     report = judge_report(rows)
-    assert report["coverage"] == pytest.approx(13 / 14, abs=1e-6)
+    assert report["coverage"]["mean"] == pytest.approx(13 / 14)
     assert report["agreement"] | {"low": 0, "high": 0} == {
         "mean": 3 / 5,
         "low": 0,
@@ -71,7 +73,7 @@ def test_a_report_by_hand():
 def test_what_cannot_be_said_is_none():
     """A judge that cannot be read at all has no agreement; it is not 0, and no NaN reaches the report."""
     report = judge_report([compared(1.0, None, None), compared(0.0, None, None)])
-    assert report["coverage"] == 0
+    assert report["coverage"]["mean"] == 0
     assert report["agreement"] == {"mean": None, "low": None, "high": None, "n": 0, "coverage": 0.0}
     assert report["model"] is None
     assert "NaN" not in json.dumps(report)
@@ -242,7 +244,7 @@ def test_a_stand_ins_planted_error_is_what_is_measured(tmp_path, monkeypatch):
     assert holds(found["agreement"], (1 - ties) * (0.8**2 + 2 * 0.8 * 0.1) + ties * (0.8**2 + 2 * 0.1**2))
     assert holds(found["position"]["consistency"], 0.8**2 + 2 * 0.1**2)
     assert holds(found["position"]["first_share"], 0.5)
-    assert found["coverage"] == 1
+    assert found["coverage"]["mean"] == 1
     assert made.facts["comparisons"] == len(rows) == len((made.path / "verdicts.jsonl").read_text().splitlines())
 
 
@@ -358,7 +360,7 @@ def test_what_cannot_be_read_lowers_the_coverage_and_enters_nothing(tmp_path, mo
 
     made = tried(tmp_path, monkeypatch, rows, StandIn("j", silent_half, rows))
     found = report_of(made)["judges"]["j"]
-    assert found["coverage"] == 0.5
+    assert found["coverage"]["mean"] == 0.5
     assert found["agreement"] == {"mean": None, "low": None, "high": None, "n": 0, "coverage": 0.0}
     assert found["agreement_one_order"]["mean"] == 1
     assert found["agreement_one_order"]["coverage"] == 0.5
@@ -371,7 +373,7 @@ def test_pairs_are_labels_too_and_are_shown_in_both_orders(tmp_path, monkeypatch
         Pair(id=f"p{i}", prompt=user(f"q{i}"), chosen=assistant("yes"), rejected=assistant("no, never"))
         for i in range(30)
     ]
-    as_rows = [stage._as_answers(pair) for pair in pairs]
+    as_rows = [as_answers(pair) for pair in pairs]
     made = tried(tmp_path, monkeypatch, pairs, StandIn("j", right_with(1.0), as_rows), kind="pairs")
     found = report_of(made)
     assert found["judges"]["j"]["agreement"]["mean"] == 1
@@ -475,7 +477,7 @@ def test_a_judges_name_cannot_reach_the_page_unescaped():
 
     hostile = "<script>alert(1)</script>"
     rows = [compared(1.0, 1.0, 0.0, 1.0, str(i)) for i in range(9)]
-    trial_json = {"people": people_report([("a", (1.0, 1.0))]), "judges": {hostile: judge_report(rows)}}
+    trial_json = {**HEAD, "people": people_report([("a", (1.0, 1.0))]), "judges": {hostile: judge_report(rows)}}
     report = {"title": "", "models": [], "suites": {}, "answers": [], "curves": {}, "stages": {}, "controlled": []}
     report |= {"members": {}, "against": None}
     text = page(report | {"trials": {hostile: trial_json}}, {}, Path("out"))
@@ -493,7 +495,7 @@ def test_a_report_seals_the_trials_that_it_shows(tmp_path):
     from potstill.stages import report
     from potstill.stages.base import Work
 
-    trial_json = {"people": people_report([]), "judges": {"j": judge_report([])}}
+    trial_json = {**HEAD, "people": people_report([]), "judges": {"j": judge_report([])}}
     for name, file, value in (("s", "scores.json", {"models": [], "suites": {}}), ("a", "trial.json", trial_json)):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / file, value)
@@ -509,7 +511,6 @@ def test_people_whose_means_are_equal_but_not_as_floats_take_no_side():
         ratings = tuple(Rating(aspect=f"a{i}", score=score, judge="p") for i, score in enumerate(scores))
         return Candidate(model=model, text=model, ratings=ratings)
 
-    config = stage.TryJudge(kind="try_judge", judge="j", data="d")
-    assert stage._votes(config, rated("a", 0.1, 0.2, 0.3), rated("b", 0.3, 0.2, 0.1)) == (0.5,)
-    assert stage._votes(config, rated("a", 3, 1), rated("b", 2, 1)) == (1.0,)
-    assert stage._votes(config, rated("a", 2, 1), rated("b", 2, 1.001)) == (0.0,)
+    assert votes_on(rated("a", 0.1, 0.2, 0.3), rated("b", 0.3, 0.2, 0.1), "") == (0.5,)
+    assert votes_on(rated("a", 3, 1), rated("b", 2, 1), "") == (1.0,)
+    assert votes_on(rated("a", 2, 1), rated("b", 2, 1.001), "") == (0.0,)

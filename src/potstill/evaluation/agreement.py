@@ -7,17 +7,16 @@ the same numbers everywhere. What cannot be said is None, never NaN.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
+from potstill.evaluation.correlation import FEWEST, Matched, Table, jackknifed
 from potstill.evaluation.distributions import student_quantile
 from potstill.evaluation.statistics import Estimate
 
 Metric = Literal["nominal", "ordinal", "interval"]
 
-FEWEST = 10
-"""The clusters from which kappa has an interval."""
 STEEPEST = 25.0
 """A coefficient beyond this means that the data are separated: there is no finite one."""
 
@@ -151,52 +150,47 @@ class PairedMean:
         return {"mean": mean, "low": low, "high": high, "n": self.n}
 
 
-@dataclass(frozen=True)
-class Matched:
-    """Two raters' words on the same thing."""
-
-    cluster: str
-    one: Hashable
-    other: Hashable
-
-
 def cohen_kappa(rows: Sequence[Matched]) -> Estimate:
     """Agreement beyond what the raters' habits give by chance (Cohen 1960), its interval by a jackknife of clusters.
 
-    None where both always say the same one thing. No interval below `FEWEST` clusters, nor where leaving one out never
-    changes anything, as where they always agree: such a jackknife knows no spread.
+    None where both always say the same one thing. No interval below `FEWEST` clusters. Where they always agree, the
+    jackknife knows no spread: then the lower end is kappa at the lower end of the share of agreement, with the chance
+    that their habits give.
     """
-    total, parts = Counter[tuple[Hashable, Hashable]](), dict[str, Counter[tuple[Hashable, Hashable]]]()
-    for row in rows:
-        total[row.one, row.other] += 1
-        parts.setdefault(row.cluster, Counter())[row.one, row.other] += 1
-    kappa = _kappa(total)
-    coverage = float(bool(rows))
-    left_out = [_kappa(total - part) for part in parts.values()] if len(parts) > 1 else []
-    known = [value for value in left_out if value is not None]
-    if kappa is None or len(known) < FEWEST or len(known) < len(left_out):
-        return Estimate(kappa, None, None, len(rows), coverage)
-    groups, centre = len(known), math.fsum(known) / len(known)
-    variance = (groups - 1) / groups * math.fsum((value - centre) ** 2 for value in known)
-    half = student_quantile(groups - 1) * math.sqrt(variance)
-    if half < 1e-9:
-        return Estimate(kappa, None, None, len(rows), coverage)
-    return Estimate(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), len(rows), coverage)
+    found = jackknifed(rows, _kappa)
+    clusters = {row.cluster for row in rows}
+    if found.mean is None or (found.low is not None and found.high is not None):
+        low, high = found.low, found.high
+        return replace(
+            found, low=None if low is None else max(-1.0, low), high=None if high is None else min(1.0, high)
+        )
+    if found.mean < 1 or len(clusters) < FEWEST:
+        return found
+    chance = _chance_of_agreement(Counter((row.one, row.other) for row in rows))
+    least = clustered_share([Valued(row.cluster, 1.0) for row in rows]).low
+    assert least is not None, "a share of several clusters has an interval"
+    return replace(found, low=(least - chance) / (1 - chance), high=1.0)
 
 
-def _kappa(table: Mapping[tuple[Hashable, Hashable], int]) -> float | None:
+def _kappa(table: Table) -> float | None:
+    n = sum(table.values())
+    same = sum(count for (a, b), count in table.items() if a == b)
+    chance = _chance_of_agreement(table)
+    return (same / n - chance) / (1 - chance) if n and chance < 1 else None
+
+
+def _chance_of_agreement(table: Table) -> float:
+    """How often two who each keep to their habits, but do not look, say the same."""
     n = sum(table.values())
     one, other = Counter[Hashable](), Counter[Hashable]()
     for (a, b), count in table.items():
         one[a] += count
         other[b] += count
-    chance = sum(one[value] * other[value] for value in one)
-    same = sum(count for (a, b), count in table.items() if a == b)
-    return (same * n - chance) / (n * n - chance) if n * n > chance else None
+    return sum(one[value] * other[value] for value in one) / (n * n) if n else 1.0
 
 
 @dataclass(frozen=True)
-class Trial:
+class Choice:
     """One yes or no, and what may explain it."""
 
     cluster: str
@@ -204,7 +198,7 @@ class Trial:
     features: tuple[float, ...]
 
 
-def logistic(trials: Sequence[Trial]) -> list[Estimate] | None:
+def logistic(trials: Sequence[Choice]) -> list[Estimate] | None:
     """The coefficients of a logistic regression, one a feature, by maximum likelihood. Write a 1 for an intercept.
 
     Intervals are Student's t on the variance that is robust to clusters (Liang and Zeger 1986, G / (G - 1)).
@@ -252,7 +246,7 @@ def _chance(weights: Sequence[float], features: Sequence[float]) -> float:
     return 1 / (1 + math.exp(-sum(w * f for w, f in zip(weights, features, strict=True))))
 
 
-def _slopes(trials: Sequence[Trial], weights: Sequence[float]) -> tuple[list[float], list[list[float]]]:
+def _slopes(trials: Sequence[Choice], weights: Sequence[float]) -> tuple[list[float], list[list[float]]]:
     """The gradient of the log-likelihood, and its information matrix."""
     size = len(weights)
     gradient, information = [0.0] * size, [[0.0] * size for _ in range(size)]

@@ -1,18 +1,24 @@
-"""What is known of a judge after it compared answers that people compared too: agreement, and the biases of place and
-length, each with an interval.
+"""What is known of a judge after it compared answers that people compared too: agreement, and its biases towards a
+place, length and lists, each with an interval.
 
 Every comparison is asked in both orders. A judge's verdict is the mean of the two; where they contradict each other
-that is a tie. Lengths are in characters.
+that is a tie. Lengths are in characters. Where a comparison was asked several times, all this is of the first asking.
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from potstill.evaluation.agreement import Coincidences, Matched, Trial, Valued, clustered_share, cohen_kappa, logistic
+from potstill.evaluation.agreement import Choice, Coincidences, Valued, clustered_share, cohen_kappa, logistic
+from potstill.evaluation.correlation import Matched
+from potstill.evaluation.repeats import Repeated, same_again
+from potstill.evaluation.statistics import Observation, mean_estimate
+
+_LIST_LINE = re.compile(r"^[ \t]*(?:[-*+•][ \t]|\d{1,3}[.)][ \t]|#{1,6}[ \t])", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,20 @@ class Comparison:
     """The judge, shown the second answer first, still as the first answer's share."""
     doublings: float
     """The base-2 logarithm of the first answer's length over the second's."""
+    list_lines: int = 0
+    """How many more lines of the first answer than of the second are items of a list or headings."""
+    again: tuple[tuple[float | None, float | None], ...] = ()
+    """`forward` and `backward` each time that the same was asked once more."""
 
     @property
     def verdict(self) -> float | None:
         """Both orders together."""
-        if self.forward is None or self.backward is None:
-            return None
-        return side((self.forward + self.backward) / 2)
+        return verdict_of(self.forward, self.backward)
+
+
+def verdict_of(forward: float | None, backward: float | None) -> float | None:
+    """What two verdicts come to, one in each order: a tie where they contradict each other."""
+    return None if forward is None or backward is None else side((forward + backward) / 2)
 
 
 def side(share: float) -> float:
@@ -75,31 +88,42 @@ def people_report(votes: Iterable[tuple[str, Sequence[float]]]) -> dict[str, Any
 
 def judge_report(rows: Sequence[Comparison]) -> dict[str, Any]:
     """Everything on one judge, as JSON."""
-    both = [(row, row.verdict) for row in rows if row.verdict is not None]
     settled = [row for row in rows if row.people is not None]
-    matched = [Matched(row.cluster, verdict, row.people) for row, verdict in both if row.people is not None]
-    decided = [pair for pair in matched if 0.5 not in (pair.one, pair.other)]
     single = [
         Valued(row.cluster, float(share == row.people))
         for row in settled
         for share in (row.forward, row.backward)
         if share is not None
     ]
-    read = sum((row.forward is not None) + (row.backward is not None) for row in rows)
+    read = [Valued(row.cluster, float(share is not None)) for row in rows for share in (row.forward, row.backward)]
     return {
         "comparisons": len(rows),
-        "coverage": _rounded(read / (2 * len(rows)) if rows else 0.0),
-        "agreement": clustered_share(_same(matched), len(settled)).to_json(),
+        "coverage": clustered_share(read).to_json(),
+        **agreement_report(rows),
         "agreement_one_order": clustered_share(single, 2 * len(settled)).to_json(),
+        "position": _position(rows),
+        "model": _model(rows),
+        "again": _again(rows),
+    }
+
+
+def agreement_report(rows: Sequence[Comparison]) -> dict[str, Any]:
+    """What holds of verdicts wherever they come from: how far they are those of people, and which texts they favour."""
+    both = [(row, row.verdict) for row in rows if row.verdict is not None]
+    settled = [row for row in rows if row.people is not None]
+    matched = [Matched(row.cluster, verdict, row.people) for row, verdict in both if row.people is not None]
+    decided = [pair for pair in matched if 0.5 not in (pair.one, pair.other)]
+    length, lists = _favour(rows, lambda row: row.doublings), _favour(rows, lambda row: row.list_lines)
+    return {
+        "agreement": clustered_share(_same(matched), len(settled)).to_json(),
         "agreement_where_decided": clustered_share(_same(decided), len(settled)).to_json(),
         "kappa": cohen_kappa(matched).to_json() | {"coverage": len(matched) / len(settled) if settled else 0.0},
         "ties": {
             "judge": clustered_share([Valued(r.cluster, float(v == 0.5)) for r, v in both], len(rows)).to_json(),
             "people": clustered_share([Valued(r.cluster, float(r.people == 0.5)) for r in settled]).to_json(),
         },
-        "position": _position(rows),
-        "length": _length(rows),
-        "model": _model(rows),
+        "length": {"longer_share": length[0], "people_longer_share": length[1], "bias": length[2]},
+        "lists": {"more_share": lists[0], "people_more_share": lists[1], "bias": lists[2]},
     }
 
 
@@ -126,35 +150,71 @@ def _position(rows: Sequence[Comparison]) -> dict[str, Any]:
     }
 
 
-def _length(rows: Sequence[Comparison]) -> dict[str, Any]:
-    """Of the verdicts that decide between texts of different length, the share for the longer; people's beside it."""
-    judge, people = list[Valued](), list[Valued]()
-    for row in rows:
+def _favour(rows: Sequence[Comparison], feature: Callable[[Comparison], float]) -> tuple[dict[str, Any], ...]:
+    """For texts that have more of something: the judge's share of the verdicts that decide; people's; and the bias.
+
+    The bias is how much more of the win the judge gives such texts than people do, a tie being a half, over the
+    comparisons in which both were understood. What people like about such texts is no bias.
+    """
+    judge, people, more = list[Valued](), list[Valued](), list[Observation]()
+    for place, row in enumerate(rows):
+        sign = feature(row)
+        if not sign:
+            continue
         for share, found in ((row.verdict, judge), (row.people, people)):
-            if row.doublings and share is not None and share != 0.5:
-                found.append(Valued(row.cluster, float((share == 1.0) == (row.doublings > 0))))
+            if share is not None and share != 0.5:
+                found.append(Valued(row.cluster, float((share == 1.0) == (sign > 0))))
+        if row.verdict is not None and row.people is not None:
+            more.append(Observation(row.cluster, str(place), math.copysign(1, sign) * (row.verdict - row.people)))
+    shares = [clustered_share(found, len(rows)).to_json() for found in (judge, people)]
+    return (*shares, _bias(more, len(rows)))
+
+
+def _bias(values: Sequence[Observation], asked: int) -> dict[str, Any]:
+    """Their mean. Where all are nothing, a mean knows no spread: then at most so many of them can be something else as
+    the interval of that share says."""
+    found = mean_estimate(values, (-1.0, 1.0))
+    if found.low is not None and all(row.value == 0 for row in values):
+        least = clustered_share([Valued(row.question, 1.0) for row in values]).low or 0.0
+        found = replace(found, low=least - 1, high=1 - least)
+    return replace(found, coverage=len(values) / asked if asked else 0.0).to_json()
+
+
+def _again(rows: Sequence[Comparison]) -> dict[str, Any] | None:
+    """How often a judge that is asked again says the same: in one order, and over both. None where none was."""
+    if not any(row.again for row in rows):
+        return None
+    asked = [(row, ((row.forward, row.backward), *row.again)) for row in rows]
+    single = [Repeated(row.cluster, tuple(turn[side] for turn in turns)) for row, turns in asked for side in (0, 1)]
+    whole = [Repeated(row.cluster, tuple(verdict_of(*turn) for turn in turns)) for row, turns in asked]
     return {
-        "longer_share": clustered_share(judge, len(rows)).to_json(),
-        "people_longer_share": clustered_share(people, len(rows)).to_json(),
+        "times": max(len(turns) for _, turns in asked),
+        "same": same_again(whole),
+        "same_one_order": same_again(single),
     }
 
 
 def _model(rows: Sequence[Comparison]) -> dict[str, Any] | None:
     """What moves a single verdict, in log-odds for the text shown first: its place alone; people's preferring it over
     the other; each doubling of its length over the other's. By a logistic regression on all three at once."""
-    trials = []
+    choices = []
     for row in rows:
         if row.people is None:
             continue
         for share, sign in ((row.forward, 1.0), (row.backward, -1.0)):
             if share is not None and share != 0.5:
                 features = (1.0, sign * (2 * row.people - 1), sign * row.doublings)
-                trials.append(Trial(row.cluster, (share == 1.0) == (sign > 0), features))
-    fitted = logistic(trials)
+                choices.append(Choice(row.cluster, (share == 1.0) == (sign > 0), features))
+    fitted = logistic(choices)
     if fitted is None:
         return None
     names = ("place", "people", "length_doubled")
     return {name: estimate.to_json() for name, estimate in zip(names, fitted, strict=True)}
+
+
+def list_lines(text: str) -> int:
+    """How many of its lines are items of a list, or headings, in Markdown."""
+    return sum(1 for _ in _LIST_LINE.finditer(text))
 
 
 def doublings(one: str, other: str) -> float:
