@@ -18,10 +18,12 @@ from rich.text import Text
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
 from potstill.console import clean, facts_line, number, score_table
 from potstill.errors import StorageError
+from potstill.evaluation.judge_trial import TRIAL_FILE
 from potstill.files import quote
 from potstill.members import families, pools
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
+from potstill.reporting.findings import reservations
 from potstill.reporting.judges import judge_table
 from potstill.signal_view import show_signals
 from potstill.stages.kept import ALIGNMENT_FILE
@@ -74,6 +76,9 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
         show_signals(console, artifact.path, rows)
     elif artifact.produces == "scores":
         console.print(_scores(artifact.path, console.width))
+        bar = read_json(artifact.path / "scores.json").get("bar")
+        for sentence in reservations({"bars": {stage: bar}} if bar else {}):
+            console.print(Text(sentence), soft_wrap=True)
     elif artifact.produces == "trial":
         console.print(_trial(artifact.path, stage))
     elif artifact.produces == "dataset":
@@ -324,7 +329,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 
 def _trial(path: Path, stage: str) -> RenderableType:
-    found = judge_table(stage, read_json(path / "trial.json"))
+    found = judge_table(stage, read_json(path / TRIAL_FILE))
     table = Table(box=None, padding=(0, 2), pad_edge=False, caption=found.note, caption_justify="left")
     for head in ("", *found.judges):
         table.add_column(Text(clean(head), "bold"), justify="left" if not head else "right")

@@ -46,6 +46,9 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
         )
     console.print(table)
     console.print()
+    for step in plan.to_run:
+        for remark in step.entry.config.remarks():
+            console.print(Text(f"{step.name} {remark}."), soft_wrap=True)
     console.print(_sum(plan, workspace), soft_wrap=True)
 
 

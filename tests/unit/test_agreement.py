@@ -6,7 +6,7 @@ import random
 import pytest
 
 from potstill.evaluation.agreement import (
-
+    Choice,
     Coincidences,
     Matched,
     PairedMean,

@@ -18,6 +18,8 @@ from potstill.evaluation.correlation import Matched
 from potstill.evaluation.repeats import Repeated, same_again
 from potstill.evaluation.statistics import Observation, mean_estimate
 
+TRIAL_FILE = "trial.json"
+
 _LIST_LINE = re.compile(r"^[ \t]*(?:[-*+•][ \t]|\d{1,3}[.)][ \t]|#{1,6}[ \t])", re.MULTILINE)
 
 

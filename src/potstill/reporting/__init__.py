@@ -28,13 +28,16 @@ def render(report_artifact: Path, timings: Timings, out: Path) -> None:
 def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
     """The result in one small JSON object: models, scores[suite][model], paired[suite]["b-a"], stages[name]."""
     from potstill.reporting.claims import claim_findings, claims
-    from potstill.reporting.findings import findings
+    from potstill.reporting.findings import findings, reservations
     from potstill.reporting.side_by_side import side_by_side
 
     suites = report["suites"]
     return {
         "models": report["models"],
-        "headline": [finding.text for finding in claim_findings(report) or findings(report)],
+        "headline": [
+            *(finding.text for finding in claim_findings(report) or findings(report)),
+            *reservations(report),
+        ],
         "scores": {name: suite["models"] for name, suite in suites.items()},
         "paired": {name: suite["paired"] for name, suite in suites.items()},
         "categories": {name: suite["categories"] for name, suite in suites.items() if suite["categories"]},

@@ -49,6 +49,19 @@ def findings(report: Mapping[str, Any]) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.later != report["models"][-1])
 
 
+def reservations(report: Mapping[str, Any]) -> list[str]:
+    """Judges that were used although they do not clear the bar of their evaluation, a sentence each."""
+    return list(
+        dict.fromkeys(
+            f"Judge {judge} did not clear the bar of {name}: {'; '.join(held['short'])}. "
+            "It was used because the recipe says trust."
+            for name, bar in report.get("bars", {}).items()
+            for judge, held in bar["judges"].items()
+            if held["trusted"]
+        )
+    )
+
+
 def _against(name: str, suite: Mapping[str, Any], models: Sequence[str], against: str) -> Iterator[Finding]:
     """How many do better and worse than one model, so that none is picked from many; then each of them."""
     others = [model for model in models if model in suite["models"] and model != against]

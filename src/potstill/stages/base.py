@@ -87,6 +87,10 @@ class StageConfig(Spec):
         For a plan, before anything is made. `sources`: by field, stages and files.
         """
 
+    def remarks(self) -> tuple[str, ...]:
+        """What a plan says of the stage beside its cost, a sentence each that goes on from the stage's name."""
+        return ()
+
     def for_trial(self, rows: int) -> Self:
         """The same on a small scale, where the config itself says how much is made."""
         return self

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,18 @@ from potstill.evaluation.scores import SCORES_FILE, SuiteResult, write_observati
 from potstill.evaluation.sheets import Sheet, hold_dialogues
 from potstill.records import Prompt
 from potstill.sources import EndpointModel, Inputs, Model
-from potstill.stages.base import Expected, Facts, ModelName, PoolName, Stage, StageConfig, Work
+from potstill.stages.base import (
+    Expected,
+    Facts,
+    ModelName,
+    PoolName,
+    Reference,
+    Source,
+    Stage,
+    StageConfig,
+    Work,
+)
+from potstill.stages.judging import Bar, check_trials, hold_to_bar
 from potstill.stages.suites import Suite
 from potstill.stages.suites.base import Bench, JudgedSuite, calls
 
@@ -32,6 +43,14 @@ class Evaluate(StageConfig):
     """What to measure, by name."""
     judge: ModelName | None = None
     """The judge of every suite that names none of its own."""
+    trial: Annotated[str | tuple[str, ...], Reference(("trial",))] = ()
+    """Where the judges were tried: a stage try_judge, or several."""
+    bar: Bar | None = None
+    """What the trial has to show of every judge. A judge whose 95% interval does not clear it stops the evaluation
+    before anybody is asked anything."""
+    trust: tuple[str, ...] = ()
+    """Judges to use although they do not clear the bar, by name. That stands in the facts, the scores and the
+    report."""
     max_tokens: int = Field(default=1024, ge=1)
     """The longest answer, per turn."""
     judge_max_tokens: int = Field(default=1024, ge=1)
@@ -49,6 +68,38 @@ class Evaluate(StageConfig):
             if isinstance(suite, JudgedSuite) and (suite.judge or self.judge) is None:
                 raise ValueError(f"suite '{name}' needs a judge: name one for the suite or for the stage")
         return self
+
+    @model_validator(mode="after")
+    def _bar_and_trial(self) -> "Evaluate":
+        if bool(self.trial) != (self.bar is not None):
+            raise ValueError("trial and bar belong together: name the stage that tried the judges, and the bar")
+        if self.trust and self.bar is None:
+            raise ValueError("trust names judges to use below a bar, but there is no bar: omit it, or set one")
+        for name in self.trust:
+            if name not in self.judges:
+                judges = ", ".join(self.judges) or "none"
+                raise ValueError(f"trust names '{name}', which judges nothing here; expected some of: {judges}")
+        if self.bar is not None and not self.judges:
+            raise ValueError("bar has no use where no suite has a judge: omit it")
+        return self
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """All who judge, as the recipe names them."""
+        judged = [suite.judge or self.judge for suite in self.suites.values() if isinstance(suite, JudgedSuite)]
+        return tuple(dict.fromkeys(name for name in judged if name is not None))
+
+    def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
+        if self.bar is not None:
+            judges = [name for name in self.judges if name not in self.trust]
+            check_trials(self.bar, sources.get("trial", ()), judges)
+
+    def remarks(self) -> tuple[str, ...]:
+        if self.bar is None:
+            return ()
+        trials = self.trial if isinstance(self.trial, tuple) else (self.trial,)
+        words = f"asks nobody anything unless {', '.join(trials)} shows that its judges clear the bar ({self.bar.text})"
+        return (words + (f"; trusted without: {', '.join(self.trust)}" if self.trust else ""),)
 
     def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
         for name, suite in self.suites.items():
@@ -76,10 +127,13 @@ class Evaluate(StageConfig):
 def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
     """Ask, judge, score; writes scores.json, observations.jsonl and answers.jsonl."""
     bench = Bench(config, inputs, work, inputs.models["models"])
+    judged = [name for name, suite in config.suites.items() if isinstance(suite, JudgedSuite)]
+    judges = dict.fromkeys(bench.judge(name).name for name in judged)
+    held = {} if config.bar is None else hold_to_bar(config.bar, inputs.data["trial"], tuple(judges), config.trust)
     answers = _ask_models(bench)
     for name, suite in config.suites.items():
         suite.measure(bench, name, answers[name])
-    return _write(bench)
+    return _write(bench, held)
 
 
 def _ask_models(bench: Bench) -> dict[str, list[Sheet]]:
@@ -108,10 +162,10 @@ def _question(prompt: Prompt, temperature: float) -> tuple[Any, ...]:
     return prompt.id, prompt.messages, prompt.follow_ups, temperature
 
 
-def _write(bench: Bench) -> Facts:
+def _write(bench: Bench, held: Mapping[str, Any]) -> Facts:
     models = [model.name for model in bench.models]
     found = {name: result.to_json() for name, result in bench.results.items()}
-    write_json(bench.work.path / SCORES_FILE, {"models": models, "suites": found})
+    write_json(bench.work.path / SCORES_FILE, {"models": models, "suites": found, **held})
     write_observations(bench.work.path, bench.results)
     path = bench.work.path / ANSWERS_FILE
     with storage_errors(path), path.open("w", encoding="utf-8") as file:
@@ -119,6 +173,7 @@ def _write(bench: Bench) -> Facts:
     return {
         "models": models,
         "suites": {name: _counts(result, bench.sheets, name) for name, result in bench.results.items()},
+        **held,
     }
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
 from potstill.errors import DataError
+from potstill.evaluation.judge_trial import TRIAL_FILE
 from potstill.evaluation.scores import SCORES_FILE
 from potstill.lineage import folder_name
 from potstill.members import pools
@@ -20,7 +21,6 @@ from potstill.sources import Data, Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
 REPORT_FILE = "report.json"
-TRIAL_FILE = "trial.json"
 ANSWERS_FILE = "answers.jsonl"
 CURVES_FILE = "curves.jsonl"
 
@@ -120,6 +120,9 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
         "stages": {name: _told(made) for name, made in stages.items()},
         "controlled": _controlled({pool: stages[names[0]] for pool, names in pools(stages).items()}),
     }
+    held = {data.name: found for data in scores if (found := read_json(data.path / SCORES_FILE).get("bar"))}
+    if held:
+        report["bars"] = held
     trials = inputs.data.get("trials", ())
     if trials:
         report["trials"] = {data.name: read_json(data.path / TRIAL_FILE) for data in trials}

@@ -16,23 +16,23 @@ from pydantic import Field, model_validator
 from potstill.artifact import storage_errors, write_json
 from potstill.errors import DataError
 from potstill.evaluation.bar import measured
-from potstill.evaluation.judge_trial import people_report
+from potstill.evaluation.judge_trial import TRIAL_FILE, people_report
 from potstill.records import Answers, Dropped
 from potstill.sources import Inputs
-from potstill.stages.asking import Asking, Prompts
+from potstill.stages.asking import Prompts
 from potstill.stages.base import Expected, Facts, Reference, Stage, Work
+from potstill.stages.judging import Tries
 from potstill.stages.labelled import labelled_reader
 from potstill.stages.trying import Case, Grading, How, InPairs, OnTrial, Way
 from potstill.teachers.base import connect
 
-TRIAL_FILE = "trial.json"
 VERDICTS_FILE = "verdicts.jsonl"
 
 TOKENS_PER_CALL = 1200  # for forecasts
 ASKED_PER_ROW = 2  # likewise: two orders, or two answers
 
 
-class TryJudge(Asking):
+class TryJudge(Tries):
     """Measure judges against people's preferences and grades."""
 
     PROMPTS = ("pairwise_system", "pairwise_user")
