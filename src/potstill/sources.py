@@ -284,6 +284,8 @@ class Account:
     """What was spent, and how much may be."""
     meter: Meter = field(default_factory=Meter)
     """What was handed out."""
+    state: Path | None = None
+    """Where the stage keeps what local models work out, until it is sealed; None: nowhere."""
 
     def too_little(self, name: str, most_usd: float) -> BudgetError:
         """What to say where the ledger has too little for the next request to a model, which may cost so much."""

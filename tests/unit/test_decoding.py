@@ -1,6 +1,7 @@
 """Continuous batching: every row says what it says alone, whoever joins, leaves or is sent back beside it."""
 
 from collections import deque
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -174,3 +175,52 @@ def test_longrope_is_read_as_far_as_its_frequencies_stay() -> None:
     """Beyond, transformers takes the frequencies of the longest row of a batch for all its rows."""
     assert position_limit(tiny_model("phi3-longrope")) == 16
     assert position_limit(tiny_model("mistral")) == 64
+
+
+def decoded(model: PreTrainedModel, rows: list[Row], seen: dict[tuple[int, int], bytes], steps: int) -> list[Row]:
+    """Rows through a batch for so many steps; what ended, and in `seen` the bits of every row's logits at every token."""
+
+    def recorded(logits_RV: torch.Tensor, drawn: Sequence[Row]) -> list[int]:
+        for row, logits_V in zip(drawn, logits_RV, strict=True):
+            seen[row.seed, len(row.tokens)] = logits_V.numpy().tobytes()
+        return choose(logits_RV, drawn)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "choose", recorded)
+        batch, waiting, ended = Batch(model, STOPS, 90), deque(rows), list[Row]()
+        while (waiting or batch.rows) and steps:
+            ended += batch.step(waiting)
+            steps -= 1
+    return ended
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "qwen3-moe", *LINEAR])
+def test_known_rows_leave_the_rest_its_very_bits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed anywhere, with rows that were sent back: what is computed anew rounds as it did, and no more of it is."""
+    monkeypatch.setattr(decoding, "HEADROOM", 2)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 64)
+    model, whole = made(family), dict[tuple[int, int], bytes]()
+    expected = {row.seed: row.tokens for row in decoded(model, some_rows(48), whole, 10_000)}
+    for steps in (6, 40, 70):
+        known = {row.seed: row.tokens for row in decoded(model, some_rows(48), {}, steps)}
+        again, bits = some_rows(48), dict[tuple[int, int], bytes]()
+        for row in again:
+            row.known = known.get(row.seed, ())
+        found = {row.seed: row.tokens for row in decoded(model, again, bits, 10_000)}
+        assert found == expected
+        assert list(found) == list(expected), "rows end in the same order"
+        new = {place: value for place, value in bits.items() if place[0] not in known}
+        assert new
+        assert new == {place: value for place, value in whole.items() if place[0] not in known}
+        if steps == 70:
+            assert len(bits) < len(whole), "some of what is known was not computed"
+
+
+def test_all_rows_known_compute_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = made("mistral"), some_rows(8)
+    answers = {row.seed: row.tokens for row in decoded(model, some_rows(8), {}, 10_000)}
+    for row in rows:
+        row.known = answers[row.seed]
+    seen: dict[tuple[int, int], bytes] = {}
+    assert {row.seed: row.tokens for row in decoded(model, rows, seen, 10_000)} == answers
+    assert seen == {}

@@ -216,7 +216,7 @@ class Work:
     @property
     def account(self) -> Account:
         """What a teacher is connected with."""
-        return Account(self.workspace, self.name.rpartition("-")[0] or self.name, self.ledger, self.meter)
+        return Account(self.workspace, self.name.rpartition("-")[0] or self.name, self.ledger, self.meter, self.state)
 
     @property
     def state(self) -> Path:

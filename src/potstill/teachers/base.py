@@ -115,7 +115,8 @@ class Asynchronous(Protocol):
 
 
 def connect(model: Model, account: Account) -> AbstractContextManager[Teacher]:
-    """The teacher behind a model of the recipe. Replies that were paid for are kept in the journal."""
+    """The teacher behind a model of the recipe. Replies that were paid for are kept in the journal; what a local model
+    said, with the stage until that is sealed."""
     if isinstance(model.spec, EndpointModel):
         if model.spec.batch:
             from potstill.teachers.batches import BatchEndpoint
@@ -126,7 +127,7 @@ def connect(model: Model, account: Account) -> AbstractContextManager[Teacher]:
         return Endpoint(model, account)
     from potstill.teachers.local import LocalTeacher  # imports torch
 
-    return LocalTeacher(model, account.meter)
+    return LocalTeacher(model, account.meter, account.state)
 
 
 def request_seed(seed: int, *parts: str | int) -> int:

@@ -5,18 +5,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
+from potstill.artifact import digest
 from potstill.money import Meter
 from potstill.records import Finish
 from potstill.sources import Model
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
+from potstill.teachers.spool import Spool, weights_identity
 from potstill.teachers.tool_calls import with_tool_calls
 from potstill.tokenization import encode_chats, encode_opening, encode_prompt
-from potstill.training.batch import Item, micro_batches
+from potstill.training.batch import Item, collate, cut
 from potstill.training.decoding import MOST_ROWS, Batch, Row
 from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids
 from potstill.training.probe import check_positions, position_limit
@@ -53,7 +56,9 @@ class LocalTeacher:
     It cannot be held to a schema: of a request's `schema` it knows what the prompt says.
     """
 
-    def __init__(self, model: Model, meter: Meter | None = None) -> None:
+    def __init__(self, model: Model, meter: Meter | None = None, state: Path | None = None) -> None:
+        """`state`: the folder of a stage where what this model works out is kept until the stage is sealed. Whoever
+        does the same with such a folder again gets the same, and waits for what was not there alone."""
         device = choose_device()
         self.name = model.name
         self._meter = meter or Meter()
@@ -64,11 +69,14 @@ class LocalTeacher:
         self.model.eval()  # type: ignore[no-untyped-call]
         self.stops = stop_ids(self.model, self.tokenizer)
         self.context = position_limit(self.model)
+        depends_on = [model.name, weights_identity(model.local.path), device.type, str(self.model.dtype)]
+        self._spool = Spool(state, "local", depends_on)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._spool.close()
         del self.model
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -95,7 +103,9 @@ class LocalTeacher:
                 else:
                     asked[row] = _Asked(request, place)
                     waiting.append(row)
-            for row in batch.step(waiting) if asked else ():
+            ended = batch.step(waiting) if asked else []
+            self._spool.keep((_row_key(row), row.tokens) for row in ended if not row.known)
+            for row in ended:
                 its = asked.pop(row)
                 reply = with_tool_calls(self._reply(row, its.request), its.request)
                 if its.is_last or its.request.accept(reply):
@@ -150,9 +160,14 @@ class LocalTeacher:
         items = [Item.chat(str(index), row) for index, row in enumerate(encoded)]
         sums: dict[str, float] = {}
         with torch.no_grad():
-            for batch in micro_batches(items, SCORE_TOKENS):
-                found = batch.by_answer(scorer(batch.to(scorer.device)).cpu()).tolist()
-                sums |= dict(zip(batch.row_ids, found, strict=True))
+            for group in cut(items, SCORE_TOKENS):
+                key = _score_key(group)  # of all at once: sums round by what is scored together
+                found = self._spool.take(key)
+                if found is None:
+                    batch = collate(group)
+                    found = batch.by_answer(scorer(batch.to(scorer.device)).cpu()).tolist()
+                    self._spool.keep([(key, found)])
+                sums |= dict(zip((item.row for item in group), found, strict=True))
         return [(sums[item.row], item.scored) for item in items]
 
     def _row(self, request: Request, attempt: int = 0) -> Row:
@@ -161,7 +176,7 @@ class LocalTeacher:
         else:
             prompt_ids = encode_prompt(self.tokenizer, request.messages, request.tools)
         seed = request_seed(request.seed, "attempt", attempt) if attempt else request.seed
-        return Row(
+        row = Row(
             prompt_ids=prompt_ids,
             limit=min(request.max_tokens, self.context - len(prompt_ids)),
             temperature=request.temperature,
@@ -169,6 +184,8 @@ class LocalTeacher:
             top_k=request.top_k,
             seed=request_seed(seed, request.sample),
         )
+        row.known = self._spool.take(_row_key(row)) or ()
+        return row
 
     def _fault(self, row: Row) -> Reply | None:
         """The reply where nothing can be written: the prompt leaves no room for an answer, or is none."""
@@ -199,6 +216,21 @@ class LocalTeacher:
         return text
 
 
+def _row_key(row: Row) -> str:
+    """All that an answer depends on besides the model."""
+    drawn = [row.limit, row.temperature, row.top_p, row.top_k, row.seed]
+    return digest(["answer", row.prompt_ids.tolist(), *drawn])
+
+
+def _score_key(items: Sequence[Item]) -> str:
+    """All that the scores of rows that are scored together depend on besides the model."""
+    rows = [
+        [item.prompt_ids.tolist(), [[ids_L.tolist(), learn_L.tolist()] for ids_L, learn_L in item.answers]]
+        for item in items
+    ]
+    return digest(["scores", rows])
+
+
 def split_reasoning(text: str, *, begun: bool) -> tuple[str, str]:
     """What was thought and what was answered. Where `begun`, the prompt has opened the thought already.
 
@@ -212,7 +244,9 @@ def split_reasoning(text: str, *, begun: bool) -> tuple[str, str]:
     return reasoning.strip(), answer.lstrip()
 
 
-def answer_logprobs(model: Model, exchanges: Iterable[Exchange]) -> list[tuple[float, int]]:
-    """`LocalTeacher.score` of a model that is loaded for it."""
-    with LocalTeacher(model) as teacher:
+def answer_logprobs(
+    model: Model, exchanges: Iterable[Exchange], state: Path | None = None
+) -> list[tuple[float, int]]:
+    """`LocalTeacher.score` of a model that is loaded for it; `state` as there."""
+    with LocalTeacher(model, state=state) as teacher:
         return list(teacher.score(exchanges))

@@ -53,6 +53,8 @@ class Row:
     top_k: int
     """0 is all."""
     seed: int
+    known: Sequence[int] = ()
+    """Its whole answer, where an earlier run has written it: nothing is computed for it alone."""
     tokens: list[int] = field(default_factory=list)
     """The answer so far; the last is a stop token where the model ended it."""
 
@@ -102,7 +104,7 @@ class Batch:
         self.silent = {"output_router_logits": False} if hasattr(model.config, "output_router_logits") else {}
         self.budget = cache_tokens or max(1, _memory(model.device) // per_token)
         self.rows: list[Row] = []
-        self.cache: Any = None  # a DynamicCache; what its layers hold is theirs
+        self.cache: Any = None  # a DynamicCache; what its layers hold is theirs. None: all rows are known
         self.columns = 0
         """Of the cache. A row's last token is not in it yet."""
         self.most = 0
@@ -148,25 +150,46 @@ class Batch:
 
     def _prefill(self, rows: list[Row]) -> list[Row]:
         """Reads prompts, with what was written after them before; their first tokens, and into the batch with them."""
+        logits_RV = None
+        if self.cache is not None or not _all_known(rows):
+            if self.rows and self.cache is None:
+                self._read_known()
+            logits_RV = self._read(rows, 0)
+        self.columns = max(self.columns, *map(len, rows))
+        added, self.rows = len(self.rows), [*self.rows, *rows]
+        return self._append(logits_RV, added)
+
+    def _read(self, rows: Sequence[Row], but: int) -> Tensor:
+        """The rows, but for their last tokens, at once and into the cache below the others; logits of what follows."""
         cache = DynamicCache(config=self.model.config)
-        width = max(map(len, rows))
+        width = max(map(len, rows)) - but
         ids_RP = torch.zeros((len(rows), width), dtype=torch.int64)
         mask_RP = torch.zeros((len(rows), width), dtype=torch.int64)
         for index, row in enumerate(rows):
-            first = width - len(row)
-            ids_RP[index, first:] = torch.tensor([*row.prompt_ids.tolist(), *row.tokens])
+            first, said = width - (len(row) - but), [*row.prompt_ids.tolist(), *row.tokens]
+            ids_RP[index, first:] = torch.tensor(said[: len(said) - but])
             mask_RP[index, first:] = 1
         logits_RV = self._forward(ids_RP, mask_RP, (mask_RP.cumsum(1) - 1).clamp_min(0), cache)
         if self.cache is None:
             self.cache = cache
         else:
             _join(self.cache, self.columns, cache, width)
-        self.columns = max(self.columns, width)
-        added, self.rows = len(self.rows), [*self.rows, *rows]
-        return self._append(logits_RV, added)
+        return logits_RV
+
+    def _read_known(self) -> None:
+        """The cache of a batch that had none because all its rows are known, now that another row joins."""
+        rest, columns = self.rows, self.columns
+        self.columns = 0
+        while rest:
+            group, rest = _first_group(rest)
+            self._read(group, 1)
+            self.columns = max(self.columns, max(map(len, group)) - 1)
+        assert self.columns == columns, "rows that can be joined fill the columns"
 
     def _decode(self) -> list[Row]:
         self.columns += 1
+        if self.cache is None:
+            return self._append(None, 0)
         lengths_R = torch.tensor([len(row) for row in self.rows])
         mask_RT = torch.arange(self.columns) >= self.columns - lengths_R[:, None]
         last_R1 = torch.tensor([[row.tokens[-1]] for row in self.rows])
@@ -188,11 +211,15 @@ class Batch:
         logits_RV: Tensor = self.model(**inputs, logits_to_keep=1).logits[:, -1]
         return logits_RV
 
-    def _append(self, logits_RV: Tensor, first: int) -> list[Row]:
-        """A token for each row from `first` on; those that end by it leave the batch and are returned."""
+    def _append(self, logits_RV: Tensor | None, first: int) -> list[Row]:
+        """A token for each row from `first` on; those that end by it leave the batch and are returned.
+
+        Without logits where all of them are known.
+        """
         rows = self.rows[first:]
-        for row, token in zip(rows, choose(logits_RV, rows), strict=True):
-            row.tokens.append(token)
+        drawn = choose(logits_RV, rows) if logits_RV is not None else [0] * len(rows)
+        for row, token in zip(rows, drawn, strict=True):
+            row.tokens.append(row.known[len(row.tokens)] if row.known else token)
         ended = [row for row in rows if row.tokens[-1] in self.stops or len(row.tokens) >= row.limit]
         if ended:
             left = set(ended)
@@ -205,11 +232,13 @@ class Batch:
         if not indices:
             self.cache, self.columns = None, 0
             return
-        self.cache.reorder_cache(torch.tensor(indices))
         if self.joins:
             self.columns = max(len(row) for row in self.rows) - 1
-            for layer in self.cache.layers:
-                _set(layer, self.columns, layer.keys, layer.values)
+        if self.cache is None:
+            return
+        self.cache.reorder_cache(torch.tensor(indices))
+        for layer in self.cache.layers if self.joins else ():
+            _set(layer, self.columns, layer.keys, layer.values)
 
 
 def _kind_of_cache(model: PreTrainedModel) -> tuple[bool, int]:
@@ -269,6 +298,10 @@ def _set(layer: Any, columns: int, keys: Tensor | None, values: Tensor | None) -
         held, layer.cumulative_length = min(columns, layer.sliding_window - 1), columns
     first = keys.shape[-2] - held
     layer.keys, layer.values = keys[..., first:, :], values[..., first:, :]
+
+
+def _all_known(rows: Sequence[Row]) -> bool:
+    return all(row.known for row in rows)
 
 
 def _alike(rows: Sequence[Row]) -> list[list[Row]]:
