@@ -4,7 +4,7 @@ artifacts/<stage>-<key>/  sealed           work/     unsealed, removed at the ne
 <stage>                   link to the latest logs/     what training processes said
 journal.sqlite            paid replies      lock      the process that runs
 run.json                  the last recipe   times.json, hashes.json, trials.json
-unfinished/<stage>-<key>/ checkpoints, until it is sealed
+unfinished/<stage>-<key>/ checkpoints and local models' answers, until it is sealed
 cache/                    tokens, references' log-probabilities
 """
 

@@ -24,7 +24,7 @@ def says(text):
     return (Message(role="assistant", content=text),)
 
 
-def fake_scorer(model, exchanges):
+def fake_scorer(model, exchanges, state=None):
     """A token a word; dpo likes answers with "good" in them."""
     found = []
     for answer in (exchange.answer for exchange in exchanges):

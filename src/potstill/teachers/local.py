@@ -244,9 +244,7 @@ def split_reasoning(text: str, *, begun: bool) -> tuple[str, str]:
     return reasoning.strip(), answer.lstrip()
 
 
-def answer_logprobs(
-    model: Model, exchanges: Iterable[Exchange], state: Path | None = None
-) -> list[tuple[float, int]]:
+def answer_logprobs(model: Model, exchanges: Iterable[Exchange], state: Path | None = None) -> list[tuple[float, int]]:
     """`LocalTeacher.score` of a model that is loaded for it; `state` as there."""
     with LocalTeacher(model, state=state) as teacher:
         return list(teacher.score(exchanges))

@@ -9,7 +9,6 @@ from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
 from potstill.records import Chat
 from potstill.stages.base import Reference
-from potstill.stages.suites import base
 from potstill.stages.suites.base import Bench, Load, SuiteConfig
 
 MEASURE = Measure("answer_loss", (0.0, None), higher_is_better=False, unit="nats per token")
@@ -36,6 +35,6 @@ class AnswerLossSuite(SuiteConfig):
         tick = bench.ticker(len(bench.models), "models scored")
         observations = {}
         for model in bench.models:
-            observations[model.name] = likelihood.answer_loss(model, chats, base.local_scorer)
+            observations[model.name] = likelihood.answer_loss(model, chats, bench.score)
             tick()
         bench.results[name] = SuiteResult(MEASURE, observations)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 from potstill.errors import DataError
@@ -115,6 +116,10 @@ class Bench:
         """A model of the recipe as somebody to ask."""
         return connect(model, self.work.account)
 
+    def score(self, model: Model, exchanges: list[Exchange]) -> list[tuple[float, int]]:
+        """See `local_scorer`; a run that is killed goes on where it was."""
+        return local_scorer(model, exchanges, self.work.state)
+
     def ticker(self, total: int, unit: str) -> Callable[[], None]:
         """To be called once for each of `total`."""
         done = count(1)
@@ -135,11 +140,14 @@ class Bench:
         self.results[name] = SuiteResult(measure, observations)
 
 
-def local_scorer(model: Model, exchanges: list[Exchange]) -> list[tuple[float, int]]:
-    """The log-probability of each answer under a model whose weights are at hand, and over how many tokens."""
+def local_scorer(model: Model, exchanges: list[Exchange], state: Path | None = None) -> list[tuple[float, int]]:
+    """The log-probability of each answer under a model whose weights are at hand, and over how many tokens.
+
+    `state` is where what was scored is kept until the stage is sealed.
+    """
     from potstill.teachers.local import answer_logprobs  # imports torch
 
-    return answer_logprobs(model, exchanges)
+    return answer_logprobs(model, exchanges, state)
 
 
 Loads = Mapping[str, Load]

@@ -8,7 +8,6 @@ from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
 from potstill.records import Pair
 from potstill.stages.base import LocalModelName, Reference
-from potstill.stages.suites import base
 from potstill.stages.suites.base import Bench, Load, SuiteConfig
 
 MEASURE = Measure("preference", (0.0, 1.0), share=True, unit="share of pairs")
@@ -33,12 +32,12 @@ class PreferenceSuite(SuiteConfig):
         pairs = bench.read(name, Pair)
         reference = bench.inputs.model(f"suites.{name}.reference")
         tick = bench.ticker(1 + len(bench.models), "models scored")
-        known = preference.pair_likelihoods(reference, pairs, base.local_scorer)
+        known = preference.pair_likelihoods(reference, pairs, bench.score)
         tick()
         observations = preference.baselines(pairs, reference.name, known)
         for model in bench.models:
             if model.name != reference.name:  # against itself every margin is zero
-                found = preference.pair_likelihoods(model, pairs, base.local_scorer)
+                found = preference.pair_likelihoods(model, pairs, bench.score)
                 observations[model.name] = preference.reward_accuracy(pairs, found, known)
             tick()
         bench.results[name] = SuiteResult(MEASURE, observations)
