@@ -178,7 +178,7 @@ def test_longrope_is_read_as_far_as_its_frequencies_stay() -> None:
 
 
 def decoded(model: PreTrainedModel, rows: list[Row], seen: dict[tuple[int, int], bytes], steps: int) -> list[Row]:
-    """Rows through a batch for so many steps; what ended, and in `seen` the bits of every row's logits at every token."""
+    """Rows through a batch for so many steps; what ended, and in `seen` the bits of all logits by row and token."""
 
     def recorded(logits_RV: torch.Tensor, drawn: Sequence[Row]) -> list[int]:
         for row, logits_V in zip(drawn, logits_RV, strict=True):

@@ -30,6 +30,7 @@ MODULES = {
     "binarize": "potstill.stages.binarize",
     "try_judge": "potstill.stages.try_judge",
     "dpo": "potstill.stages.dpo",
+    "quantize": "potstill.stages.quantize",
     "evaluate": "potstill.stages.evaluate",
     "export": "potstill.stages.export",
     "report": "potstill.stages.report",

@@ -51,7 +51,7 @@ def run(config: InitConfig, inputs: Inputs, work: Work) -> Facts:
     import torch
 
     from potstill.training.making import keep_layers, make_model, which_layers
-    from potstill.training.models import end_tokens, load_model, load_tokenizer, save_model
+    from potstill.training.models import end_tokens, load_model, load_tokenizer, refuse_quantized, save_model
     from potstill.training.preflight import first_token_difference
 
     source, cpu = inputs.model("model"), torch.device("cpu")
@@ -64,6 +64,7 @@ def run(config: InitConfig, inputs: Inputs, work: Work) -> Facts:
     else:
         assert config.layers is not None
         model = load_model(source, tokenizer, cpu, dtype=None)
+        refuse_quantized(source, model)
         total: int = model.config.get_text_config().num_hidden_layers
         kept = which_layers(config.layers, total, where)
         keep_layers(model, kept, where)

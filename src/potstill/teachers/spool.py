@@ -1,4 +1,4 @@
-"""What a local model has worked out for a stage that is not sealed yet: on disk as it comes, so that a kill costs little.
+"""What a local model has worked out for a stage that is not sealed yet: on disk as it comes, so a kill costs little.
 
 One line of JSON a result, under a hash of exactly what was computed: the prompt's token ids, how to draw, or the tokens
 that were scored. The folder belongs to the stage's key, which names every model by its content, and goes when the

@@ -6,7 +6,6 @@ the merged model, so an adapter for the next stage, and that stage's reference, 
 
 import copy
 import difflib
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,16 @@ from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.sources import Model
 from potstill.training.adapter_config import Adapter
-from potstill.training.models import DtypeName, load_model, load_tokenizer, resize, save_model
+from potstill.training.models import (
+    GET_BITSANDBYTES,
+    DtypeName,
+    bitsandbytes_fault,
+    load_model,
+    load_tokenizer,
+    refuse_quantized,
+    resize,
+    save_model,
+)
 
 FOLDER = "adapter"
 """Where, beside the merged model, the adapter itself is kept."""
@@ -47,7 +55,9 @@ def load_base(
     A 4-bit base computes in float32 at first; see `hold_base`.
     """
     if adapter is None or adapter.kind != "qlora":
-        return load_model(model, tokenizer, device, dtype)
+        loaded = load_model(model, tokenizer, device, dtype)
+        refuse_quantized(model, loaded)
+        return loaded
     _check_bitsandbytes(device)
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -66,12 +76,8 @@ def _check_bitsandbytes(device: torch.device) -> None:
     where = "adapter: qlora"
     if device.type != "cuda":
         raise ModelError(where, f"4-bit weights need a CUDA device, and this is {device.type}", "Set kind: lora")
-    try:
-        importlib.import_module("bitsandbytes")
-    except Exception as error:  # a shared library that does not fit this machine raises what it likes
-        absent = isinstance(error, ModuleNotFoundError)
-        what = "bitsandbytes is not installed" if absent else f"bitsandbytes does not start: {error}"
-        raise ModelError(where, what, "Run pip install 'potstill[qlora]', or set kind: lora") from error
+    if fault := bitsandbytes_fault():
+        raise ModelError(where, fault, f"{GET_BITSANDBYTES}, or set kind: lora")
 
 
 def attach(model: PreTrainedModel, adapter: Adapter, seed: int, new_tokens: Sequence[int] = ()) -> PreTrainedModel:

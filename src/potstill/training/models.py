@@ -1,5 +1,6 @@
 """Models: loaded, and saved so that transformers needs nothing of ours to run them."""
 
+import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,13 +23,15 @@ from transformers.utils import logging as transformers_logging
 
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
-from potstill.sources import Model
+from potstill.sources import LocalModel, Model
 from potstill.tokenization import with_template
 
 logger = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+
+GET_BITSANDBYTES = "Run pip install 'potstill[qlora]'"
 
 MAX_SHARD = "5GB"
 """A weights file that would be larger is split, as the Hub's are."""
@@ -92,6 +96,7 @@ def load_model(
     try:
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(spec.path, **source)
+            _prepare_quantized(model, config, dtype)
             stored = config.dtype or torch.float32
             made: Any = AutoModelForCausalLM.from_pretrained(
                 spec.path,
@@ -104,6 +109,8 @@ def load_model(
                 output_loading_info=True,
                 **source,
             )
+    except ModelError:
+        raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, ...
         raise _cannot_load(model, "model", error) from error
     loaded, report = made
@@ -114,6 +121,57 @@ def load_model(
         logger.warning("model %s: weights that it has no place for: %s", model.name, sorted(report["unexpected_keys"]))
     loaded.config.dtype = stored
     return loaded
+
+
+def quantized_by(config: Any) -> str:
+    """What rounded a model's weights: bitsandbytes, gptq, awq, ...; "" where they are what they were trained as."""
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return str(getattr(method, "value", method) or "")
+
+
+def refuse_quantized(model: Model, loaded: PreTrainedModel) -> None:
+    """ModelError where the weights are rounded to few bits, so that small steps would change none of them."""
+    if method := quantized_by(loaded.config):
+        raise ModelError(
+            f"model {model.name}",
+            f"its weights are rounded to few bits ({method}), and such weights cannot be trained",
+            "Name the model that it was made of; adapter: {kind: qlora} rounds while it trains",
+        )
+
+
+def bitsandbytes_fault() -> str:
+    """Why bitsandbytes cannot be used here; "" where it can."""
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as error:  # a shared library that does not fit this machine raises what it likes
+        absent = isinstance(error, ModuleNotFoundError)
+        return "bitsandbytes is not installed" if absent else f"bitsandbytes does not start: {error}"
+    return ""
+
+
+def _prepare_quantized(model: Model, config: Any, dtype: torch.dtype | None) -> None:
+    """ModelError where weights that bitsandbytes rounded are to be read without it; products in the type asked for."""
+    if quantized_by(config) != "bitsandbytes":
+        return
+    if fault := bitsandbytes_fault():
+        what = f"its weights are rounded by bitsandbytes, and {fault}"
+        remedy = f"{GET_BITSANDBYTES}, or name the model that it was made of"
+        raise ModelError(f"model {model.name}", what, remedy)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every product it says that it uses float16
+    if dtype is not None and isinstance(config.quantization_config, dict):
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+
+
+def weights_files(spec: LocalModel) -> list[Path]:
+    """The files that hold a model's weights, in its folder or in the Hub's cache; none where that is not known."""
+    folder = Path(spec.path)
+    if not folder.is_dir():
+        config = try_to_load_from_cache(spec.path, "config.json", revision=spec.revision)
+        if not isinstance(config, str):
+            return []
+        folder = Path(config).parent
+    return sorted(folder.glob("*.safetensors"))
 
 
 @contextmanager
@@ -241,7 +299,9 @@ def save_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     stored = stored_dtype(model, dtype)
-    rounded = _rounded(model, model.state_dict() if weights is None else weights, stored)
+    rounded = None  # what few bits hold is written as it is, with its scales
+    if not quantized_by(model.config):
+        rounded = _rounded(model, model.state_dict() if weights is None else weights, stored)
     with storage_errors(path), _quiet_transformers():
         model.save_pretrained(path, state_dict=rounded, max_shard_size=MAX_SHARD)
         model.config.dtype = stored  # it has written the type that the weights are held in
