@@ -59,7 +59,14 @@ class Meter:
     completion_tokens: int = 0
     squares: float = 0.0
     """The sum of the squares of each reply's tokens, prompt and answer together."""
+    parts: "dict[tuple[str, str], Meter]" = field(default_factory=dict)
+    """Of those: what was asked for one purpose of one model, by both names."""
+    _whole: "Meter | None" = field(default=None, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def part(self, purpose: str, model: str) -> "Meter":
+        """A meter of its own for what this one counts too."""
+        return self.parts.setdefault((purpose, model), Meter(_whole=self))
 
     def add(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count one reply. Threads may."""
@@ -68,3 +75,5 @@ class Meter:
             self.prompt_tokens += prompt_tokens
             self.completion_tokens += completion_tokens
             self.squares += float(prompt_tokens + completion_tokens) ** 2
+        if self._whole is not None:
+            self._whole.add(prompt_tokens, completion_tokens)

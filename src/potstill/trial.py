@@ -17,7 +17,7 @@ from potstill.plan import Step, make_plan, stage_inputs
 from potstill.recipe import Recipe
 from potstill.records import ROWS
 from potstill.sources import Data, Inputs
-from potstill.stages.base import StageConfig, Trial, Work
+from potstill.stages.base import Part, StageConfig, Trial, Work
 from potstill.workspace import Hashes, Workspace
 
 SCRATCH = "trial"
@@ -88,6 +88,11 @@ def _trial(step: Step, config: StageConfig, there: Mapping[str, Artifact], rows:
         completion_tokens=meter.completion_tokens,
         squares=meter.squares,
         facts=facts,
+        parts=tuple(
+            Part(name, one.calls, one.prompt_tokens, one.completion_tokens, model=model)
+            for (name, model), one in meter.parts.items()
+            if one.calls
+        ),
     )
 
 

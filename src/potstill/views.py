@@ -14,8 +14,8 @@ from potstill.artifact import find
 from potstill.console import duration, facts_line
 from potstill.members import families, spoken
 from potstill.plan import Plan, Step
-from potstill.sources import EndpointModel, Model, Price
-from potstill.stages.base import Expected, Range
+from potstill.sources import EndpointModel, Model, ModelSpec, Price
+from potstill.stages.base import Expected, Part, Range
 from potstill.teachers.journal import JOURNAL, Journal, Total
 from potstill.workspace import Description, Workspace
 
@@ -44,12 +44,29 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
             _ranged(expected.tokens, expected.tokens_range) if runs and expected.tokens else "",
             *usd,
         )
+        for row in _part_rows(waiting, priced):
+            table.add_row(*row, style="dim")
     console.print(table)
     console.print()
     for step in plan.to_run:
         for remark in step.entry.config.remarks():
             console.print(Text(f"{step.name} {remark}."), soft_wrap=True)
     console.print(_sum(plan, workspace), soft_wrap=True)
+
+
+def _part_rows(waiting: Sequence[Step], priced: bool) -> list[list[str]]:
+    """What these stages ask, by what for, where there is more than one such thing."""
+    names = list(dict.fromkeys(part.name for step in waiting for part in step.expected.parts))
+    rows = []
+    for name in names if len(names) > 1 else ():
+        asked = [(step, part) for step in waiting for part in step.expected.parts if part.name == name]
+        told = all(step.expected.tokens_range for step, _ in asked)
+        calls, tokens = sum(part.calls for _, part in asked), sum(part.tokens for _, part in asked)
+        cost = [sum(_part_usd(step, part)[end] for step, part in asked) for end in (0, 1)]
+        about = "" if told else "~"
+        usd = [_between(*cost) if cost[1] else ""] if priced else []
+        rows.append([f"  {name}", "", "", "", f"{about}{_compact(calls)}", f"{about}{_compact(tokens)}", *usd])
+    return rows
 
 
 def _named(family: str, names: Sequence[str], style: str, *, wide: bool) -> Text:
@@ -144,6 +161,9 @@ def _usd(step: Step) -> tuple[float, float]:
     expected, prices = step.expected, _prices(step)
     if not prices:
         return 0.0, 0.0
+    if expected.parts:
+        parts = [_part_usd(step, part) for part in expected.parts]
+        return sum(low for low, _ in parts), sum(high for _, high in parts)
     low, high = expected.tokens_range or (expected.tokens, expected.tokens)
     share = expected.prompt_share
     each = [(share * price.input + (1 - share) * price.output) / 1e6 for price in prices]
@@ -151,6 +171,32 @@ def _usd(step: Step) -> tuple[float, float]:
     if expected.tokens_range is None:  # a guess: every token may be of the dearer kind
         each += [max(price.input, price.output) / 1e6 for price in prices]
     return low * min(each), high * max(each)
+
+
+def _part_usd(step: Step, part: Part) -> tuple[float, float]:
+    """What the calls for one purpose cost. Whoever is asked for it shares them evenly; local models take no money."""
+    asked = _asked_for(step, part)
+    likely = most = 0.0
+    for spec in asked:
+        if isinstance(spec, EndpointModel) and spec.price is not None:
+            prompt, said = part.prompt_tokens / len(asked), part.completion_tokens / len(asked)
+            likely += spec.price.usd(round(prompt), round(said), batch=spec.batch)
+            dearest = max(spec.price.input, spec.price.output) * (prompt + said) / 1e6
+            most += dearest * (spec.price.batch if spec.batch else 1)
+    expected = step.expected
+    if expected.tokens_range is None:  # a guess: every token may be of the dearer kind
+        return likely, most
+    low, high = (end / max(1, expected.tokens) for end in expected.tokens_range)
+    return likely * low, likely * high
+
+
+def _asked_for(step: Step, part: Part) -> list[ModelSpec | None]:
+    """Who is asked for one purpose; None for a model that a stage makes, which is at hand."""
+    if part.model:
+        known = [model.spec for link in step.entry.links for model in link.models if model.name == part.model]
+        return [*known[:1]]
+    links = [link for link in step.entry.links if link.field == part.field]
+    return [model.spec if model else None for link in links for model in link.models or (None,)]
 
 
 def _totals(workspace: Workspace) -> list[Total]:

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
@@ -98,9 +98,11 @@ class StageConfig(Spec):
     def extrapolate(self, rows: Mapping[str, int], trial: "Trial") -> "Expected":
         """The forecast after a trial: what `expect` says, corrected by how a small one came out."""
         whole, small = self.expect(rows), trial.expected
+        parts = trial.parts_of(whole)
         calls = round(whole.calls * trial.calls / small.calls) if small.calls else whole.calls
+        calls = sum(part.calls for part in parts) if parts else calls
         made = round(whole.rows * trial.rows / small.rows) if small.rows else whole.rows
-        return trial.spread(made, calls, (calls, calls))
+        return replace(trial.spread(made, calls, (calls, calls)), parts=parts)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,25 @@ NINE_IN_TEN = 1.645
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a stage asks for one purpose, so that each of its models is paid by its own price."""
+
+    name: str
+    """The purpose: "answers", or the suite whose answers are judged."""
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    field: str = ""
+    """The field of the config that names who is asked; several models share the calls evenly."""
+    model: str = ""
+    """Who is asked, where that is known: after a trial."""
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
 class Expected:
     """A forecast. Tokens are those of prompts and completions together, or those that a training stage reads."""
 
@@ -132,6 +153,8 @@ class Expected:
     tokens_range: Range | None = None
     prompt_share: float = 0.5
     """The part of the tokens that prompts have."""
+    parts: tuple[Part, ...] = ()
+    """The calls by what they are for and who is asked; none: every model of the stage may be asked alike."""
 
 
 class Trial(BaseModel):
@@ -149,6 +172,18 @@ class Trial(BaseModel):
     squares: float
     """Of the tokens of each call, summed."""
     facts: dict[str, Any]
+    parts: tuple[Part, ...] = ()
+    """Its calls by purpose and model, where the stage tells them apart."""
+
+    def parts_of(self, whole: Expected) -> tuple[Part, ...]:
+        """Those of the whole stage: as many times more as are expected for that purpose, at as many tokens each."""
+        found = []
+        for part in self.parts:
+            few, many = (sum(p.calls for p in e.parts if p.name == part.name) for e in (self.expected, whole))
+            times = many / few if few else 0.0
+            calls, read, said = (round(times * n) for n in (part.calls, part.prompt_tokens, part.completion_tokens))
+            found.append(Part(part.name, calls, read, said, model=part.model))
+        return tuple(found)
 
     def spread(self, rows: int, calls: int, calls_range: Range) -> Expected:
         """The forecast for so many calls, each with as many tokens as those of the trial."""

@@ -17,6 +17,7 @@ from potstill.stages.base import (
     Expected,
     Facts,
     ModelName,
+    Part,
     PoolName,
     Reference,
     Source,
@@ -26,9 +27,14 @@ from potstill.stages.base import (
 )
 from potstill.stages.judging import Bar, check_trials, hold_to_bar
 from potstill.stages.suites import Suite
-from potstill.stages.suites.base import Bench, JudgedSuite, calls
+from potstill.stages.suites.base import Bench, JudgedSuite, Loads, calls
 
-TOKENS_A_JUDGMENT = 900  # for `potstill plan`
+# For `potstill plan`, which knows neither the questions nor the models: an answer is as long as most of MT-Bench's, and
+# the judge reads it with its instructions and writes a paragraph. A trial tells better.
+TOKENS_A_QUESTION = 100
+TOKENS_AN_ANSWER = 300
+TOKENS_ASIDE = 200
+TOKENS_A_JUDGMENT = 100
 
 ANSWERS_FILE = "answers.jsonl"
 
@@ -114,14 +120,30 @@ class Evaluate(StageConfig):
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Answers are asked for once per set of questions, judgments once per turn, suite and aspect."""
-        loads = {}
+        loads, models = {}, rows.get("models", len(self.models))
         for name, suite in self.suites.items():
             given = rows.get(f"suites.{name}.{suite.SOURCE}", 0)
-            loads[name] = suite.load(given if self.limit is None else min(given, self.limit), len(self.models))
-        answers, judgments = calls(loads)
-        read = answers + sum(load.scored for load in loads.values())
-        tokens = read * self.max_tokens // 2 + judgments * TOKENS_A_JUDGMENT
-        return Expected(rows=sum(load.lines for load in loads.values()), calls=answers + judgments, tokens=tokens)
+            loads[name] = suite.load(given if self.limit is None else min(given, self.limit), models)
+        parts = self._parts(loads)
+        scored = sum(load.scored for load in loads.values())
+        return Expected(
+            rows=sum(load.lines for load in loads.values()),
+            calls=sum(part.calls for part in parts),
+            tokens=sum(part.tokens for part in parts) + scored * self.max_tokens // 2,
+            parts=parts,
+        )
+
+    def _parts(self, loads: Loads) -> tuple[Part, ...]:
+        """The models' answers, and each suite's judgments by its judge."""
+        answers, _ = calls(loads)
+        said = min(self.max_tokens // 2, TOKENS_AN_ANSWER)
+        parts = [Part("answers", answers, answers * (TOKENS_A_QUESTION + said // 2), answers * said, "models")]
+        for name, load in loads.items():
+            own = getattr(self.suites[name], "judge", None)
+            read, wrote = TOKENS_ASIDE + TOKENS_A_QUESTION + said, min(self.judge_max_tokens, TOKENS_A_JUDGMENT)
+            field = f"suites.{name}.judge" if own else "judge"
+            parts.append(Part(name, load.judgments, load.judgments * read, load.judgments * wrote, field))
+        return tuple(part for part in parts if part.calls)
 
 
 def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:

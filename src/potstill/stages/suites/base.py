@@ -112,9 +112,10 @@ class Bench:
         own = self.inputs.models.get(f"suites.{suite}.judge", ())
         return own[0] if own else self.inputs.model("judge")
 
-    def connect(self, model: Model) -> AbstractContextManager[Teacher]:
-        """A model of the recipe as somebody to ask."""
-        return connect(model, self.work.account)
+    def connect(self, model: Model, purpose: str = "answers") -> AbstractContextManager[Teacher]:
+        """A model of the recipe as somebody to ask. What is asked counts under that purpose: for a judge, the suite's
+        name."""
+        return connect(model, replace(self.work.account, meter=self.work.meter.part(purpose, model.name)))
 
     def score(self, model: Model, exchanges: list[Exchange]) -> list[tuple[float, int]]:
         """See `local_scorer`; a run that is killed goes on where it was."""
@@ -128,7 +129,7 @@ class Bench:
     def grade(self, judge: Model, ask: Ask, read: Read, sheets: Sequence[Sheet]) -> list[Sheet]:
         """The sheets with what that judge says of every answer."""
         tick = self.ticker(sum(turn.assistant is not None for sheet in sheets for turn in sheet.turns), "judgments")
-        with self.connect(judge) as teacher:
+        with self.connect(judge, sheets[0].suite if sheets else "") as teacher:
             return grade(teacher, sheets, ask, read, tick)
 
     def keep(self, name: str, measure: Measure, sheets: Sequence[Sheet]) -> None:
