@@ -54,6 +54,8 @@ class Found:
     no_pair: tuple[str, str] | None = None
     """Why no answer is preferred, as a reason and in words, of a row that might have said so."""
     category: str = ""
+    counterpart: str = ""
+    """The prompt with one attribute of its people changed."""
 
 
 def make_record(
@@ -103,7 +105,14 @@ def _prompt(found: Found, name: str, category: str) -> Prompt:
     messages = _in_words(found.prompt[:first], found.tools)
     check_dialogue(messages, "user", "the prompt")
     follow_ups = found.follow_ups or later
-    return Prompt(id=name, messages=messages, follow_ups=follow_ups, references=found.references, category=category)
+    return Prompt(
+        id=name,
+        messages=messages,
+        follow_ups=follow_ups,
+        references=found.references,
+        category=category,
+        counterpart=found.counterpart,
+    )
 
 
 def _chat(found: Found, name: str, category: str) -> Chat:

@@ -39,6 +39,8 @@ class _Source:
         """Each row's id and what its user says."""
         for row in self.data.rows(self.row_type):
             yield getattr(row, "id", ""), _turns(row)
+            if isinstance(row, Prompt) and row.counterpart:
+                yield row.id, (words(row.counterpart),)
 
 
 def refuse_shared(plan: Plan) -> None:
@@ -128,7 +130,7 @@ def _sources(step: Step, sealed: Mapping[str, Artifact]) -> Iterator[_Source]:
     """The rows that a step names and that are at hand: files, and what is sealed."""
     for link, kind in _spoken(step, {name: artifact.produces for name, artifact in sealed.items()}):
         if link.file is not None:
-            yield _Source(Data(link.file.name, "file", link.file), ROWS[kind])
+            yield _Source(Data(link.label, "file", link.file), ROWS[kind])
         else:
             yield _Source(Data(link.stage, kind, sealed[link.stage].path), ROWS[kind])
 

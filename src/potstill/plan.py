@@ -100,7 +100,7 @@ class _Planner:
         identities = {link.steps: _identity(self._recipe, self.steps, self._hashes, link) for link in entry.links}
         dump = entry.config.model_dump(mode="json")
         seed = stage_seed(self._recipe.seed if entry.seed is None else entry.seed, entry.family)
-        shown = replaced(dump, {link.steps: _shown(link) for link in entry.links})
+        shown = replaced(dump, {link.steps: link.label for link in entry.links})
         meaning = {
             "kind": shown["kind"],
             "version": entry.stage.version,
@@ -191,9 +191,9 @@ def _identity(recipe: Recipe, steps: Mapping[str, Step], hashes: Hashes, link: L
     if link.stage:
         return [[link.name, steps[link.stage].key]]
     if link.file:
-        return [[link.file.name, _file(link.file, hashes)]]
+        return [[link.label, _file(link.file, hashes)]]
     if link.function:
-        return [[link.function.label, own.fingerprint(link.function.path, hashes.file)]]
+        return [[link.label, own.fingerprint(link.function.path, hashes.file)]]
     if link.server:
         return [[link.server, _server_identity(recipe, link.server)]]
     return [[model.name, _model(recipe, model, hashes)] for model in link.models]
@@ -256,7 +256,7 @@ def _check_sources(entry: Entry, steps: Mapping[str, Step]) -> None:
             made = steps[link.stage].entry
             sources.setdefault(link.field, []).append(Source(link.stage, made.config, _names(made)))
         elif link.file:
-            sources.setdefault(link.field, []).append(Source(link.file.name, None, {}))
+            sources.setdefault(link.field, []).append(Source(link.label, None, {}))
         places.setdefault(link.field, link.place)
     try:
         entry.config.check_sources(sources)
@@ -269,18 +269,13 @@ def _names(entry: Entry) -> dict[str, tuple[str, ...]]:
     """Those that its fields hold, as rows and manifests have them."""
     names: dict[str, tuple[str, ...]] = {}
     for link in entry.links:
-        names[link.field] = (*names.get(link.field, ()), link.file.name if link.file else link.name)
+        names[link.field] = (*names.get(link.field, ()), link.label)
     return names
 
 
 def _above(path: Path) -> Path:
     """The folder whose files are read: itself, or the one that a pattern is looked for in."""
     return path if path.is_dir() else path.parent
-
-
-def _shown(link: Link) -> Any:
-    """A reference as the manifest shows it: names that are the same wherever the run stands."""
-    return link.file.name if link.file else link.function.label if link.function else link.name
 
 
 def _inputs(links: Iterable[Link], identities: Mapping[Steps, Any]) -> dict[str, Any]:
@@ -323,7 +318,7 @@ def stage_inputs(plan: Plan, step: Step, sealed: Mapping[str, Artifact], urls: M
             else:
                 data[link.field].append(Data(link.name, artifact.produces, artifact.path, link.weight))
         elif link.file:
-            data[link.field].append(Data(link.file.name, "file", link.file, link.weight))
+            data[link.field].append(Data(link.label, "file", link.file, link.weight))
         elif link.function:
             functions[link.field].append(link.function)
         elif link.server:

@@ -98,6 +98,8 @@ class Prompt(Record):
     category: str = ""
     persona: str = ""
     """Who asks, for whoever plays the user of a dialogue that begins with it."""
+    counterpart: str = ""
+    """The same question with one attribute of its people changed, where rows come in pairs for an audit of bias."""
 
 
 class Chat(Record):

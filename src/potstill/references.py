@@ -13,6 +13,7 @@ from potstill.document import Document, Steps, dotted
 from potstill.errors import DataError, RecipeError, reason
 from potstill.files import shards
 from potstill.members import read_member
+from potstill.questions import BEGINS, find_shipped, shipped_names
 from potstill.records import ROWS
 from potstill.sources import EndpointModel, Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
@@ -62,6 +63,13 @@ class Link:
     models: tuple[Model, ...] = ()
     server: str = ""
     weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """As keys, manifests and messages name it: the same wherever the run stands and potstill is installed."""
+        if self.file is not None:
+            return self.name if self.name.startswith(BEGINS) else self.file.name
+        return self.function.label if self.function else self.name
 
 
 @dataclass(frozen=True)
@@ -297,6 +305,9 @@ class Resolver:
         if "function" in slot.accepts:
             return Link(slot.field, steps, text, place, function=find_function(text, self._folder, place))
         wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
+        if text.startswith(BEGINS) and any(kind in ROWS for kind in slot.accepts):
+            questions = find_shipped(text, place, nearest(text, shipped_names()))
+            return Link(slot.field, steps, text, place, file=questions, weight=weight)
         stage = self._members.meant(owner, text)
         made = self._makes.get(stage)
         if made in slot.accepts:

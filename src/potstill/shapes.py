@@ -30,7 +30,7 @@ from potstill.turns import (
 
 R = TypeVar("R", bound=Record)
 
-IDS = ("id", "question_id", "custom_id", "uuid")
+IDS = ("id", "question_id", "custom_id", "uuid", "pair")
 """Where a row may say who it is."""
 
 
@@ -212,6 +212,14 @@ def _find_question(row: Columns) -> Found:
         raise ShapeError("'turns' is empty; expected the user's turns")
     references = strings(row.get("reference") or (), "'reference'")
     return Found(prompt=user(turns[0]), follow_ups=turns[1:], references=references)
+
+
+def _find_paired(row: Columns) -> Found:
+    """potstill's own pairs of prompts: `b` differs from `a` in one attribute of the people it speaks of."""
+    category, other = string(row, "attribute"), string(row, "b")
+    if not other.strip():
+        raise ShapeError("'b' is empty; expected the prompt that differs from 'a' in its attribute")
+    return Found(prompt=user(string(row, "a")), category=category, counterpart=other)
 
 
 def _find_choices(row: Columns) -> Found:
@@ -438,6 +446,13 @@ SHAPES: dict[str, Shape] = {
         ),
         Shape("alpaca", (("instruction",),), _find_alpaca, "Alpaca, GPTeacher, Dolly (`context`)", _TALK),
         Shape("mt_bench", (("question_id", "turns"),), _find_question, "MT-Bench's questions", ("prompts", "texts")),
+        Shape(
+            "paired",
+            (("pair", "attribute", "a", "b"),),
+            _find_paired,
+            "potstill's own pairs of prompts that differ in one attribute, for an audit of bias",
+            ("prompts",),
+        ),
         Shape(
             "problems", PROBLEMS, _find_problem, "GSM8K, MATH, MetaMathQA, OpenOrca: a question and its answer", _TALK
         ),

@@ -25,7 +25,7 @@ SOURCE = ROOT / "src" / "potstill"
 # Imports point down this list, or stay inside one line of it.
 LAYERS = [
     ["errors"],
-    ["records", "document", "money", "members"],
+    ["records", "document", "money", "members", "questions"],
     ["artifact"],
     ["sources"],
     ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],

@@ -90,6 +90,8 @@ def _user_turns(data: Data) -> Iterator[tuple[str, list[str]]]:
     else:
         for row in data.rows(Prompt):
             yield row.id, [*_said(row.messages), *row.follow_ups]
+            if row.counterpart:
+                yield row.id, [row.counterpart]
 
 
 def _said(messages: Iterable[Message]) -> list[str]:

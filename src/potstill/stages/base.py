@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_rows
 from potstill.formats import glance
 from potstill.money import Ledger, Meter
+from potstill.questions import shipped_names
 from potstill.records import ROWS, Dropped, Record
 from potstill.sources import Account, EndpointModel, Inputs, Model, Spec
 
@@ -38,6 +39,11 @@ class Reference:
     collects: bool = False
     """The name of a family stands for all its members; in other fields, for the one of the reader's own values. For
     fields that hold a list of names."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """With the names of the questions that come with potstill, for editors, where the field takes such rows."""
+        made = handler(schema)
+        return {**made, "examples": shipped_names()} if "prompts" in self.accepts else made
 
 
 ModelName = Annotated[str, Reference(("model",))]

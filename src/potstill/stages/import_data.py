@@ -45,6 +45,7 @@ Shape = Literal[
     "alpaca_eval",
     "alpaca",
     "mt_bench",
+    "paired",
     "problems",
     "feedback",
     "helpsteer",
