@@ -162,6 +162,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "helpsteer": [{"prompt": "q", "response": "a", "helpfulness": 3, "verbosity": 2}],
     "prompts": [{"prompt": "q", "completion": "a"}, {"prompt": Q, "response": "a"}],
     "ultrachat": [{"id": "u", "data": ["q", "a"]}],
+    "paired": [{"pair": "p", "attribute": "age", "a": "q", "b": "r"}],
     "texts": [{"text": "q"}],
 }
 ROWS_OF = [(name, row) for name, rows in EXAMPLES.items() for row in rows]
