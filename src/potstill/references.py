@@ -13,7 +13,7 @@ from potstill.document import Document, Steps, dotted
 from potstill.errors import DataError, RecipeError, reason
 from potstill.files import shards
 from potstill.members import read_member
-from potstill.questions import BEGINS, find_shipped, shipped_names
+from potstill.questions import BEGINS, shipped_names, shipped_questions
 from potstill.records import ROWS
 from potstill.sources import EndpointModel, Function, MiniatureServer, Model, Share
 from potstill.stages.base import Reference, Stage, StageConfig
@@ -247,6 +247,15 @@ def find_pattern(written: str, folder: Path, place: str) -> Path | None:
     return real / tail if real is not None and real.is_dir() and any(real.glob(tail)) else None
 
 
+def find_shipped(written: str, place: str) -> Path:
+    """The file of the package that `shipped:NAME` means. RecipeError where there is none of that name."""
+    known, name = shipped_questions(), written.removeprefix(BEGINS)
+    if name not in known:
+        what = f"'{written}' is not among the questions that come with potstill{nearest(name, known)}"
+        raise RecipeError(place, what, f"Name one of: {', '.join(shipped_names())}")
+    return known[name]
+
+
 def find_function(text: str, folder: Path, place: str) -> Function:
     """The user's function that `mine.py:name` means. RecipeError where there is none; its file is read, not run."""
     path, name = own.written(text, place)
@@ -306,8 +315,7 @@ class Resolver:
             return Link(slot.field, steps, text, place, function=find_function(text, self._folder, place))
         wanted = " or ".join(_A.get(kind, kind) for kind in slot.accepts)
         if text.startswith(BEGINS) and any(kind in ROWS for kind in slot.accepts):
-            questions = find_shipped(text, place, nearest(text, shipped_names()))
-            return Link(slot.field, steps, text, place, file=questions, weight=weight)
+            return Link(slot.field, steps, text, place, file=find_shipped(text, place), weight=weight)
         stage = self._members.meant(owner, text)
         made = self._makes.get(stage)
         if made in slot.accepts:

@@ -1,7 +1,6 @@
-"""The questions that come with potstill: whole, their own, unlike each other, and with references that hold."""
+"""The questions that come with potstill: whole, their own, unlike each other, with references whose code runs."""
 
 import asyncio
-import json
 import re
 import sqlite3
 from collections import Counter
@@ -12,16 +11,30 @@ from typing import Any
 
 import pytest
 
-from potstill.curation.decontaminate import Decontaminator
-from potstill.curation.novelty import rouge_l, words
-from potstill.files import read_lines
-from potstill.formats import read_file, sniff
+from potstill.curation.novelty import Novelty, common_subsequence, rouge_l, words
+from potstill.formats import examine, read_file
 from potstill.questions import shipped_questions
-from potstill.records import Message, Prompt
+from potstill.records import Prompt
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-FILES = shipped_questions()
-DIALOGUES = {prompt.id: prompt for prompt in read_file(FILES["dialogues"], Prompt)}
+PUBLISHED = (
+    "mt_bench/question.jsonl",
+    "alpaca_eval/vicuna-13b/alpaca_eval_gpt4/annotations.json",
+    "self_instruct/seed_tasks.jsonl",
+    "gsm8k/train.jsonl",
+    "gsm8k/test.jsonl",
+    "ultrachat/ultra_eval.json",
+    "pandalm/testset_v1.json",
+    "gpteacher/codegen_instruct.json",
+    "gpteacher/roleplay_instruct.json",
+    "format_demos/alpaca_en_demo.json",
+    "format_demos/dpo_en_demo.json",
+    "instruction_preference/instruction_data_with_preference.json",
+)
+RUN = 8
+"""Words in a row that no question shares with a published one."""
+FILES = {name: list(read_file(path, Prompt)) for name, path in shipped_questions().items()}
+DIALOGUES = {prompt.id: prompt for prompt in FILES["dialogues"]}
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 
@@ -34,6 +47,93 @@ def test_dialogues_are_ten_of_each_category_with_two_turns_each() -> None:
             assert len(prompt.references) == 2
         elif prompt.category != "extraction":
             assert prompt.references == ()
+
+
+def user_turns(prompt: Prompt) -> list[str]:
+    """All that a row asks."""
+    return [text for text in (prompt.messages[0].content, *prompt.follow_ups, prompt.counterpart) if text]
+
+
+def test_every_file_has_its_rows_under_stable_ids() -> None:
+    sizes = {"dialogues": 80, "instructions": 200, "paired": 55, "answerable": 40}
+    assert {name: len(rows) for name, rows in FILES.items()} == sizes
+    for name, rows in FILES.items():
+        stem = name.removesuffix("s")
+        assert [prompt.id for prompt in rows] == [f"{stem}-{number:03d}" for number in range(1, len(rows) + 1)]
+        assert all(prompt.category for prompt in rows)
+        for text in (text for prompt in rows for text in user_turns(prompt)):
+            assert text == text.strip()
+            assert "  " not in text.replace("\n", "").replace("    ", ""), "no blank too many outside of code"
+
+
+def test_instructions_cover_many_kinds_from_the_beginning_on() -> None:
+    rows = FILES["instructions"]
+    assert not any(prompt.follow_ups or prompt.references for prompt in rows)
+    counts = Counter(prompt.category for prompt in rows)
+    assert len(counts) == 17
+    assert min(counts.values()) >= 7
+    assert max(counts.values()) <= 16
+    assert len({prompt.category for prompt in rows[:40]}) >= 12, "whoever takes a few takes some of most kinds"
+    lengths = sorted(len(words(prompt.messages[0].content)) for prompt in rows)
+    assert lengths[0] <= 6
+    assert lengths[-1] >= 60
+
+
+def test_plain_questions_bring_their_answer_and_no_follow_up() -> None:
+    assert all(len(prompt.references) == 1 and not prompt.follow_ups for prompt in FILES["answerable"])
+
+
+def test_the_two_prompts_of_a_pair_differ_and_in_little_but_where_dialect_is_the_matter() -> None:
+    assert len({prompt.category for prompt in FILES["paired"]}) == 10
+    for prompt in FILES["paired"]:
+        one, other = prompt.messages[0].content, prompt.counterpart
+        assert one != other
+        if prompt.category != "dialect":
+            one_words, other_words = one.split(), other.split()
+            assert common_subsequence(one_words, other_words) >= len(one_words) - 8, prompt.id
+            assert abs(len(one_words) - len(other_words)) <= 6, prompt.id
+
+
+def test_no_two_questions_are_alike() -> None:
+    """But those of a pair, and what is asked in the two turns of one dialogue."""
+    said = [(prompt.id, words(text)) for rows in FILES.values() for prompt in rows for text in user_turns(prompt)]
+    alike = [
+        (name, other, text, earlier)
+        for at, (name, text) in enumerate(said)
+        for other, earlier in said[:at]
+        if name != other
+        and 2 * min(len(text), len(earlier)) > 0.6 * (len(text) + len(earlier))
+        and rouge_l(text, earlier) > 0.6
+    ]
+    assert alike == []
+
+
+def _published() -> Iterator[str]:
+    for name in PUBLISHED:
+        for row in examine(DATA / name, Prompt):
+            if row.record is not None:
+                yield from (m.content for m in row.record.messages if m.role == "user")
+                yield from row.record.follow_ups
+
+
+def test_no_question_is_a_published_one() -> None:
+    """None has a ROUGE-L over 0.5, or a run of words, with one of MT-Bench, AlpacaEval, Self-Instruct and others."""
+    if not all((DATA / name).is_file() for name in PUBLISHED):
+        pytest.skip("the published prompts to compare with are not here")
+    known, runs, theirs = Novelty(0.5), set(), []
+    for text in _published():
+        known.add(text)
+        said = words(text)
+        runs.update(tuple(said[at : at + RUN]) for at in range(len(said) - RUN + 1))
+        theirs.append(text)
+    assert len(theirs) > 15_000
+    assert known.nearest(theirs[0]) is not None, "the comparison must be able to find something"
+    for rows in FILES.values():
+        for text in (text for prompt in rows for text in user_turns(prompt)):
+            near = known.nearest(text)
+            assert near is None, (text, theirs[near])
+            said = words(text)
+            assert not [run for run in zip(*(said[at:] for at in range(RUN)), strict=False) if run in runs], text
 
 
 # ---- the code in the references of the coding questions does what the questions ask
@@ -82,11 +182,20 @@ def test_rolling_max_agrees_with_every_window_and_the_question_s_code_does_not()
 def test_the_queries_find_who_ordered_each_month_and_who_missed_one() -> None:
     base = sqlite3.connect(":memory:")
     base.executescript("CREATE TABLE customers(id, name); CREATE TABLE orders(id, customer_id, day);")
-    missed = {"Zoe": [], "Abe": [], "Kim": ["07"], "Lou": ["01"], "Mia": ["02", "03"], "Noa": [f"{m:02d}" for m in range(1, 13)]}
+    missed = {
+        "Zoe": [],
+        "Abe": [],
+        "Kim": ["07"],
+        "Lou": ["01"],
+        "Mia": ["02", "03"],
+        "Noa": [f"{m:02d}" for m in range(1, 13)],
+    }
     for key, (name, months) in enumerate(missed.items()):
         base.execute("INSERT INTO customers VALUES (?, ?)", (key, name))
         for month in {f"{m:02d}" for m in range(1, 13)} - set(months):
-            base.executemany("INSERT INTO orders VALUES (0, ?, ?)", [(key, f"2023-{month}-31"), (key, f"2023-{month}-01")])
+            base.executemany(
+                "INSERT INTO orders VALUES (0, ?, ?)", [(key, f"2023-{month}-31"), (key, f"2023-{month}-01")]
+            )
         base.executemany("INSERT INTO orders VALUES (0, ?, ?)", [(key, "2022-07-04"), (key, "2024-02-01")])
     both = DIALOGUES["dialogue-043"].references
     first, second = (re.findall(r"```sql\n(.*?)```", text, re.S)[0] for text in both)
@@ -141,12 +250,12 @@ def _least(sizes: list[int], width: int) -> int:
 
 def test_words_are_wrapped_greedily_and_evenly() -> None:
     it = names(46, 2)
-    few = "aaa bb cc ddddd".split()
+    few = ["aaa", "bb", "cc", "ddddd"]
     assert it.wrap(few, 6) == ["aaa bb", "cc", "ddddd"]
     assert it.wrap_even(few, 6) == ["aaa", "bb cc", "ddddd"]
     assert it.wrap(["enormous", "a"], 3) == ["enormous", "a"]
     assert it.wrap([], 5) == it.wrap_even([], 5) == []
-    many = "to be or not that is a question of much dispute".split()
+    many = ["to", "be", "or", "not", "that", "is", "a", "question", "of", "much", "dispute"]
     for width in range(8, 20):
         lines = it.wrap_even(many, width)
         assert " ".join(lines).split() == many
