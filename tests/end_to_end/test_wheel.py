@@ -49,14 +49,14 @@ def elsewhere(wheel, tmp_path_factory) -> Path:
     return home
 
 
-def test_recipes_prompts_and_templates_travel_inside(wheel):
+def test_recipes_prompts_templates_and_questions_travel_inside(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     here = [f"potstill/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()]
     source = ROOT / "src"
     here += [
         path.relative_to(source).as_posix()
         for path in (source / "potstill").rglob("*")
-        if path.is_file() and path.suffix in (".py", ".txt", ".html", ".css")
+        if path.is_file() and path.suffix in (".py", ".txt", ".html", ".css", ".jsonl")
     ]
     assert sorted(set(here) - inside) == []
     assert any(name.endswith("licenses/LICENSE") for name in inside)
