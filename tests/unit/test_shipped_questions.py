@@ -63,7 +63,7 @@ def test_every_file_has_its_rows_under_stable_ids() -> None:
         assert all(prompt.category for prompt in rows)
         for text in (text for prompt in rows for text in user_turns(prompt)):
             assert text == text.strip()
-            assert "  " not in text.replace("\n", "").replace("    ", ""), "no blank too many outside of code"
+            assert "```" in text or "  " not in text
 
 
 def test_instructions_cover_many_kinds_from_the_beginning_on() -> None:
@@ -76,7 +76,7 @@ def test_instructions_cover_many_kinds_from_the_beginning_on() -> None:
     assert len({prompt.category for prompt in rows[:40]}) >= 12, "whoever takes a few takes some of most kinds"
     lengths = sorted(len(words(prompt.messages[0].content)) for prompt in rows)
     assert lengths[0] <= 6
-    assert lengths[-1] >= 60
+    assert lengths[-1] >= 150
 
 
 def test_plain_questions_bring_their_answer_and_no_follow_up() -> None:
