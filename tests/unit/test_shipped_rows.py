@@ -149,6 +149,17 @@ def test_a_recipe_imports_them_and_keeps_them_out_of_other_rows(here: Path) -> N
     assert "shipped:instructions/instruction-001" in dropped["detail"]
 
 
+def test_the_word_evaluations_stands_for_them_too(here: Path) -> None:
+    """Once each, though a family of evaluations reads them."""
+    step = planned(
+        "chats.decontaminate=[]",
+        "stages.curated={kind: curate, data: chats, decontaminate: evaluations}",
+        "scores.for={judge_max_tokens: [100, 200]}",
+    ).steps["curated"]
+    assert step.head["config"]["decontaminate"] == ["shipped:dialogues"]
+    assert [source["name"] for source in step.head["inputs"]["decontaminate"]] == ["shipped:dialogues"]
+
+
 def test_both_prompts_of_a_pair_are_kept_out() -> None:
     paired = first("paired")
     out = keeping_out(13, [Data("shipped:paired", "file", shipped_questions()["paired"])])
