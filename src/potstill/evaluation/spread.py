@@ -17,6 +17,8 @@ class Value(NamedTuple):
     weight: float = 1.0
     seed: str = ""
     """Of the model that was asked."""
+    stratum: str = ""
+    """Of the question."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ class Spread:
 
 
 def spread_over_questions(rows: Sequence[Value]) -> Spread | None:
-    """By the linearised mean (Liang and Zeger 1986): a question is a cluster, G / (G - 1). None of fewer than two."""
+    """By the linearised mean (Liang and Zeger 1986): a question is a cluster, G / (G - 1). None of fewer than two.
+
+    Where questions have strata, only how they differ inside those counts (Cochran 1977, eq. 5.10).
+    """
     mean = weighted_mean(rows)
     if mean is None:
         return None
-    variance, clusters = _variance(rows, mean, lambda row: row.question)
-    return Spread(mean, math.sqrt(variance), clusters - 1) if clusters > 1 else None
+    variance, freedom = _variance(rows, mean, lambda row: row.question, _stratum)
+    return Spread(mean, math.sqrt(variance), freedom) if freedom > 0 else None
 
 
 def spread_over_seeds(rows: Sequence[Value]) -> Spread | None:
@@ -66,15 +71,15 @@ def spread_over_seeds(rows: Sequence[Value]) -> Spread | None:
     mean = weighted_mean(rows)
     if mean is None:
         return None
-    of_questions, questions = _variance(rows, mean, lambda row: row.question)
+    of_questions, questions = _variance(rows, mean, lambda row: row.question, _stratum)
     of_seeds, seeds = _variance(rows, mean, lambda row: row.seed)
-    of_both, _ = _variance(rows, mean, lambda row: (row.question, row.seed))
-    if questions < 2 or seeds < 2:
+    of_both, _ = _variance(rows, mean, lambda row: (row.question, row.seed), _stratum)
+    if questions < 1 or seeds < 1:
         return None
     variance = max(of_questions + of_seeds - of_both, of_questions, of_seeds)
-    pieces = of_questions**2 / (questions - 1) + of_seeds**2 / (seeds - 1)
-    freedom = (of_questions + of_seeds) ** 2 / pieces if pieces > 0 else questions - 1
-    return Spread(mean, math.sqrt(variance), max(min(questions, seeds) - 1, math.floor(freedom)))
+    pieces = of_questions**2 / questions + of_seeds**2 / seeds
+    freedom = (of_questions + of_seeds) ** 2 / pieces if pieces > 0 else questions
+    return Spread(mean, math.sqrt(variance), max(min(questions, seeds), math.floor(freedom)))
 
 
 def weighted_mean(rows: Sequence[Value]) -> float | None:
@@ -83,15 +88,42 @@ def weighted_mean(rows: Sequence[Value]) -> float | None:
     return math.fsum(row.value * row.weight for row in rows) / total if rows and total > 0 else None
 
 
-def _variance(rows: Sequence[Value], mean: float, cluster_of: Callable[[Value], Hashable]) -> tuple[float, int]:
-    """The variance of the mean under one way to cluster, and how many clusters there are."""
-    residuals: dict[Hashable, list[float]] = defaultdict(list)
-    for row in rows:
-        residuals[cluster_of(row)].append(row.weight * (row.value - mean))
-    clusters = len(residuals)
+def _stratum(row: Value) -> str:
+    return row.stratum
+
+
+def _variance(
+    rows: Sequence[Value],
+    mean: float,
+    cluster_of: Callable[[Value], Hashable],
+    stratum_of: Callable[[Value], str] = lambda row: "",
+) -> tuple[float, int]:
+    """The variance of the mean under one way to cluster, and its degrees of freedom: clusters less strata."""
     total = math.fsum(row.weight for row in rows)
-    squares = math.fsum((math.fsum(parts) / total) ** 2 for parts in residuals.values())
-    return squares * clusters / max(1, clusters - 1), clusters
+    residuals: dict[Hashable, list[float]] = defaultdict(list)
+    stratum = {cluster_of(row): stratum_of(row) for row in rows}
+    for row in rows:
+        residuals[cluster_of(row)].append(row.weight * (row.value - mean) / total)
+    strata: dict[str, list[float]] = defaultdict(list)
+    for cluster, parts in residuals.items():
+        strata[stratum[cluster]].append(math.fsum(parts))
+    groups = _with_company(list(strata.values()))
+    return math.fsum(map(_squares, groups)), len(residuals) - len(groups)
+
+
+def _with_company(strata: Sequence[list[float]]) -> list[list[float]]:
+    """The strata; those of one cluster, whose spread nothing tells, as one, or with another where there is but one."""
+    groups = [group for group in strata if len(group) > 1]
+    alone = [one for group in strata if len(group) == 1 for one in group]
+    if len(alone) == 1 and groups:
+        return [groups[0] + alone, *groups[1:]]
+    return [*groups, alone] if alone else groups
+
+
+def _squares(residuals: Sequence[float]) -> float:
+    """G / (G - 1) times the squares around the mean of one stratum, which is 0 where there is no other."""
+    count, middle = len(residuals), math.fsum(residuals) / len(residuals)
+    return math.fsum((one - middle) ** 2 for one in residuals) * count / max(1, count - 1)
 
 
 def ratio_ends(

@@ -35,6 +35,9 @@ class Observation:
     """None: it could not be had. It lowers the coverage and enters no mean."""
     weight: float = 1.0
     category: str = ""
+    stratum: str = ""
+    """Questions of one stratum were drawn together; strata were not drawn, so that how they differ from each other is
+    no uncertainty of a mean over all of them."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def wilson(share: float, n: float, z: float) -> tuple[float, float]:
 
 
 def _values(rows: Sequence[Observation], seed: str = "") -> list[Value]:
-    return [Value(row.question, row.value, row.weight, seed) for row in rows if row.value is not None]
+    return [Value(row.question, row.value, row.weight, seed, row.stratum) for row in rows if row.value is not None]
 
 
 def _coverage(scored: Sequence[Value], asked: int) -> float:
@@ -202,7 +205,7 @@ def _right_or_wrong(pair: Pair) -> bool:
 
 def _differences(pairs: Iterable[Pair], seed: str = "") -> list[Value]:
     return [
-        Value(later.question, (later.value or 0.0) - (earlier.value or 0.0), later.weight, seed)
+        Value(later.question, (later.value or 0.0) - (earlier.value or 0.0), later.weight, seed, later.stratum)
         for later, earlier in pairs
     ]
 
@@ -255,7 +258,7 @@ def pooled(members: Sequence[Sequence[Observation]]) -> list[Observation]:
 def seed_values(members: Mapping[str, Sequence[Observation]]) -> list[Value]:
     """Every value of every member, by its seed, weighed so that their mean is that of what `pooled` makes of them."""
     return [
-        Value(row.question, row.value or 0.0, row.weight / len(valued), seed)
+        Value(row.question, row.value or 0.0, row.weight / len(valued), seed, row.stratum)
         for group in _by_part(members).values()
         for valued in [_alike(group)]
         for seed, row in valued
