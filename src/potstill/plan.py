@@ -191,7 +191,8 @@ def _identity(recipe: Recipe, steps: Mapping[str, Step], hashes: Hashes, link: L
     if link.stage:
         return [[link.name, steps[link.stage].key]]
     if link.file:
-        return [[link.label, _file(link.file, hashes)]]
+        whole = link.whole and link.file.is_dir()
+        return [[link.label, hashes.folder(link.file) if whole else _file(link.file, hashes)]]
     if link.function:
         return [[link.label, own.fingerprint(link.function.path, hashes.file)]]
     if link.server:

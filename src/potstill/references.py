@@ -63,6 +63,8 @@ class Link:
     models: tuple[Model, ...] = ()
     server: str = ""
     weight: float = 1.0
+    whole: bool = False
+    """A folder there counts with everything that lies in it, not for its rows alone."""
 
     @property
     def label(self) -> str:
@@ -348,10 +350,10 @@ class Resolver:
             except DataError as error:
                 what = error.what.replace("the folder", "a folder that", 1)
                 raise RecipeError(place, f"'{label}' names '{text}', which is {what}", error.remedy) from error
-        elif not file.is_file():
+        elif not (file.is_file() or (file.is_dir() and "folder" in slot.accepts)):
             what = "a folder" if file.is_dir() else "a pipe or a device"
             raise RecipeError(place, f"'{label}' names '{text}', which is {what}, not a file", "Name the file itself")
-        return Link(slot.field, steps, text, place, file=file, weight=weight)
+        return Link(slot.field, steps, text, place, file=file, weight=weight, whole="folder" in slot.accepts)
 
     def _suitable(self, name: str, reference: Reference, label: str, place: str) -> tuple[Model, ...]:
         """The models of that name, where the field can do with them."""

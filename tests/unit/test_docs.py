@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from potstill import cli, stages
+from potstill.evaluation.leaderboard import V1
 from potstill.layouts import layout_of
 from potstill.pipeline import run
 from potstill.recipe import load_recipe
@@ -127,6 +128,24 @@ def blocks(page: Path) -> dict[str, str]:
     found = re.findall(r"^```\w+\n# file: (\S+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     assert len(dict(found)) == len(found)
     return dict(found)
+
+
+def test_the_leaderboards_recipe_is_one(tmp_path):
+    (tmp_path / "leaderboard.yaml").write_text(blocks(ROOT / "docs" / "evaluation.md")["leaderboard.yaml"])
+    for task in ("arc", "hellaswag", "mmlu"):
+        (tmp_path / "tasks" / task).mkdir(parents=True)
+    (tmp_path / "tasks" / "truthful.jsonl").write_text("{}\n")
+    (suite,) = load_recipe(str(tmp_path / "leaderboard.yaml")).stages["scores"].config.suites.values()
+    assert (suite.tasks, set(suite.files)) == (tuple(V1), set(V1))
+
+
+def test_what_is_said_of_the_leaderboard_is_what_is_asked():
+    """The table of its tasks has the shots and metrics that the code has."""
+    table = (ROOT / "docs" / "evaluation.md").read_text().partition("## The Open LLM Leaderboard")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.*) \|$", table, re.MULTILINE)
+    assert [(task, int(shots)) for task, shots, _ in rows] == [(task, one.shots) for task, one in V1.items()]
+    told = {task: re.findall(r"`(acc\w*)`", text) for task, _, text in rows}
+    assert told == {task: [one.metric] if task != "truthfulqa_mc2" else [] for task, one in V1.items()}
 
 
 EXAMPLES = {

@@ -9,7 +9,7 @@ Verdict = Literal["better", "worse", "unclear"]
 FULL_COVERAGE = 0.95
 """Below this the sentence says how much could be scored."""
 MOST_DIGITS = 6
-SHARES = ("preference", "exact")
+SHARES = ("preference", "exact", "leaderboard", "template_effect")
 """Protocols whose values are shares, which people read in percent."""
 
 
@@ -39,7 +39,8 @@ def findings(report: Mapping[str, Any]) -> list[Finding]:
     the last model on every suite, then the other neighbours in the order of the models. Aspects speak only
     where nothing else was measured; their table is elsewhere.
     """
-    suites = {name: suite for name, suite in report["suites"].items() if suite["protocol"] != "aspects"}
+    silent = ("aspects", "template_effect")
+    suites = {name: suite for name, suite in report["suites"].items() if suite["protocol"] not in silent}
     suites = suites or dict(report["suites"])
     order = sorted(suites, key=lambda name: suites[name]["protocol"] != "mt_bench")
     against = report.get("against")

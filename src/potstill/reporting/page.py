@@ -130,6 +130,10 @@ EXPLANATIONS = {
     "preference": "In how many held-out pairs a model's implicit reward prefers the answer that was preferred, "
     "beside what can be had without preference training. Higher is better.",
     "exact": "How many answers a checker finds right. Higher is better.",
+    "leaderboard": "How often a model finds the right choice the likeliest, asked as the Open LLM Leaderboard asked. "
+    "Higher is better.",
+    "template_effect": "What each model's chat template changes on the same questions: the share right with it minus "
+    "that without. Above zero, the template helps.",
 }
 
 

@@ -25,8 +25,9 @@ UNFINISHED = "unfinished"
 class Reference:
     """Marks a config field as the name of something else in the recipe, and says what it may be.
 
-    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model", "server", "file" or "function" (with
-    "word", where a word that the config knows will do as well). Rows may be a file's path too.
+    `accepts` holds kinds of rows ("chats", "pairs", ...), "scores", "model", "server", "file" (with "folder", where one
+    will do as well) or "function" (with "word", where a word that the config knows will do as well). Rows may be a
+    file's path too.
     """
 
     accepts: tuple[str, ...]

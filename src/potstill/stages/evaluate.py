@@ -62,7 +62,8 @@ class Evaluate(StageConfig):
     judge_max_tokens: int = Field(default=1024, ge=1)
     """The longest judgment."""
     limit: int | None = Field(default=None, ge=1)
-    """Only the first so many questions, chats or pairs of each suite."""
+    """Only the first so many questions, chats or pairs of each suite; on a leaderboard, of each task and of each
+    subject of MMLU."""
 
     @model_validator(mode="after")
     def _names(self) -> "Evaluate":
@@ -109,6 +110,7 @@ class Evaluate(StageConfig):
 
     def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
         for name, suite in self.suites.items():
+            suite.check(name)
             behind = [model.name for model in models["models"] if isinstance(model.spec, EndpointModel)]
             if behind and suite.WEIGHTS:
                 what = (
@@ -118,12 +120,16 @@ class Evaluate(StageConfig):
                 remedy = "Evaluate endpoints in a stage of their own, by a protocol that reads answers"
                 raise RecipeError("models", what, remedy)
 
+    def for_trial(self, rows: int) -> "Evaluate":
+        """What reads no rows of the recipe, a leaderboard, asks as few questions as the others."""
+        return self.model_copy(update={"limit": rows if self.limit is None else min(rows, self.limit)})
+
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Answers are asked for once per set of questions, judgments once per turn, suite and aspect."""
         loads, models = {}, rows.get("models", len(self.models))
         for name, suite in self.suites.items():
             given = rows.get(f"suites.{name}.{suite.SOURCE}", 0)
-            loads[name] = suite.load(given if self.limit is None else min(given, self.limit), models)
+            loads[name] = suite.load(suite.rows(given, self.limit), models)
         parts = self._parts(loads)
         scored = sum(load.scored for load in loads.values())
         return Expected(
@@ -196,6 +202,7 @@ def _write(bench: Bench, held: Mapping[str, Any]) -> Facts:
         "models": models,
         "suites": {name: _counts(result, bench.sheets, name) for name, result in bench.results.items()},
         **held,
+        **({"notes": bench.notes} if bench.notes else {}),
     }
 
 

@@ -65,6 +65,11 @@ def choose_precision(name: DtypeName, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template. Raises ModelError."""
+    return with_template(read_tokenizer(model))
+
+
+def read_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer as it came. Raises ModelError."""
     spec = model.local
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -73,7 +78,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     except Exception as error:  # the libraries below raise many kinds for a folder that holds no tokenizer
         raise _cannot_load(model, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    return with_template(tokenizer)
+    return tokenizer
 
 
 def load_model(

@@ -14,7 +14,7 @@ from potstill.evaluation.sheets import Ask, Read, Sheet, grade
 from potstill.evaluation.statistics import Observation
 from potstill.records import Chat, Pair, Prompt
 from potstill.sources import Inputs, Model, Spec
-from potstill.stages.base import ModelName, Reference, Work
+from potstill.stages.base import Facts, ModelName, Reference, Work
 from potstill.teachers.base import Exchange, Teacher, connect
 
 if TYPE_CHECKING:
@@ -60,6 +60,13 @@ class SuiteConfig(Spec):
         """Of the models' answers in those dialogues."""
         return mt_bench.temperature(category)
 
+    def check(self, name: str) -> None:
+        """RecipeError, its place a field of the stage, where this machine lacks what it needs. For a plan."""
+
+    def rows(self, given: int, limit: int | None) -> int:
+        """How many will be measured of so many; `limit` is the stage's."""
+        return given if limit is None else min(given, limit)
+
     def load(self, rows: int, models: int) -> Load:
         """What so many rows come to with so many models."""
         raise NotImplementedError
@@ -91,6 +98,8 @@ class Bench:
     models: tuple[Model, ...]
     results: dict[str, SuiteResult] = field(default_factory=dict)
     sheets: list[Sheet] = field(default_factory=list)
+    notes: dict[str, Facts] = field(default_factory=dict)
+    """What a suite has to say of itself, for the stage's facts."""
 
     def read(self, suite: str, row_type: type[R]) -> list[R]:
         """The suite's rows: some, each under its own id, as many as the limit allows."""
