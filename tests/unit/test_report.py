@@ -488,7 +488,7 @@ def test_orderings_that_were_named_before_are_told_one_by_one(families, tmp_path
     told = found["claims"]
     # The third differs by its seeds' spread alone, and of a loss less is better.
     assert [one["outcome"] for one in told] == ["holds", "opposite", "cannot tell", "opposite"]
-    assert told[0]["published"] == {"better": [7.0], "worse": [4.76, 0.5], "source": "A paper, Table 3"}
+    assert told[0]["published"] == {"better": 7.0, "worse": [4.76, 0.5], "source": "A paper, Table 3"}
     assert told[1]["published"] is None
     assert told[0]["difference"] == found["paired"]["chat"]["text-base"]
     alone = [found["paired"]["chat"][name]["p"] for name in ("text-base", "logits-text")]
@@ -506,7 +506,7 @@ def test_orderings_that_were_named_before_are_told_one_by_one(families, tmp_path
     [
         ({"claims": [{"better": "sft", "worse": "dpo", "suite": "chat"}]}, "claims.0 names 'sft'"),
         ({"published": {"source": "x", "scores": {"sft": {"chat": 7}}}}, "published.scores names 'sft'"),
-        ({"published": {"source": "x", "scores": {"dpo": {"chat": [1, 2, 3]}}}}, "at most 2"),
+        ({"published": {"source": "x", "scores": {"dpo": {"chat": [1, 2, 3]}}}}, "at most 2|valid number"),
     ],
 )
 def test_what_is_claimed_is_of_the_models(changes, words):

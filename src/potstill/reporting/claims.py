@@ -81,9 +81,11 @@ def _finding(told: Mapping[str, Any], report: Mapping[str, Any]) -> Finding:
     return Finding(name, better, worse, WORDS[told["outcome"]], opening, f"{detail}.")
 
 
-def shown(published: Sequence[float]) -> str:
+def shown(published: float | Sequence[float]) -> str:
     """A published score as its source writes it, with its standard error where there is one."""
-    return f"{published[0]:.2f}" + (f" ({published[1]:.2f})" if len(published) > 1 else "")
+    if isinstance(published, int | float):
+        return f"{published:.2f}"
+    return f"{published[0]:.2f} ({published[1]:.2f})"
 
 
 def beside(report: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
 from potstill.errors import DataError
@@ -41,19 +41,12 @@ class Claim(Spec):
     """The suite that decides."""
 
 
-Score = Annotated[
-    tuple[float, ...],
-    Field(min_length=1, max_length=2),
-    BeforeValidator(lambda x: x if isinstance(x, list | tuple) else (x,)),
-]
-
-
 class Published(Spec):
     """What was published of such models, to stand beside what came out."""
 
     source: str
     """Where, as a reader would look for it."""
-    scores: dict[str, dict[str, Score]]
+    scores: dict[str, dict[str, float | Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]]]
     """By model and suite: a score, or [score, standard error]."""
 
 
