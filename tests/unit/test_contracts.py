@@ -39,7 +39,8 @@ LAYERS = [
     ["pipeline", "worker"],
     ["trial"],
     ["console"],
-    ["views", "show", "signal_view", "chat", "replies"],
+    ["views", "show", "signal_view", "chat", "replies", "results"],
+    ["score"],
     ["cli"],
 ]
 # What the floor holds for those above: a stage's contract knows no stage.

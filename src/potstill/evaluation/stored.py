@@ -1,0 +1,72 @@
+"""Rows of files that others stored results in: each typed as it is read, or refused with its line."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from potstill.artifact import storage_errors
+from potstill.errors import DataError
+from potstill.files import WRITTEN_NUMBER, Line, quote
+from potstill.found import ShapeError
+from potstill.turns import Columns, kind_of, string
+
+T = TypeVar("T")
+
+REMEDY = "Mend or remove the row"
+
+
+def read_typed(lines: Iterable[Line], where: str, make: Callable[[Columns], T]) -> list[T]:
+    """Every row as what `make` makes of it. DataError at the first that cannot be read, or that it refuses."""
+    rows = []
+    for line in lines:
+        place = f"{line.file or where}:{line.number}"
+        if line.error:
+            raise DataError(place, line.error, "Fetch or write the file again" if line.ends else REMEDY)
+        if not isinstance(line.value, Mapping):
+            raise DataError(place, f"the row is {kind_of(line.value)}; expected an object", REMEDY)
+        try:
+            rows.append(make(line.value))
+        except ShapeError as error:
+            raise DataError(place, str(error), REMEDY) from error
+    return rows
+
+
+def text_or_none(row: Columns, column: str) -> str | None:
+    """The text in a column, or None where it holds nothing."""
+    return None if row.get(column) is None else string(row, column)
+
+
+def number_or_none(row: Columns, column: str, expected: str) -> float | None:
+    """The number in a column, also one as text; None where there is none, or one that is not finite."""
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and WRITTEN_NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        said = f"{quote(value)!r}" if isinstance(value, str) else kind_of(value)
+        raise ShapeError(f"{column!r} is {said}; expected {expected}")
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError as error:
+        raise ShapeError(f"{column!r} is a number too large; expected {expected}") from error
+
+
+def without(row: Columns, named: Iterable[str]) -> dict[str, Any]:
+    """The columns that nothing here reads, kept for whoever writes the row again."""
+    names = set(named)
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:
+    """Rows as JSON lines; `append` goes on behind what stands there."""
+    with storage_errors(path), path.open("a" if append else "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows as one JSON list."""
+    with storage_errors(path):
+        path.write_text(json.dumps(list(rows), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

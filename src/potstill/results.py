@@ -1,0 +1,185 @@
+"""Results of anyone's making as observations: potstill's evaluations, AlpacaEval's annotations, FastChat's judgments.
+
+What a file holds is told by its rows, never by its name. A folder is a run, a sealed evaluation, or holds such files.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from potstill.artifact import read_json
+from potstill.errors import DataError
+from potstill.evaluation import alpaca_eval, fastchat
+from potstill.evaluation.alpaca_eval import Annotation
+from potstill.evaluation.fastchat import Judgment, PairJudgment
+from potstill.evaluation.scores import Measure, SuiteResult
+from potstill.evaluation.statistics import Observation
+from potstill.files import Line, is_rows, read_lines
+from potstill.turns import kind_of
+from potstill.workspace import Workspace
+
+SCORES_FILE, ANSWERS_FILE = "scores.json", "answers.jsonl"
+QUESTIONS = "question.jsonl"
+KNOWN = (
+    "annotations of AlpacaEval (instruction, generator_1, generator_2, preference), judgments of FastChat "
+    "(question_id, model, judge, turn, score; or model_1, model_2, g1_winner, g2_winner), or an evaluation of potstill"
+)
+
+Stored = Annotation | Judgment | PairJudgment
+
+
+@dataclass(frozen=True)
+class Results:
+    """One suite of one file: of one judge, against one baseline."""
+
+    path: Path
+    suite: str
+    result: SuiteResult
+    judge: str = ""
+    baseline: str | None = None
+    rows: Mapping[str, Sequence[Stored]] = field(default_factory=dict)
+    """By model, as they are stored; none for potstill's own evaluations."""
+    questions: Path | None = None
+    """Where the categories are from, where a file beside the judgments tells them."""
+
+
+def read_results(path: Path) -> dict[str, SuiteResult]:
+    """What a file, an evaluation or a run holds, by suite. DataError where that is nothing, or not to be told apart.
+
+    A suite is called mt_bench, mt_bench_pairs or alpaca_eval, or as the recipe calls it. Where several judges or
+    baselines would share a name, they stand behind it: alpaca_eval@JUDGE@BASELINE.
+    """
+    found: dict[tuple[str, str, str | None], SuiteResult] = {}
+    for one in read_all(path):
+        key = (one.suite, one.judge, one.baseline)
+        found[key] = _joined(path, found.get(key), one)
+    if not found:
+        raise DataError(str(path), f"nothing here was scored; expected {KNOWN}", "Name another file or folder")
+    alike = Counter(suite for suite, _, _ in found)
+    return {
+        suite if alike[suite] == 1 else "@".join([suite, judge, *([baseline] if baseline else [])]): result
+        for (suite, judge, baseline), result in found.items()
+    }
+
+
+def _joined(path: Path, earlier: SuiteResult | None, later: Results) -> SuiteResult:
+    """The models of two files of one suite side by side."""
+    if earlier is None:
+        return later.result
+    both = earlier.observations.keys() & later.result.observations.keys()
+    if both:
+        what = f"'{min(both)}' is scored in more than one file for {later.suite}; expected one of them"
+        raise DataError(str(path), what, "Name the file that is meant")
+    return replace(earlier, observations={**earlier.observations, **later.result.observations})
+
+
+def read_all(path: Path) -> list[Results]:
+    """Every suite of every file that a path means, in a fixed order."""
+    if path.name in (SCORES_FILE, ANSWERS_FILE) and (path.parent / SCORES_FILE).is_file():
+        path = path.parent
+    if not path.is_dir():
+        return read_file(path)
+    if (path / SCORES_FILE).is_file():
+        return list(_evaluation(path))
+    workspace = Workspace(path)
+    if workspace.has_run():
+        return list(_run(workspace))
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and is_rows(file)]
+    return [one for file in files for one in read_file(file, strict=False)]
+
+
+def read_file(path: Path, *, strict: bool = True) -> list[Results]:
+    """The suites of one file. DataError where it holds none; not `strict`: then none are returned."""
+    lines = read_lines(path)
+    first = next(lines, Line(1))
+    kind = next((kind for is_kind, kind in _KINDS if is_kind(first.value)), None)
+    if kind is not None:
+        return list(kind(path, chain([first], lines)))
+    if not strict:
+        return []
+    place = f"{path}:{first.number}"
+    if first.error:
+        raise DataError(place, first.error, "Fetch or write the file again")
+    value = first.value
+    said = f"columns {', '.join(sorted(map(str, value)))}" if isinstance(value, Mapping) else kind_of(value)
+    raise DataError(place, f"no result has {said}; expected {KNOWN}", "Name another file or folder")
+
+
+def _annotations(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
+    rows = alpaca_eval.read_annotations(lines, str(path))
+    for (judge, baseline), models in alpaca_eval.by_comparison(rows).items():
+        observations = {model: alpaca_eval.observations(found) for model, found in models.items()}
+        result = SuiteResult(alpaca_eval.WIN_RATE, observations)
+        yield Results(path, alpaca_eval.WIN_RATE.protocol, result, judge, baseline, models)
+
+
+def _judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
+    by_judge: dict[str, list[Judgment]] = {}
+    for row in fastchat.read_judgments(lines, str(path)):
+        by_judge.setdefault(row.judge, []).append(row)
+    questions, category = _categories(path)
+    for judge, rows in by_judge.items():
+        observations = fastchat.observations(rows, category)
+        models = {model: [row for row in rows if row.model == model] for model in observations}
+        result = SuiteResult(fastchat.GRADE, observations)
+        yield Results(path, fastchat.GRADE.protocol, result, judge, None, models, questions)
+
+
+def _pair_judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
+    by_judge: dict[str, list[PairJudgment]] = {}
+    for row in fastchat.read_pair_judgments(lines, str(path)):
+        by_judge.setdefault(row.judge, []).append(row)
+    questions, category = _categories(path)
+    for judge, rows in by_judge.items():
+        baseline = fastchat.baseline_of(rows)
+        observations = fastchat.pair_observations(rows, category, baseline)
+        models = {model: [row for row in rows if model in (row.model_1, row.model_2)] for model in observations}
+        result = SuiteResult(fastchat.WON, observations)
+        yield Results(path, fastchat.WON.protocol, result, judge, baseline, models, questions)
+
+
+_KINDS = (
+    (alpaca_eval.is_annotation, _annotations),
+    (fastchat.is_single, _judgments),
+    (fastchat.is_pair, _pair_judgments),
+)
+
+
+def _categories(path: Path) -> tuple[Path | None, dict[str, str]]:
+    """The questions' categories: of the question file where FastChat keeps it, else by MT-Bench's own numbers."""
+    file = path.parent.parent / QUESTIONS
+    if not file.is_file():
+        return None, fastchat.categories()
+    return file, fastchat.categories(fastchat.read_questions(read_lines(file), str(file)))
+
+
+def _run(workspace: Workspace) -> Iterator[Results]:
+    """What the evaluations of a run found, as they are sealed now."""
+    for name, asked in workspace.describe().stages.items():
+        artifact = workspace.latest(name) if asked.produces == "scores" else None
+        if artifact is not None:
+            yield from _evaluation(artifact.path)
+
+
+def _evaluation(folder: Path) -> Iterator[Results]:
+    """The suites of a sealed evaluation."""
+    suites = read_json(folder / SCORES_FILE)["suites"]
+    observations: dict[str, dict[str, list[Observation]]] = {
+        name: {model: [] for model in suite["models"]} for name, suite in suites.items()
+    }
+    for line in read_lines(folder / ANSWERS_FILE):
+        row: Mapping[str, Any] = line.value
+        for number, turn in enumerate(row["turns"], start=1):
+            one = Observation(row["id"], str(number), turn["score"], category=row["category"])
+            observations[row["suite"]].setdefault(row["model"], []).append(one)
+    for name, suite in suites.items():
+        yield Results(folder, name, SuiteResult(_measure(suite), observations[name]))
+
+
+def _measure(suite: Mapping[str, Any]) -> Measure:
+    low, high = suite["scale"]
+    share = suite["protocol"] in ("exact", "preference")
+    return Measure(suite["protocol"], (low, high), suite["higher_is_better"], share, suite["unit"])
