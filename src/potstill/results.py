@@ -8,20 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from potstill.artifact import read_json
 from potstill.errors import DataError
-from potstill.evaluation import alpaca_eval, fastchat
+from potstill.evaluation import alpaca_eval, fastchat, scores
 from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.fastchat import Judgment, PairJudgment
-from potstill.evaluation.scores import Measure, SuiteResult
-from potstill.evaluation.statistics import Observation
+from potstill.evaluation.scores import OBSERVATIONS_FILE, SCORES_FILE, SuiteResult
 from potstill.files import Line, is_rows, read_lines
 from potstill.turns import kind_of
 from potstill.workspace import Workspace
 
-SCORES_FILE, ANSWERS_FILE = "scores.json", "answers.jsonl"
 QUESTIONS = "question.jsonl"
 KNOWN = (
     "annotations of AlpacaEval (instruction, generator_1, generator_2, preference), judgments of FastChat "
@@ -78,7 +74,7 @@ def _joined(path: Path, earlier: SuiteResult | None, later: Results) -> SuiteRes
 
 def read_all(path: Path) -> list[Results]:
     """Every suite of every file that a path means, in a fixed order."""
-    if path.name in (SCORES_FILE, ANSWERS_FILE) and (path.parent / SCORES_FILE).is_file():
+    if path.name in (SCORES_FILE, OBSERVATIONS_FILE) and (path.parent / SCORES_FILE).is_file():
         path = path.parent
     if not path.is_dir():
         return read_file(path)
@@ -166,20 +162,10 @@ def _run(workspace: Workspace) -> Iterator[Results]:
 
 def _evaluation(folder: Path) -> Iterator[Results]:
     """The suites of a sealed evaluation."""
-    suites = read_json(folder / SCORES_FILE)["suites"]
-    observations: dict[str, dict[str, list[Observation]]] = {
-        name: {model: [] for model in suite["models"]} for name, suite in suites.items()
-    }
-    for line in read_lines(folder / ANSWERS_FILE):
-        row: Mapping[str, Any] = line.value
-        for number, turn in enumerate(row["turns"], start=1):
-            one = Observation(row["id"], str(number), turn["score"], category=row["category"])
-            observations[row["suite"]].setdefault(row["model"], []).append(one)
-    for name, suite in suites.items():
-        yield Results(folder, name, SuiteResult(_measure(suite), observations[name]))
-
-
-def _measure(suite: Mapping[str, Any]) -> Measure:
-    low, high = suite["scale"]
-    share = suite["protocol"] in ("exact", "preference")
-    return Measure(suite["protocol"], (low, high), suite["higher_is_better"], share, suite["unit"])
+    try:
+        found = scores.read_results(folder)
+    except (ValueError, KeyError, TypeError) as error:
+        what = "these are not scores and observations as potstill writes them"
+        raise DataError(str(folder), what, "Run the evaluation again, which seals them anew") from error
+    for name, result in found.items():
+        yield Results(folder, name, result)
