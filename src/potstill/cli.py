@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   potstill show runs/miniature pairs         what a stage made
   potstill journal runs/miniature            the replies that were paid for
   potstill chat runs/miniature               talk to the last model
+  potstill score gpt-4_single.jsonl          published numbers anew, with intervals
 """
 
 
@@ -156,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--dropped", action="store_true", help="the rows that were left out instead, with their reasons")
 
     _add_journal(verbs)
+    _add_score(verbs)
 
     chat = verbs.add_parser("chat", help="talk to a model of a run, or to any model folder")
     chat.set_defaults(verb=_chat)
@@ -199,6 +201,22 @@ def _add_journal(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     journal.add_argument("--output", type=_within(0, 1e6), metavar="USD", help="per million answer tokens, for price")
     journal.add_argument("--to", type=Path, metavar="FILE", help="a new file to export to (default: standard output)")
     journal.add_argument("--yes", action="store_true", help="prune without a selection: all of them")
+
+
+def _add_score(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    score = verbs.add_parser("score", help="published numbers from stored judgments or annotations, with intervals")
+    score.set_defaults(verb=_score)
+    score.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="annotations of AlpacaEval, judgments of FastChat, leaderboards, evaluations, runs, or folders of these",
+    )
+    score.add_argument("--json", action="store_true", help="one JSON object with every figure")
+    score.add_argument("--weights", type=Path, metavar="CSV", help="AlpacaEval's weights of length control")
+    score.add_argument("--difficulty", type=Path, metavar="CSV", help="its instructions' difficulties")
+    score.add_argument("--baseline", metavar="MODEL", help="only what was set against this model")
 
 
 def _count(text: str, least: int = 1) -> int:
@@ -348,6 +366,22 @@ def _journal(args: argparse.Namespace) -> int:
                 "command line, prune", what, "Select some (--stage, --model, --finish, --before), or add --yes"
             )
         sys.stdout.write(f"{replies.prune(workspace, meant):,} replies forgotten; what they cost stays counted.\n")
+    return 0
+
+
+@reading()
+def _score(args: argparse.Namespace) -> int:
+    import json
+
+    from potstill.score import score
+
+    found = score(args.files, args.weights, args.difficulty, args.baseline)
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    else:
+        from potstill.score_view import view
+
+        view(_console(), found)
     return 0
 
 

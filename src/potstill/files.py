@@ -82,7 +82,7 @@ def shards(path: Path) -> list[Path]:
     found = [
         file
         for file in sorted(path.rglob("*"))
-        if is_rows(file) and file.is_file() and file.name not in NO_ROWS
+        if _is_kind(file.name) and file.is_file() and file.name not in NO_ROWS
         if not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not found:
@@ -101,9 +101,8 @@ def _is_pattern(path: Path) -> bool:
     return any(sign in path.name for sign in "*?[") and not path.exists()
 
 
-def is_rows(path: Path) -> bool:
-    """Whether a file is of a kind that holds rows, by its name."""
-    return _kind(path.name)[0] in SUFFIXES
+def _is_kind(name: str) -> bool:
+    return _kind(name)[0] in SUFFIXES
 
 
 def _kind(name: str) -> tuple[str, str]:

@@ -10,15 +10,17 @@ from itertools import chain
 from pathlib import Path
 
 from potstill.errors import DataError
-from potstill.evaluation import alpaca_eval, fastchat, scores
+from potstill.evaluation import alpaca_eval, fastchat, fastchat_scores, scores
 from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.fastchat import Judgment, PairJudgment
 from potstill.evaluation.scores import OBSERVATIONS_FILE, SCORES_FILE, SuiteResult
-from potstill.files import Line, is_rows, read_lines
+from potstill.files import Line, read_lines
 from potstill.turns import kind_of
 from potstill.workspace import Workspace
 
 QUESTIONS = "question.jsonl"
+TEXTS = (".json", ".jsonl", ".ndjson", ".csv")
+"""What results are stored in, plain or compressed."""
 KNOWN = (
     "annotations of AlpacaEval (instruction, generator_1, generator_2, preference), judgments of FastChat "
     "(question_id, model, judge, turn, score; or model_1, model_2, g1_winner, g2_winner), or an evaluation of potstill"
@@ -74,17 +76,37 @@ def _joined(path: Path, earlier: SuiteResult | None, later: Results) -> SuiteRes
 
 def read_all(path: Path) -> list[Results]:
     """Every suite of every file that a path means, in a fixed order."""
+    return [one for place in places(path) for one in read_place(place, strict=place == path)]
+
+
+def places(path: Path) -> list[Path]:
+    """What a path means: the folders of evaluations, and files of rows. A file is itself, whatever it holds."""
     if path.name in (SCORES_FILE, OBSERVATIONS_FILE) and (path.parent / SCORES_FILE).is_file():
-        path = path.parent
-    if not path.is_dir():
-        return read_file(path)
-    if (path / SCORES_FILE).is_file():
-        return list(_evaluation(path))
+        return [path.parent]
+    if not path.is_dir() or (path / SCORES_FILE).is_file():
+        return [path]
     workspace = Workspace(path)
     if workspace.has_run():
-        return list(_run(workspace))
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and is_rows(file)]
-    return [one for file in files for one in read_file(file, strict=False)]
+        asked = workspace.describe().stages
+        sealed = [workspace.latest(name) for name, stage in asked.items() if stage.produces == "scores"]
+        return [artifact.path for artifact in sealed if artifact is not None]
+    files = (file for file in sorted(path.rglob("*")) if is_text(file) and file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file may hold results, by its name."""
+    return any(suffix in TEXTS for suffix in path.suffixes[-2:])
+
+
+def read_place(place: Path, *, strict: bool) -> list[Results]:
+    """The suites of an evaluation's folder or of a file; a file that holds no results has none, or is refused."""
+    return list(_evaluation(place)) if place.is_dir() else read_file(place, strict=strict)
+
+
+def first_row(path: Path) -> Line:
+    """By which a file is told."""
+    return next(read_lines(path))
 
 
 def read_file(path: Path, *, strict: bool = True) -> list[Results]:
@@ -118,10 +140,10 @@ def _judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
         by_judge.setdefault(row.judge, []).append(row)
     questions, category = _categories(path)
     for judge, rows in by_judge.items():
-        observations = fastchat.observations(rows, category)
+        observations = fastchat_scores.observations(rows, category)
         models = {model: [row for row in rows if row.model == model] for model in observations}
-        result = SuiteResult(fastchat.GRADE, observations)
-        yield Results(path, fastchat.GRADE.protocol, result, judge, None, models, questions)
+        result = SuiteResult(fastchat_scores.GRADE, observations)
+        yield Results(path, fastchat_scores.GRADE.protocol, result, judge, None, models, questions)
 
 
 def _pair_judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
@@ -130,11 +152,11 @@ def _pair_judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
         by_judge.setdefault(row.judge, []).append(row)
     questions, category = _categories(path)
     for judge, rows in by_judge.items():
-        baseline = fastchat.baseline_of(rows)
-        observations = fastchat.pair_observations(rows, category, baseline)
+        baseline = fastchat_scores.baseline_of(rows)
+        observations = fastchat_scores.pair_observations(rows, category, baseline)
         models = {model: [row for row in rows if model in (row.model_1, row.model_2)] for model in observations}
-        result = SuiteResult(fastchat.WON, observations)
-        yield Results(path, fastchat.WON.protocol, result, judge, baseline, models, questions)
+        result = SuiteResult(fastchat_scores.WON, observations)
+        yield Results(path, fastchat_scores.WON.protocol, result, judge, baseline, models, questions)
 
 
 _KINDS = (
@@ -148,24 +170,16 @@ def _categories(path: Path) -> tuple[Path | None, dict[str, str]]:
     """The questions' categories: of the question file where FastChat keeps it, else by MT-Bench's own numbers."""
     file = path.parent.parent / QUESTIONS
     if not file.is_file():
-        return None, fastchat.categories()
-    return file, fastchat.categories(fastchat.read_questions(read_lines(file), str(file)))
-
-
-def _run(workspace: Workspace) -> Iterator[Results]:
-    """What the evaluations of a run found, as they are sealed now."""
-    for name, asked in workspace.describe().stages.items():
-        artifact = workspace.latest(name) if asked.produces == "scores" else None
-        if artifact is not None:
-            yield from _evaluation(artifact.path)
+        return None, fastchat_scores.categories()
+    return file, fastchat_scores.categories(fastchat.read_questions(read_lines(file), str(file)))
 
 
 def _evaluation(folder: Path) -> Iterator[Results]:
     """The suites of a sealed evaluation."""
     try:
         found = scores.read_results(folder)
-    except (ValueError, KeyError, TypeError) as error:
-        what = "these are not scores and observations as potstill writes them"
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        what = f"{SCORES_FILE} and {OBSERVATIONS_FILE} are not there as potstill writes them"
         raise DataError(str(folder), what, "Run the evaluation again, which seals them anew") from error
     for name, result in found.items():
         yield Results(folder, name, result)

@@ -39,8 +39,8 @@ LAYERS = [
     ["pipeline", "worker"],
     ["trial"],
     ["console"],
-    ["views", "show", "signal_view", "chat", "replies", "results"],
-    ["score"],
+    ["views", "show", "signal_view", "chat", "replies"],
+    ["results", "material", "score", "score_view"],
     ["cli"],
 ]
 # What the floor holds for those above: a stage's contract knows no stage.

@@ -16,14 +16,17 @@ from typing import Any
 from potstill.artifact import digest
 from potstill.evaluation.scores import Measure
 from potstill.evaluation.statistics import Observation
-from potstill.evaluation.stored import number_or_none, read_typed, text_or_none, without, write_list
+from potstill.evaluation.stored import number_or_none, numbered, read_typed, text_or_none, without, write_list
 from potstill.files import Line
+from potstill.found import ShapeError
 from potstill.turns import Columns, string
 
 WIN_RATE = Measure("alpaca_eval", (0.0, 1.0), unit="share won")
 DRAW, OLD_DRAW = 1.5, 0.0
 LOWEST, HIGHEST = 1.0, 2.0
 """The baseline is better; the model is."""
+ROUNDED = 1e-6
+"""More than the ten digits to which preferences are stored can differ."""
 
 NAMED = ("instruction", "output_1", "generator_1", "dataset", "output_2", "generator_2", "annotator", "preference")
 """The columns of an annotation that potstill reads, in the order in which AlpacaEval writes them."""
@@ -89,6 +92,20 @@ class Entry:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Published:
+    """A line of a published leaderboard, in percent; None where it has no such column, or leaves it empty."""
+
+    model: str
+    win_rate: float
+    standard_error: float | None
+    n_total: int | None
+    avg_length: float | None
+    discrete_win_rate: float | None
+    length_controlled_winrate: float | None
+    lc_standard_error: float | None
+
+
 def is_annotation(row: Any) -> bool:
     """Whether a row is an annotation by its columns."""
     return isinstance(row, Mapping) and {"instruction", "preference", "generator_1", "generator_2"} <= row.keys()
@@ -99,6 +116,11 @@ def is_output(row: Any) -> bool:
     return isinstance(row, Mapping) and {"instruction", "output", "generator"} <= row.keys()
 
 
+def is_published(row: Any) -> bool:
+    """Whether a table's row is a leaderboard's, by its columns."""
+    return isinstance(row, Mapping) and {"win_rate", "standard_error", "n_total"} <= row.keys()
+
+
 def read_annotations(lines: Iterable[Line], where: str) -> list[Annotation]:
     """The annotations in a file's rows. DataError at the first that is none."""
     return read_typed(lines, where, _annotation)
@@ -107,6 +129,11 @@ def read_annotations(lines: Iterable[Line], where: str) -> list[Annotation]:
 def read_outputs(lines: Iterable[Line], where: str) -> list[Output]:
     """The outputs in a file's rows. DataError at the first that is none."""
     return read_typed(lines, where, _output)
+
+
+def read_leaderboard(lines: Iterable[Line], where: str) -> dict[str, Published]:
+    """A leaderboard's lines by model."""
+    return {row.model: row for row in read_typed(lines, where, _published)}
 
 
 def write_rows(path: Path, rows: Iterable[Annotation | Output]) -> None:
@@ -143,6 +170,17 @@ def _output(row: Columns) -> Output:
     )
 
 
+def _published(row: Columns) -> Published:
+    rate = number_or_none(row, "win_rate", "a number")
+    if rate is None:
+        raise ShapeError("'win_rate' is missing; expected a number")
+    names = ("standard_error", "avg_length", "discrete_win_rate", "length_controlled_winrate", "lc_standard_error")
+    rest = {name: number_or_none(row, name, "a number") for name in names}
+    total = number_or_none(row, "n_total", "a whole number")
+    name = next((column for column in ("", "model", "name") if column in row), "")
+    return Published(string(row, name), rate, n_total=None if total is None else int(total), **rest)
+
+
 def by_comparison(annotations: Iterable[Annotation]) -> dict[tuple[str, str], dict[str, list[Annotation]]]:
     """The annotations by (annotator, baseline), and in each by model, in the order in which they are first met."""
     groups: dict[tuple[str, str], dict[str, list[Annotation]]] = defaultdict(lambda: defaultdict(list))
@@ -158,21 +196,48 @@ def observations(annotations: Sequence[Annotation]) -> list[Observation]:
     for row in annotations:
         question = digest(row.instruction)[:16]
         met[question] += 1
-        part = "" if met[question] == 1 else f"run {met[question]}"
+        part = numbered("", met[question])
         value = None if row.preference is None else row.preference - LOWEST
         found.append(Observation(question, part, value, category=row.dataset))
     return found
 
 
-def entry(annotations: Sequence[Annotation], outputs: Sequence[str | None] = ()) -> Entry:
+def unlike(annotations: Iterable[Annotation]) -> list[tuple[Annotation, float]]:
+    """The annotations whose raw completion holds the probabilities of "m" and "M" and says another preference.
+
+    AlpacaEval 2 reads 2 - P(m) / (P(m) + P(M)) off the first token, and shows the answers in either order: what it
+    says is the preference, or 3 less it. Both are compared, and the nearer one returned.
+    """
+    found = []
+    for row in annotations:
+        said = _said(row.rest.get("raw_completion"))
+        if said is None or row.preference is None:
+            continue
+        nearer = min(said, 3 - said, key=lambda one: abs(one - (row.preference or 0)))
+        if abs(nearer - row.preference) > ROUNDED:
+            found.append((row, nearer))
+    return found
+
+
+def _said(completion: Any) -> float | None:
+    """The preference in a completion's first token; None where it holds no such probabilities."""
+    try:
+        tokens = completion["logprobs"]["content"][0]["top_logprobs"]
+        chances = {token["token"]: math.exp(token["logprob"]) for token in tokens if token["token"] in ("m", "M")}
+    except (TypeError, KeyError, IndexError, ValueError, OverflowError):
+        return None
+    total = sum(chances.values())
+    return 2 - chances.get("m", 0.0) / total if total > 0 else None
+
+
+def entry(annotations: Sequence[Annotation], lengths: Sequence[int] = ()) -> Entry:
     """The leaderboard's line for one model's annotations against one baseline.
 
     The standard error is that of a mean of independent rows (n - 1). The discrete win rate counts every preference as
-    the nearer of 1 and 2. `outputs` are the model's answers, whose mean length in characters is cut to a whole number.
+    the nearer of 1 and 2. `lengths` are the characters of the model's answers, whose mean is cut to a whole number.
     """
     shares = [row.preference - LOWEST for row in annotations if row.preference is not None]
     nearer = [share if share == 0.5 else float(round(share)) for share in shares]
-    lengths = [len(text) for text in outputs if text is not None]
     return Entry(
         win_rate=100 * math.fsum(shares) / len(shares) if shares else None,
         standard_error=100 * statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else None,

@@ -1,32 +1,21 @@
 """FastChat's files of MT-Bench (Zheng et al. 2023): questions, answers, judge prompts, judgments single and pairwise.
 
-A judgment is counted as it is stored, for that is what was published; beside that its text is read again. A stored -1,
-or the winner "error", is a judgment that failed: it lowers the coverage and enters no mean. Judging again appends rows
-under the names that stand there already: FastChat's means are over all of them.
+A run of potstill written so can be opened by FastChat, and one of FastChat's gone on with. What the rows come to is
+said in `fastchat_scores`.
 """
 
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill.evaluation.mt_bench import HIGHEST, LOWEST, parse_grade
-from potstill.evaluation.scores import Measure
-from potstill.evaluation.statistics import Observation
 from potstill.evaluation.stored import number_or_none, read_typed, text_or_none, without, write_lines
 from potstill.files import Line, quote
 from potstill.found import ShapeError
 from potstill.turns import Columns, kind_of, string, strings
 
-GRADE = Measure("mt_bench", (LOWEST, HIGHEST), unit="points")
-WON = Measure("mt_bench_pairs", (0.0, 1.0), unit="share won")
 FAILED, ERROR, TIE = -1.0, "error", "tie"
 """What FastChat stores where it could read no grade, and no verdict; and what it calls a tie."""
-CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-FIRST_ID, IN_CATEGORY = 81, 10
-"""MT-Bench's own questions are numbered from 81, ten to a category."""
 
 Id = int | str
 
@@ -302,79 +291,3 @@ def _winner(row: Columns, column: str) -> str:
 def _plain(score: float) -> int | float:
     """A whole number without its point, as FastChat stores it."""
     return int(score) if score == int(score) else score
-
-
-# What the stored judgments come to.
-
-
-def categories(questions: Iterable[Question] = ()) -> dict[str, str]:
-    """The category of each question by its id: as its file says, else by MT-Bench's own numbers."""
-    own = {str(FIRST_ID + i): CATEGORIES[i // IN_CATEGORY] for i in range(IN_CATEGORY * len(CATEGORIES))}
-    return {str(row.question_id): row.category for row in questions} or own
-
-
-def observations(judgments: Iterable[Judgment], category: Mapping[str, str]) -> dict[str, list[Observation]]:
-    """One a row, by model. The parts of a question are its turns; each further run of one is a part of its own.
-
-    A stored score beyond the scale is none. Zeros stand in published files, and count.
-    """
-    met: dict[tuple[str, str, int], int] = defaultdict(int)
-    found: dict[str, list[Observation]] = defaultdict(list)
-    for row in judgments:
-        question = str(row.question_id)
-        met[row.model, question, row.turn] += 1
-        run = met[row.model, question, row.turn]
-        part = str(row.turn) if run == 1 else f"{row.turn} run {run}"
-        score = row.score if row.score is not None and 0 <= row.score <= HIGHEST else None
-        found[row.model].append(Observation(question, part, score, category=category.get(question, "")))
-    return dict(found)
-
-
-def pair_observations(
-    judgments: Iterable[PairJudgment], category: Mapping[str, str], baseline: str | None
-) -> dict[str, list[Observation]]:
-    """One a row and model: 1, 0.5 or 0. With a baseline only the rows that it is in, and none of its own."""
-    met: dict[tuple[str, str, str], int] = defaultdict(int)
-    found: dict[str, list[Observation]] = defaultdict(list)
-    for row in judgments:
-        question, share = str(row.question_id), row.share
-        sides = ((row.model_1, row.model_2, share), (row.model_2, row.model_1, None if share is None else 1 - share))
-        for model, other, won in sides:
-            if baseline is not None and other != baseline:
-                continue
-            part = f"{row.turn}, against {other}"
-            met[model, question, part] += 1
-            run = met[model, question, part]
-            part = part if run == 1 else f"{part}, run {run}"
-            found[model].append(Observation(question, part, won, category=category.get(question, "")))
-    return dict(found)
-
-
-def baseline_of(judgments: Sequence[PairJudgment]) -> str | None:
-    """The one model that stands in every row: the second, where two do. None where all were set against all."""
-    if not judgments:
-        return None
-    always = set.intersection(*({row.model_1, row.model_2} for row in judgments))
-    second = judgments[0].model_2
-    return second if second in always else next(iter(sorted(always)), None)
-
-
-# What their texts say.
-
-_VERDICT = re.compile(r"\[\[([ABC])\]\]")
-
-
-def grade_in(row: Judgment) -> float | None:
-    """The grade in a judgment's text. What the judge read, below its instructions, may be quoted there."""
-    _, marker, shown = row.user_prompt.partition("[Question]")
-    return parse_grade(row.judgment, quoted=[shown if marker else row.user_prompt] if row.user_prompt else [])
-
-
-def parse_verdict(judgment: str, quoted: Iterable[str] = ()) -> str | None:
-    """A, B or tie, as the text says; None where it says none, or several."""
-    texts = list(quoted)
-    said = {match[1] for match in _VERDICT.finditer(judgment) if not any(match[0] in text for text in texts)}
-    if len(said) != 1:
-        return None
-    letter = said.pop()
-    return TIE if letter == "C" else letter

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from potstill.turns import Columns, kind_of, string
 T = TypeVar("T")
 
 REMEDY = "Mend or remove the row"
+
+_RUN = re.compile(r"(?:^| )run \d+$")
 
 
 def read_typed(lines: Iterable[Line], where: str, make: Callable[[Columns], T]) -> list[T]:
@@ -58,6 +61,16 @@ def without(row: Columns, named: Iterable[str]) -> dict[str, Any]:
     """The columns that nothing here reads, kept for whoever writes the row again."""
     names = set(named)
     return {name: value for name, value in row.items() if name not in names}
+
+
+def numbered(part: str, run: int) -> str:
+    """The part of a question that is scored for the `run`th time: the first is the part itself."""
+    return part if run == 1 else f"{part} run {run}".strip()
+
+
+def is_repeat(part: str) -> bool:
+    """Whether a part is one that was scored before, in the same file under the same names."""
+    return _RUN.search(part) is not None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:
