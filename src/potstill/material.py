@@ -63,8 +63,8 @@ def gather(paths: Sequence[Path], weights: Path | None = None, difficulty: Path 
 def _take(place: Path, material: Material, *, strict: bool) -> None:
     """Sort one file or folder in. One that was not named itself, and holds nothing of the kind, is skipped."""
     if not place.is_dir():
-        if not strict and (why := first_row(place).error):
-            material.skipped.append(f"{place}: {why}")
+        if not strict and (why := _unreadable(place)):
+            material.skipped.append(why)
             return
         if _take_table(place, material):
             return
@@ -72,6 +72,15 @@ def _take(place: Path, material: Material, *, strict: bool) -> None:
     material.results += found
     if not found:
         material.skipped.append(f"{place}: no results")
+
+
+def _unreadable(path: Path) -> str:
+    """Why not even the first row of a file can be read, if it cannot."""
+    try:
+        first = first_row(path)
+    except DataError as error:
+        return str(error)
+    return f"{path}:{first.number}: {first.error}" if first.error else ""
 
 
 def _take_table(path: Path, material: Material) -> bool:

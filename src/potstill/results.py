@@ -112,7 +112,12 @@ def first_row(path: Path) -> Line:
 def read_file(path: Path, *, strict: bool = True) -> list[Results]:
     """The suites of one file. DataError where it holds none; not `strict`: then none are returned."""
     lines = read_lines(path)
-    first = next(lines, Line(1))
+    try:
+        first = next(lines)
+    except DataError:
+        if strict:
+            raise
+        return []
     kind = next((kind for is_kind, kind in _KINDS if is_kind(first.value)), None)
     if kind is not None:
         return list(kind(path, chain([first], lines)))

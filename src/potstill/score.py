@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval, fastchat_scores
 from potstill.evaluation.alpaca_eval import Annotation, Published
+from potstill.evaluation.distributions import student_quantile
 from potstill.evaluation.fastchat import Judgment, PairJudgment
-from potstill.evaluation.statistics import Observation, mean_estimate, student_quantile
+from potstill.evaluation.spread import Value, spread_over_questions
+from potstill.evaluation.statistics import Observation
 from potstill.evaluation.stored import is_repeat
 from potstill.material import Material, annotator_of, gather
 from potstill.results import KNOWN, Results
@@ -96,7 +98,7 @@ def _model(one: Results, name: str, material: Material) -> dict[str, Any]:
         "failed": len(rows) - len(values),
         "questions": len({row.question for row in rows}),
         "repeated": len(rows) - len(first),
-        "first_run": mean_estimate(first, _bounds(one)).to_json() if len(first) < len(rows) else None,
+        "first_run": one.result.measure.estimate(first).to_json() if len(first) < len(rows) else None,
         "parts": _parts(one, rows, parts) if len(parts) > 1 else {},
         "unlike": _unlike(stored),
         "average_length": None,
@@ -109,24 +111,18 @@ def _model(one: Results, name: str, material: Material) -> dict[str, Any]:
     return {**found, "warnings": _warnings(one, name, found)}
 
 
-def _bounds(one: Results) -> tuple[float, float] | None:
-    low, high = one.result.measure.scale
-    return None if high is None else (low, high)
-
-
 def _parts(one: Results, rows: Sequence[Observation], parts: Sequence[str]) -> dict[str, Any]:
     """The mean of each turn, its repetitions among them."""
     groups = {part: [row for row in rows if row.part == part or row.part.startswith(f"{part} run ")] for part in parts}
-    return {part: mean_estimate(found, _bounds(one)).to_json() for part, found in groups.items()}
+    return {part: one.result.measure.estimate(found).to_json() for part, found in groups.items()}
 
 
 def _standard_error(rows: Sequence[Observation]) -> float | None:
     """Of the mean, clustered by question, in the unit of the values."""
-    found = mean_estimate(rows)
-    clusters = len({row.question for row in rows if row.value is not None})
-    if found.low is None or found.high is None:
-        return None
-    return (found.high - found.low) / 2 / student_quantile(clusters - 1)
+    spread = spread_over_questions(
+        [Value(row.question, row.value, row.weight) for row in rows if row.value is not None]
+    )
+    return None if spread is None else spread.error
 
 
 def _unlike(stored: Sequence[Any]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from potstill.files import Line
 from potstill.found import ShapeError
 from potstill.turns import Columns, string
 
-WIN_RATE = Measure("alpaca_eval", (0.0, 1.0), unit="share won")
+WIN_RATE = Measure("alpaca_eval", (0.0, 1.0), share=True, unit="share won")
 DRAW, OLD_DRAW = 1.5, 0.0
 LOWEST, HIGHEST = 1.0, 2.0
 """The baseline is better; the model is."""

@@ -18,7 +18,7 @@ from potstill.evaluation.statistics import Observation
 from potstill.evaluation.stored import numbered
 
 GRADE = Measure("mt_bench", (LOWEST, HIGHEST), unit="points")
-WON = Measure("mt_bench_pairs", (0.0, 1.0), unit="share won")
+WON = Measure("mt_bench_pairs", (0.0, 1.0), share=True, unit="share won")
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 FIRST_ID, IN_CATEGORY = 81, 10
 """MT-Bench's own questions are numbered from 81, ten to a category."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from potstill.errors import DataError
 from potstill.evaluation.alpaca_eval import Annotation
-from potstill.evaluation.statistics import student_quantile
+from potstill.evaluation.distributions import student_quantile
 from potstill.evaluation.stored import number_or_none, read_typed
 from potstill.files import Line
 from potstill.found import ShapeError
