@@ -83,15 +83,26 @@ def places(path: Path) -> list[Path]:
     """What a path means: the folders of evaluations, and files of rows. A file is itself, whatever it holds."""
     if path.name in (SCORES_FILE, OBSERVATIONS_FILE) and (path.parent / SCORES_FILE).is_file():
         return [path.parent]
-    if not path.is_dir() or (path / SCORES_FILE).is_file():
-        return [path]
-    workspace = Workspace(path)
-    if workspace.has_run():
+    return list(_below(path)) if path.is_dir() else [path]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The evaluations and files in a folder, those of runs as they are sealed now."""
+    workspace = Workspace(folder)
+    if (folder / SCORES_FILE).is_file():
+        yield folder
+    elif workspace.has_run():
         asked = workspace.describe().stages
         sealed = [workspace.latest(name) for name, stage in asked.items() if stage.produces == "scores"]
-        return [artifact.path for artifact in sealed if artifact is not None]
-    files = (file for file in sorted(path.rglob("*")) if is_text(file) and file.is_file())
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        yield from (artifact.path for artifact in sealed if artifact is not None)
+    else:
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_file() and is_text(path):
+                yield path
+            elif path.is_dir() and not path.is_symlink():
+                yield from _below(path)
 
 
 def is_text(path: Path) -> bool:

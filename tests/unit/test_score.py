@@ -1,0 +1,447 @@
+"""`potstill score`: what it recognises, the figures it gives, what it warns of, and what it refuses in one line."""
+
+import csv
+import gzip
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from potstill.cli import main
+from potstill.errors import DataError
+from potstill.evaluation.scores import Measure, SuiteResult, write_observations
+from potstill.evaluation.statistics import Observation, mean_estimate
+from potstill.results import read_results
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+BOARDS = DATA / "alpaca_eval" / "leaderboards"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data, which holds the published files, is not here")
+
+Score = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def score(capsys: pytest.CaptureFixture[str]) -> Score:
+    """The JSON of `potstill score --json`."""
+
+    def run(*arguments: object) -> dict[str, Any]:
+        code = main(["score", "--json", *map(str, arguments)])
+        shown = capsys.readouterr()
+        assert code == 0, shown.err
+        return json.loads(shown.out)
+
+    return run
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `potstill score` prints for people."""
+
+    def run(*arguments: object) -> str:
+        assert main(["score", *map(str, arguments)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def judged(question: int, score: float, turn: int = 1, model: str = "m", **changed: Any) -> dict[str, Any]:
+    row = {"question_id": question, "model": model, "judge": ["gpt-4", "single-v1"], "judgment": "", "turn": turn}
+    return {**row, "score": score, **changed}
+
+
+def annotated(question: str, preference: float | None, model: str = "m", **changed: Any) -> dict[str, Any]:
+    row = {"instruction": question, "output_1": "abc", "generator_1": "base", "dataset": "koala"}
+    return {**row, "output_2": "abcd", "generator_2": model, "annotator": "judge", "preference": preference, **changed}
+
+
+def compared(question: int, first: str, second: str, **changed: Any) -> dict[str, Any]:
+    row = {"question_id": question, "model_1": "m", "model_2": "base", "g1_winner": first, "g2_winner": second}
+    return {**row, "judge": ["gpt-4", "pair-v2"], "turn": 1, **changed}
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    return path
+
+
+def evaluation(folder: Path) -> Path:
+    """A sealed evaluation's files."""
+    folder.mkdir(parents=True)
+    rows = {
+        name: [Observation(str(q), "1", float(q % 7 + 1), category="math") for q in range(9)] for name in ("a", "b")
+    }
+    results = {"chat": SuiteResult(Measure("mt_bench", (1.0, 10.0), unit="points"), rows)}
+    scores = {"models": ["a", "b"], "suites": {name: result.to_json() for name, result in results.items()}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    write_observations(folder, results)
+    return folder
+
+
+# Published files.
+
+
+@real
+def test_mt_bench_as_published(score):
+    (one,) = score(DATA / "mt_bench" / "model_judgment" / "alvarobartt_gpt-4_single.jsonl")["results"]
+    rows = [json.loads(x) for x in Path(one["file"]).read_text().splitlines()]
+    assert (one["suite"], one["judge"], one["baseline"]) == ("mt_bench", "gpt-4", None)
+    assert one["categories_from"].endswith("mt_bench/question.jsonl")
+    assert len(one["categories"]) == 8
+    for name, found in one["models"].items():
+        scores = [row["score"] for row in rows if row["model"] == name and row["score"] != -1]
+        assert found["mean"] == pytest.approx(fmean(scores), abs=1e-12)
+        for turn in ("1", "2"):
+            scores = [r["score"] for r in rows if r["model"] == name and r["turn"] == int(turn) and r["score"] != -1]
+            assert found["parts"][turn]["mean"] == pytest.approx(fmean(scores), abs=1e-12)
+        assert 0.5 < (found["high"] - found["low"]) / 2 < 0.75
+        assert found["questions"] == 80
+    twice = one["models"]["mistral-orpo"]
+    assert (twice["asked"], twice["n"], twice["failed"], twice["repeated"]) == (320, 319, 1, 160)
+    assert twice["mean"] == pytest.approx(5.8589, abs=1e-4)
+    assert twice["first_run"]["mean"] == pytest.approx(5.3868, abs=1e-4)
+    assert "160 of 320 rows are scored a second time" in twice["warnings"][0]
+    assert [name for name, found in one["models"].items() if found["repeated"]] == ["mistral-orpo"]
+
+
+@real
+def test_a_weak_judges_mean_is_never_shown_without_its_coverage(score, said):
+    path = DATA / "mt_bench" / "model_judgment" / "instructlab_weak_judge_single.jsonl"
+    found = score(path)["results"][0]["models"]["granite-7b-lab"]
+    assert (found["coverage"], found["n"], found["failed"]) == (0.25, 40, 120)
+    assert [(row["question"], row["turn"], row["said"]) for row in found["unlike"]] == [
+        ("127", 1, None),
+        ("127", 2, None),
+    ]
+    (line,) = [line for line in said(path).splitlines() if line.startswith("granite-7b-lab") and "7.40" in line]
+    assert "only 25.0%" in line
+
+
+@real
+@pytest.mark.parametrize("model", ["vicuna-13b", "zephyr-7b-alpha", "llama-2-70b-chat-hf"])
+def test_alpaca_eval_as_published(model, score):
+    board = BOARDS / "alpaca_eval_gpt4_leaderboard.csv"
+    (one,) = score(DATA / "alpaca_eval" / model / "alpaca_eval_gpt4", board)["results"]
+    with board.open(newline="") as file:
+        published = next(line for line in csv.DictReader(file) if line[""] == model)
+    found = one["models"][model]
+    assert found["mean"] * 100 == pytest.approx(float(published["win_rate"]), abs=1e-9)
+    assert found["standard_error"] * 100 == pytest.approx(float(published["standard_error"]), abs=1e-9)
+    for name, value in found["alpaca_eval"].items():
+        assert value == pytest.approx(float(published[name]), abs=1e-9)
+    assert found["published"]["win_rate"] == pytest.approx(found["alpaca_eval"]["win_rate"], abs=1e-9)
+    assert list(one["categories"]) == ["helpful_base", "koala", "oasst", "selfinstruct", "vicuna"]
+    assert found["failed"] == 805 - int(published["n_total"])
+
+
+@real
+def test_alpaca_eval_2_at_equal_length(score, said):
+    tables = ["--weights", BOARDS / "lc_weights_length_controlled_v1.csv"]
+    tables += ["--difficulty", BOARDS / "instruction_difficulty_recovered.csv"]
+    folder = DATA / "alpaca_eval" / "vicuna-13b" / "weighted_alpaca_eval_gpt4_turbo"
+    board = BOARDS / "weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
+    found = score(folder, board, *tables)
+    controlled = found["results"][0]["models"]["vicuna-13b"]["length_controlled"]
+    assert controlled["win_rate"] == pytest.approx(9.222060023704104, abs=1e-6)
+    assert controlled["from"] == "weights"
+    assert controlled["fit_less_published"] == pytest.approx(-1.5077, abs=1e-3)
+    lines = found["leaderboards"][0]["models"]
+    given = {name: line["length_controlled"] for name, line in lines.items() if line["length_controlled"]}
+    assert len(given) == 199
+    away = [name for name, line in given.items() if abs(line["difference"]) > 1e-6]
+    assert away == ["NullModel", "dbrx-instruct"]
+    shown = said(folder, *tables)
+    assert "at equal length 9.22% [" in shown
+    assert "7.71% [" in shown
+
+
+@real
+def test_weights_against_another_baseline_are_left_out(score):
+    tables = ["--weights", BOARDS / "lc_weights_length_controlled_v1.csv"]
+    tables += ["--difficulty", BOARDS / "instruction_difficulty_recovered.csv"]
+    first = BOARDS / "alpaca_eval_gpt4_leaderboard.csv"
+    found = score(DATA / "alpaca_eval" / "vicuna-13b" / "alpaca_eval_gpt4", first, *tables)
+    model = found["results"][0]["models"]["vicuna-13b"]
+    assert model["length_controlled"]["by_weights"] is None
+    assert "the given weights are not against text_davinci_003" in model["warnings"][0]
+    board = found["leaderboards"][0]
+    assert "and this leaderboard is not" in board["weights_left_out"]
+    assert all(line["length_controlled"] is None for line in board["models"].values())
+
+
+@real
+def test_a_leaderboard_is_set_against_another_model_by_its_weights(score):
+    found = score(BOARDS, "--baseline", "vicuna-13b")
+    board = next(one for one in found["leaderboards"] if one["annotator"] == "weighted_alpaca_eval_gpt4_turbo")
+    lines = board["models"]
+    assert board["weights_against"] == "vicuna-13b"
+    assert lines["vicuna-13b"]["length_controlled"]["win_rate"] == 50
+    assert lines["gpt4_1106_preview"]["length_controlled"]["win_rate"] == pytest.approx(100 - 9.222060023, abs=1e-6)
+    assert lines["vicuna-13b"]["length_controlled"]["difference"] is None
+
+
+# What is recognised.
+
+
+def test_the_keys_stay(tmp_path, score):
+    found = score(write(tmp_path / "a.json", annotated("1", 2), annotated("2", 1)))
+    assert list(found) == ["results", "leaderboards", "weights", "difficulty", "skipped"]
+    (one,) = found["results"]
+    assert list(one) == [
+        "file", "suite", "judge", "baseline", "categories_from", "protocol", "scale", "higher_is_better", "unit",
+        "share", "models", "categories", "paired",
+    ]  # fmt: skip
+    assert list(one["models"]["m"]) == [
+        "mean", "low", "high", "n", "coverage", "standard_error", "asked", "failed", "questions", "repeated",
+        "first_run", "parts", "unlike", "average_length", "alpaca_eval", "length_controlled", "published", "warnings",
+    ]  # fmt: skip
+    judgments = score(write(tmp_path / "x.jsonl", judged(81, 8)))["results"][0]["models"]["m"]
+    assert list(judgments) == list(one["models"]["m"])
+    kept = score(evaluation(tmp_path / "scores"))["results"][0]["models"]["a"]
+    assert list(kept) == list(one["models"]["m"])
+
+
+def test_judgments_of_pairs_against_their_baseline(tmp_path, score):
+    rows = [compared(81, "model_1", "model_1"), compared(82, "tie", "tie"), compared(83, "error", "tie")]
+    (one,) = score(write(tmp_path / "x_pair.jsonl", *rows, compared(84, "model_2", "model_2")))["results"]
+    assert (one["suite"], one["baseline"], list(one["models"])) == ("mt_bench_pairs", "base", ["m"])
+    found = one["models"]["m"]
+    assert found["mean"] == pytest.approx(0.5)
+    assert (found["n"], found["failed"], found["coverage"]) == (3, 1, 0.75)
+
+
+def test_all_pairs_can_be_set_against_one_model(tmp_path, score):
+    rows = [
+        compared(81, "model_1", "model_1", model_1=one, model_2=two)
+        for one, two in (("a", "b"), ("a", "c"), ("b", "c"))
+    ]
+    path = write(tmp_path / "x_pair.jsonl", *rows)
+    (whole,) = score(path)["results"]
+    assert whole["baseline"] is None
+    assert {name: found["n"] for name, found in whole["models"].items()} == {"a": 2, "b": 2, "c": 2}
+    (one,) = score(path, "--baseline", "c")["results"]
+    assert {name: (found["n"], found["mean"]) for name, found in one["models"].items()} == {"a": (1, 1), "b": (1, 1)}
+
+
+def test_several_models_judges_and_baselines_in_one_file(tmp_path, score):
+    rows = [annotated(str(i), 1 + (i % 2), model) for i in range(6) for model in ("m", "n")]
+    rows += [annotated("1", 2, annotator="other"), annotated("1", 2, generator_1="rival")]
+    path = write(tmp_path / "annotations.json", *rows)
+    found = [(one["judge"], one["baseline"], list(one["models"])) for one in score(path)["results"]]
+    assert found == [("judge", "base", ["m", "n"]), ("other", "base", ["m"]), ("judge", "rival", ["m"])]
+    assert [one["baseline"] for one in score(path, "--baseline", "rival")["results"]] == ["rival"]
+
+
+def test_an_evaluation_by_its_folder_or_its_file(tmp_path, score):
+    folder = evaluation(tmp_path / "scores")
+    values = [float(q % 7 + 1) for q in range(9)]
+    for path in (folder, folder / "scores.json", folder / "observations.jsonl", tmp_path):
+        (one,) = score(path)["results"]
+        assert one["models"]["a"]["mean"] == pytest.approx(fmean(values))
+        assert one["paired"]["b-a"]["mean"] == 0
+
+
+def test_a_folder_is_gone_through_and_what_is_no_result_is_told(tmp_path, score):
+    write(tmp_path / "one" / "annotations.json", annotated("1", 2), annotated("2", 1))
+    write(tmp_path / "two" / "gpt-4_single.jsonl", judged(81, 8), judged(82, 6))
+    write(tmp_path / "one" / "model_outputs.json", {"instruction": "1", "output": "x" * 90, "generator": "m"})
+    (tmp_path / "notes.json").write_text("{\n 'not': json\n}")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    found = score(tmp_path)
+    assert [one["suite"] for one in found["results"]] == ["alpaca_eval", "mt_bench"]
+    assert found["results"][0]["models"]["m"]["average_length"] == 90
+    assert len(found["skipped"]) == 2
+    assert "notes.json:1: not JSON" in found["skipped"][0]
+
+
+def test_a_file_named_twice_is_counted_once(tmp_path, score):
+    path = write(tmp_path / "x.jsonl", judged(81, 8))
+    assert len(score(path, path, tmp_path)["results"]) == 1
+
+
+def test_compressed_files_are_read_as_they_are(tmp_path, score):
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress((json.dumps(judged(81, 8)) + "\n").encode()))
+    assert score(path)["results"][0]["models"]["m"]["mean"] == 8
+
+
+def test_categories_are_the_question_files_or_those_of_mt_benchs_own_numbers(tmp_path, score):
+    path = write(tmp_path / "mt" / "model_judgment" / "x_single.jsonl", judged(81, 8), judged(92, 6))
+    (one,) = score(path)["results"]
+    assert list(one["categories"]) == ["writing", "roleplay"]
+    assert one["categories_from"] == "the ids of MT-Bench's own questions"
+    own = [{"question_id": number, "category": "poems", "turns": ["?"]} for number in (81, 92)]
+    write(tmp_path / "mt" / "question.jsonl", *own)
+    (one,) = score(path)["results"]
+    assert list(one["categories"]) == ["poems"]
+    assert one["categories_from"] == str(tmp_path / "mt" / "question.jsonl")
+
+
+WEIGHTS = ",np.tanh(std_delta_len),instruction_difficulty,not_gamed_baseline.astype(float)\nbase,0,0,0\nm,-1,0.5,0.25\n"
+HARD = "index,instruction_difficulty\n" + "".join(f"{i},{i / 10 - 0.5}\n" for i in range(12))
+
+
+def lengths() -> list[dict[str, Any]]:
+    """Twelve annotations that a regression can tell apart."""
+    shares = (0.9, 0.2, 0.7, 0.4, 0.6, 0.3, 0.8, 0.5, 0.1, 0.6, 0.4, 0.7)
+    return [annotated(str(i), 1 + share, output_2="x" * (3 * i % 17 + 1)) for i, share in enumerate(shares)]
+
+
+def test_tables_beside_the_annotations_are_used_and_said(tmp_path, score, said):
+    path = write(tmp_path / "annotations.json", *lengths())
+    assert score(path)["results"][0]["models"]["m"]["length_controlled"] is None
+    (tmp_path / "weights.csv").write_text(WEIGHTS)
+    (tmp_path / "difficulty.csv").write_text(HARD)
+    found = score(path)
+    assert found["weights"] == str(tmp_path / "weights.csv")
+    assert found["difficulty"] == str(tmp_path / "difficulty.csv")
+    shares = [1 / (1 + math.exp(-(0.25 + 0.5 * (i / 10 - 0.5)))) for i in range(12)]
+    controlled = found["results"][0]["models"]["m"]["length_controlled"]
+    assert controlled["by_weights"]["win_rate"] == pytest.approx(100 * fmean(shares))
+    assert f"weights: {tmp_path / 'weights.csv'}" in said(path).replace("\n", "")
+
+
+def test_a_fit_that_cannot_be_is_a_warning_and_the_rest_is_shown(tmp_path, score):
+    path = write(tmp_path / "annotations.json", *(annotated(str(i), 1 + i % 2) for i in range(12)))
+    (tmp_path / "difficulty.csv").write_text(HARD)
+    found = score(path)["results"][0]["models"]["m"]
+    assert found["mean"] == 0.5
+    assert found["length_controlled"]["fit"] is None
+    assert "no rate at equal length could be fitted" in found["warnings"][0]
+
+
+# Warnings.
+
+
+def test_rows_that_are_scored_twice_are_counted_and_told(tmp_path, score, said):
+    rows = [judged(81, 8), judged(81, 6, turn=2), judged(82, 4), judged(81, 2), judged(81, -1, turn=2)]
+    path = write(tmp_path / "x.jsonl", *rows)
+    found = score(path)["results"][0]["models"]["m"]
+    assert (found["mean"], found["repeated"], found["first_run"]["mean"]) == (5, 2, 6)
+    assert "2 of 5 rows are scored a second time under the same names" in said(path)
+    shown = score(write(tmp_path / "a.json", annotated("1", 2), annotated("1", 1), annotated("2", 1)))
+    assert shown["results"][0]["models"]["m"]["repeated"] == 1
+
+
+def test_a_failed_judgment_lowers_the_coverage_and_no_mean(tmp_path, score):
+    found = score(write(tmp_path / "x.jsonl", judged(81, 8), judged(82, -1), judged(83, 4)))["results"][0]
+    expected = mean_estimate([Observation("81", "1", 8.0), Observation("83", "1", 4.0)], (1.0, 10.0))
+    model = found["models"]["m"]
+    assert (model["mean"], model["low"], model["high"]) == (expected.mean, expected.low, expected.high)
+    assert model["coverage"] == pytest.approx(2 / 3)
+    assert "coverage 67%: 2 of 3 could be scored" in model["warnings"][0]
+
+
+def test_nothing_at_all_scored_has_no_mean_and_says_so(tmp_path, score, said):
+    path = write(tmp_path / "x.jsonl", judged(81, -1), judged(82, -1))
+    assert score(path)["results"][0]["models"]["m"]["mean"] is None
+    assert "coverage 0%: 0 of 2 could be scored" in said(path)
+
+
+def test_what_other_models_were_asked_more_is_told(tmp_path, score):
+    rows = [judged(q, 5, model="m") for q in (81, 82, 83)] + [judged(81, 5, model="n")]
+    models = score(write(tmp_path / "x.jsonl", *rows))["results"][0]["models"]
+    assert models["m"]["warnings"] == []
+    assert models["n"]["warnings"] == ["2 of 3 that other models here were asked are missing"]
+
+
+def test_what_the_text_says_otherwise_is_told_and_what_is_stored_counts(tmp_path, score):
+    rows = [judged(81, 8, judgment="[[3]]"), judged(82, -1, judgment="[[7]]"), judged(83, 5, judgment="[[5]]")]
+    found = score(write(tmp_path / "x.jsonl", *rows))["results"][0]["models"]["m"]
+    assert found["mean"] == 6.5
+    assert [(row["stored"], row["said"]) for row in found["unlike"]] == [(8, 3), (None, 7)]
+    assert any("2 stored otherwise than the judge's reply reads" in warning for warning in found["warnings"])
+
+
+# Bad files.
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "", "a.json: the file is empty"),
+        ("a.json", "[]", "a.json: the file is empty"),
+        ("a.json", '[{"instruction": "a", "gener', "a.json:1: not JSON"),
+        ("a.jsonl", '{"question_id": 81, "mod', "a.jsonl:1: not JSON"),
+        ("a.jsonl", json.dumps(judged(81, 8)) + '\n{"question_id": 81', "a.jsonl:2: not JSON"),
+        ("a.jsonl", '{"a": 1}', "a.jsonl:1: no result has columns a; expected annotations of AlpacaEval"),
+        ("a.json", "[1]", "a.json:1: no result has a number"),
+        ("a.jsonl", json.dumps(judged(81, 8, turn="x")), "a.jsonl:1: 'turn' is 'x'"),
+        ("a.json", json.dumps([annotated("1", "good")]), "a.json:1: 'preference' is 'good'"),
+        ("a.txt", "hello", "a.txt:1: no result has columns text"),
+        ("a.bin", "hello", "a.bin: a file of an unknown kind"),
+        ("a.jsonl.gz", "hello", "a.jsonl.gz: the compressed file is damaged"),
+        (
+            "scores.json",
+            '{"suites": {"chat": {"models": {"a": 1}}}}',
+            "scores.json and observations.jsonl are not there",
+        ),
+    ],
+)
+def test_a_bad_file_is_one_line_and_code_2(name, text, message, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_text(text)
+    assert main(["score", str(path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_what_is_not_there_or_empty_is_one_line(tmp_path, capsys):
+    for path, words in ((tmp_path / "none.json", "there is no such file"), (tmp_path, "nothing here was scored")):
+        assert main(["score", str(path)]) == 2
+        assert words in capsys.readouterr().err
+    path = write(tmp_path / "a.json", annotated("1", 2))
+    assert main(["score", str(path), "--baseline", "nobody"]) == 2
+    assert "nothing here was scored against 'nobody'" in capsys.readouterr().err
+    assert main(["score", str(path), "--weights", str(path)]) == 2
+    assert "it holds neither weights nor difficulties" in capsys.readouterr().err
+
+
+def test_no_number_counts_as_failed_not_as_a_number(tmp_path, score):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([annotated("1", 2), annotated("2", math.nan)]))
+    assert score(path)["results"][0]["models"]["m"]["failed"] == 1
+
+
+# What others read.
+
+
+def test_results_by_suite_for_whoever_compares(tmp_path):
+    path = write(tmp_path / "x.jsonl", judged(81, 8), judged(82, -1))
+    (found,) = read_results(path).values()
+    assert list(read_results(path)) == ["mt_bench"]
+    assert [row.value for row in found.observations["m"]] == [8, None]
+    rows = [annotated("1", 2), annotated("1", 2, annotator="other")]
+    assert list(read_results(write(tmp_path / "a.json", *rows))) == ["alpaca_eval@judge@base", "alpaca_eval@other@base"]
+    assert list(read_results(evaluation(tmp_path / "kept"))) == ["chat"]
+
+
+def test_one_model_in_two_files_cannot_be_told(tmp_path):
+    write(tmp_path / "one.jsonl", judged(81, 8))
+    write(tmp_path / "two.jsonl", judged(81, 3))
+    with pytest.raises(DataError, match="'m' is scored in more than one file for mt_bench"):
+        read_results(tmp_path)
+    write(tmp_path / "two.jsonl", judged(81, 3, model="n"))
+    assert list(read_results(tmp_path)["mt_bench"].observations) == ["m", "n"]
+
+
+def test_scoring_loads_no_torch(tmp_path):
+    path = write(tmp_path / "annotations.json", *lengths())
+    (tmp_path / "difficulty.csv").write_text(HARD)
+    program = (
+        "import sys; from potstill.cli import main; main(['score', sys.argv[1]])\n"
+        "print(sorted({'torch', 'transformers', 'openai', 'datasets'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.splitlines()[-1] == "[]"
