@@ -123,6 +123,8 @@ def _look_beside(material: Material) -> None:
     tables = [path for folder in folders for path in sorted(folder.glob("*.csv*")) if is_text(path)]
     for path in tables:
         fresh = Material()
+        if _unreadable(path):
+            continue
         if _take_length_control(path, first_row(path).value, fresh):
             if fresh.weights and not material.weights:
                 material.weights, material.weights_from = fresh.weights, path

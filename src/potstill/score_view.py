@@ -13,6 +13,9 @@ from potstill.score import ENOUGH, SHOWN
 WIDE = 160
 """Columns of what is no terminal."""
 
+TURNS = ("1", "2")
+"""Those of MT-Bench, which have columns of their own."""
+
 Found = Mapping[str, Any]
 
 
@@ -59,13 +62,17 @@ def _result(console: Console, one: Found) -> None:
 def _means(one: Found) -> Table:
     """One line a model. Of AlpacaEval also what its leaderboard counts."""
     models = one["models"]
-    turns = list(dict.fromkeys(part for model in models.values() for part in model["parts"] if part.isdigit()))
+    end = f", against {one['baseline']}" if one["baseline"] else ""
+    turns = [turn for turn in TURNS if any(turn + end in model["parts"] for model in models.values())]
     counted = any(model["alpaca_eval"] for model in models.values())
     titles = [_title(one), "95% interval", "SE", "n", "failed", "coverage", *(f"turn {turn}" for turn in turns)]
     table = _table("", [*titles, *(["wins", "losses", "draws", "length"] if counted else [])])
     for name, model in models.items():
         cells = [*_mean(one, model), _figure(one, model["standard_error"]), f"{model['n']:,}", f"{model['failed']:,}"]
-        cells += [_coverage(model), *(_figure(one, (model["parts"].get(turn) or {}).get("mean")) for turn in turns)]
+        cells += [
+            _coverage(model),
+            *(_figure(one, (model["parts"].get(turn + end) or {}).get("mean")) for turn in turns),
+        ]
         if line := model["alpaca_eval"]:
             cells += [str(line[key]) for key in ("n_wins", "n_wins_base", "n_draws")]
             cells.append("-" if line["avg_length"] is None else f"{line['avg_length']:,}")

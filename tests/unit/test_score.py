@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from potstill.artifact import seal
 from potstill.cli import main
 from potstill.errors import DataError
 from potstill.evaluation.scores import Measure, SuiteResult, write_observations
 from potstill.evaluation.statistics import Observation, mean_estimate
 from potstill.results import read_results
+from potstill.workspace import Asked, Description, Workspace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOARDS = DATA / "alpaca_eval" / "leaderboards"
@@ -215,6 +217,20 @@ def test_judgments_of_pairs_against_their_baseline(tmp_path, score):
     found = one["models"]["m"]
     assert found["mean"] == pytest.approx(0.5)
     assert (found["n"], found["failed"], found["coverage"]) == (3, 1, 0.75)
+
+
+def test_turns_have_columns_of_their_own(tmp_path, said):
+    rows = [compared(81, "model_1", "model_1"), compared(82, "model_1", "model_1")]
+    rows += [compared(81, "tie", "tie", turn=2), compared(82, "model_2", "model_2", turn=2)]
+    head, line = said(write(tmp_path / "x_pair.jsonl", *rows)).splitlines()[1:3]
+    assert head.split()[-4:] == ["turn", "1", "turn", "2"]
+    assert line.split()[-2:] == ["100.00", "25.00"]
+
+
+def test_a_damaged_table_beside_the_annotations_is_left_alone(tmp_path, score):
+    path = write(tmp_path / "annotations.json", *lengths())
+    (tmp_path / "empty.csv").write_text("")
+    assert score(path)["difficulty"] is None
 
 
 def test_all_pairs_can_be_set_against_one_model(tmp_path, score):
@@ -445,3 +461,18 @@ def test_scoring_loads_no_torch(tmp_path):
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
     ).stdout
     assert shown.splitlines()[-1] == "[]"
+
+
+def test_a_run_is_scored_by_what_is_sealed_in_it_now(tmp_path, score):
+    workspace = Workspace(tmp_path / "run")
+    draft = evaluation(tmp_path / "run" / "work" / "draft")
+    target = workspace.artifacts / "scores-1"
+    head = {"stage": "scores", "kind": "evaluate", "version": 1, "produces": "scores", "key": "1", "seed": 0}
+    seal(draft, target, {**head, "config": {}, "inputs": {}, "facts": {}})
+    workspace.link("scores", target)
+    made = {"scores": Asked(kind="evaluate", produces="scores", folder="scores-1")}
+    made["sft"] = Asked(kind="sft", produces="model", folder="sft-1")
+    workspace.note_run(Description(recipe="r", source="r.yaml", overrides=[], stages=made))
+    for path in (workspace.path, tmp_path):
+        (one,) = score(path)["results"]
+        assert (one["file"], one["suite"]) == (str(target), "chat")
