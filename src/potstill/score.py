@@ -215,7 +215,7 @@ def _board_baseline(board: Mapping[str, Published], material: Material) -> tuple
 
     own = baseline_of(material.weights)
     line = board.get(own or "")
-    if own is None or (line is not None and line.win_rate != EVEN):
+    if own is None or line is None or line.win_rate != EVEN:
         return None, f"the given weights are against {own or 'no model that they name'}, and this leaderboard is not"
     if material.baseline is not None and material.baseline not in material.weights:
         return None, f"the given weights hold none of '{material.baseline}'"
@@ -224,14 +224,22 @@ def _board_baseline(board: Mapping[str, Published], material: Material) -> tuple
 
 def _line(row: Published, material: Material, against: str | None) -> dict[str, Any]:
     """A published line with the interval that its standard error makes, and its rate at equal length from weights."""
-    low = high = controlled = None
-    if row.standard_error is not None:
-        half = student_quantile(max(1, (row.n_total or 0) - 1)) * row.standard_error
-        low, high = max(0.0, row.win_rate - half), min(100.0, row.win_rate + half)
+    low, high = _ends(row.win_rate, row.standard_error, row.n_total)
+    lc_low, lc_high = _ends(row.length_controlled_winrate, row.lc_standard_error, row.n_total)
+    controlled = None
     weights = material.weights.get(row.model) if against is not None else None
     if weights is not None and against is not None and material.difficulty is not None:
         controlled = _by_weights(row, weights, material.weights[against], material.difficulty)
-    return {**asdict(row), "low": low, "high": high, "length_controlled": controlled}
+    ends = {"low": low, "high": high, "lc_low": lc_low, "lc_high": lc_high}
+    return {**asdict(row), **ends, "length_controlled": controlled}
+
+
+def _ends(rate: float | None, error: float | None, n: int | None) -> tuple[float | None, float | None]:
+    """The 95% interval that a published standard error makes, in percent."""
+    if rate is None or error is None:
+        return None, None
+    half = student_quantile(max(1, (n or 0) - 1)) * error
+    return max(0.0, rate - half), min(100.0, rate + half)
 
 
 def _by_weights(row: Published, weights: "Weights", baseline: "Weights", difficulty: "Difficulty") -> dict[str, Any]:
@@ -269,8 +277,9 @@ def _warnings(one: Results, name: str, found: Mapping[str, Any]) -> list[str]:
         share = f"coverage {left / asked:.0%}: {left:,} of {asked:,} could be scored"
         said.append(f"{share}; the mean is of those alone, and says nothing of the others")
     if found["repeated"]:
-        alone = found["first_run"]["mean"]
-        first = "none" if alone is None else f"{alone:.4g}"
+        alone = found["first_run"]
+        first = "none" if alone["mean"] is None else f"{alone['mean']:.4g}"
+        first += "" if alone["low"] is None else f" [{alone['low']:.4g}, {alone['high']:.4g}]"
         said.append(
             f"{found['repeated']:,} of {asked:,} rows are scored a second time under the same names; the mean is over "
             f"all, as published means are, and of the first of each alone {first}"

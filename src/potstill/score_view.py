@@ -11,18 +11,17 @@ from potstill.console import clean
 from potstill.score import ENOUGH, SHOWN
 
 WIDE = 160
-"""Columns of what is no terminal."""
+"""Columns that are written whatever the terminal's: a number is never cut off."""
 
 TURNS = ("1", "2")
-"""Those of MT-Bench, which have columns of their own."""
+"""Those of MT-Bench, which have lines of their own."""
 
 Found = Mapping[str, Any]
 
 
 def view(console: Console, found: Found) -> None:
     """All results, then leaderboards, then what was looked at beside them."""
-    if not console.is_terminal:
-        console.width = max(console.width, WIDE)
+    console.width = max(console.width, WIDE)
     for one in found["results"]:
         _result(console, one)
     for board in found["leaderboards"]:
@@ -52,49 +51,46 @@ def _result(console: Console, one: Found) -> None:
             _say(console, f"  {name}: {words}")
         for warning in model["warnings"]:
             console.print(Text.assemble(("! ", "yellow"), clean(f"{name}: {warning}")), soft_wrap=True)
-    if one["categories"]:
-        console.print(_categories(one))
-        if one["categories_from"]:
-            _say(console, f"  categories by {one['categories_from']}", "dim")
+    if parts := _parts(one):
+        console.print(parts)
+    if one["categories"] and one["categories_from"]:
+        _say(console, f"  categories by {one['categories_from']}", "dim")
     console.print()
 
 
 def _means(one: Found) -> Table:
-    """One line a model. Of AlpacaEval also what its leaderboard counts."""
-    models = one["models"]
-    end = f", against {one['baseline']}" if one["baseline"] else ""
-    turns = [turn for turn in TURNS if any(turn + end in model["parts"] for model in models.values())]
-    counted = any(model["alpaca_eval"] for model in models.values())
-    titles = [_title(one), "95% interval", "SE", "n", "failed", "coverage", *(f"turn {turn}" for turn in turns)]
-    table = _table("", [*titles, *(["wins", "losses", "draws", "length"] if counted else [])])
-    for name, model in models.items():
+    """One line a model."""
+    table = _table("", [_title(one), "95% interval", "SE", "n", "failed", "coverage"])
+    for name, model in one["models"].items():
         cells = [*_mean(one, model), _figure(one, model["standard_error"]), f"{model['n']:,}", f"{model['failed']:,}"]
-        cells += [
-            _coverage(model),
-            *(_figure(one, (model["parts"].get(turn + end) or {}).get("mean")) for turn in turns),
-        ]
-        if line := model["alpaca_eval"]:
-            cells += [str(line[key]) for key in ("n_wins", "n_wins_base", "n_draws")]
-            cells.append("-" if line["avg_length"] is None else f"{line['avg_length']:,}")
-        table.add_row(Text(clean(name)), *cells)
+        table.add_row(Text(clean(name)), *cells, _coverage(model))
     return table
 
 
-def _categories(one: Found) -> Table:
-    table = _table("category", ["", _title(one), "95% interval", "n", "coverage"])
-    for category, models in one["categories"].items():
-        for at, (name, found) in enumerate(models.items()):
-            cells = [*_mean(one, found), f"{found['n']:,}", _coverage(found)]
-            table.add_row(Text("" if at else clean(category)), Text(clean(name), "dim"), *cells)
-    return table
+def _parts(one: Found) -> Table | None:
+    """One line a turn or category, and model; None where there is neither."""
+    models, end = one["models"], f", against {one['baseline']}" if one["baseline"] else ""
+    groups = {
+        f"turn {turn}": {name: model["parts"].get(turn + end) for name, model in models.items()} for turn in TURNS
+    }
+    groups |= one["categories"]
+    table = _table("", ["", _title(one), "95% interval", "n", "coverage"])
+    for group, found in groups.items():
+        rows = [(name, row) for name, row in found.items() if row]
+        for at, (name, row) in enumerate(rows):
+            cells = [*_mean(one, row), f"{row['n']:,}", _coverage(row)]
+            table.add_row(Text("" if at else clean(group)), Text(clean(name), "dim"), *cells)
+    return table if table.row_count else None
 
 
 def _beside(model: Found) -> list[str]:
-    """In sentences: the rates that are published, and those at equal length."""
+    """In sentences: what a leaderboard counts, what is published, and the rates at equal length."""
     said = []
     line, published = model["alpaca_eval"], model["published"]
-    if line and line["discrete_win_rate"] is not None:
-        said.append(f"discrete win rate {line['discrete_win_rate']:.2f}%")
+    if line:
+        counts = f"{line['n_wins']:,} won, {line['n_wins_base']:,} lost, {line['n_draws']:,} drawn"
+        length = "" if line["avg_length"] is None else f", average length {line['avg_length']:,} characters"
+        said.append(f"{counts}{length}")
     if line and published and line["win_rate"] is not None:
         less = line["win_rate"] - published["win_rate"]
         said.append(f"published {published['win_rate']:.2f}%, from which this differs by {less:+.1e}")
@@ -119,20 +115,23 @@ def _at_equal_length(found: Found) -> list[str]:
 def _board(console: Console, board: Found) -> None:
     against = board["weights_against"]
     console.print(Text.assemble((board["annotator"], "bold"), (f"  {board['file']}", "dim")), soft_wrap=True)
-    by = f"at equal length against {against}" if against else "at equal length"
-    titles = ["win rate %", "95% interval", "SE", "n", "length", "published at equal length"]
-    table = _table("leaderboard", [*titles, *([by, "95% interval", "n", "differs by"] if against else [])])
+    titles = ["win rate %", "95% interval", "n", "length"]
+    table = _table(
+        "", [*titles, "published at equal length", *(["by weights", "interval", "differs"] if against else [])]
+    )
     for name, line in board["models"].items():
-        cells = [_plain(line["win_rate"]), _range(line["low"], line["high"]).strip() or "-"]
-        cells += [_plain(line["standard_error"]), f"{line['n_total'] or '-'}", _plain(line["avg_length"], 0)]
-        cells.append(_plain(line["length_controlled_winrate"]))
+        cells = [_plain(line["win_rate"]), _range(line["low"], line["high"]).strip() or "none"]
+        cells += [f"{line['n_total'] or '-'}", _plain(line["avg_length"], 0)]
+        cells.append(_plain(line["length_controlled_winrate"]) + _range(line["lc_low"], line["lc_high"]))
         if against:
             found = line["length_controlled"] or {}
             less = found.get("difference")
             cells += [_plain(found.get("win_rate")), _range(found.get("low"), found.get("high")).strip() or "-"]
-            cells += [str(found.get("n", "-")), "-" if less is None else f"{less:+.1e}"]
+            cells.append("-" if less is None else f"{less:+.1e}")
         table.add_row(Text(clean(name)), *cells)
     console.print(table)
+    if against:
+        _say(console, f"by weights: at equal length against {against}; the interval is of other instructions alone")
     if board["weights_left_out"]:
         _say(console, f"! {board['weights_left_out']}")
     console.print()
@@ -142,7 +141,7 @@ def _table(title: str, titles: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column(Text(title), no_wrap=True)
     for name in titles:
-        table.add_column(Text(name), justify="right" if name else "left")
+        table.add_column(Text(name), justify="right" if name else "left", no_wrap=True)
     return table
 
 

@@ -219,12 +219,15 @@ def test_judgments_of_pairs_against_their_baseline(tmp_path, score):
     assert (found["n"], found["failed"], found["coverage"]) == (3, 1, 0.75)
 
 
-def test_turns_have_columns_of_their_own(tmp_path, said):
+def test_turns_have_lines_of_their_own_with_intervals(tmp_path, said):
     rows = [compared(81, "model_1", "model_1"), compared(82, "model_1", "model_1")]
     rows += [compared(81, "tie", "tie", turn=2), compared(82, "model_2", "model_2", turn=2)]
-    head, line = said(write(tmp_path / "x_pair.jsonl", *rows)).splitlines()[1:3]
-    assert head.split()[-4:] == ["turn", "1", "turn", "2"]
-    assert line.split()[-2:] == ["100.00", "25.00"]
+    shown = said(write(tmp_path / "x_pair.jsonl", *rows)).splitlines()
+    assert [line.split()[:4] for line in shown if line.startswith("turn")] == [
+        ["turn", "1", "m", "100.00"],
+        ["turn", "2", "m", "25.00"],
+    ]
+    assert all("[" in line for line in shown if line.startswith("turn"))
 
 
 def test_a_damaged_table_beside_the_annotations_is_left_alone(tmp_path, score):
