@@ -283,7 +283,8 @@ def test_what_cannot_be_fitted_is_said():
         (unlike, hard, "the difficulty of 'other 0' is not known"),
         (silent, hard, "20 rows lack output_1 or output_2"),
         (even, hard, "differ in length by the same everywhere"),
-        (always, hard, "the preferences have no finite fit"),
+        (always, hard, "the preferences have no one finite fit"),
+        (rows[:2], hard, "the preferences have no one finite fit"),
         (rows, Difficulty(hard.values[:5]), "there are 20 annotations and 5 difficulties"),
     ):
         with pytest.raises(DataError, match=words):

@@ -201,9 +201,10 @@ def fit(annotations: Sequence[Annotation], difficulty: Difficulty, where: str) -
         y = np.concatenate([difficulty.gamed.shares, y])
         w = np.concatenate([np.full(len(difficulty.gamed.shares), GAMED_WEIGHT), w])
         strength = _choose(x, y, w)
-    theta = _minimise(x, y, w, 0.0 if strength is None else 1 / strength)
+    full = np.linalg.matrix_rank(x) == x.shape[1]
+    theta = _minimise(x, y, w, 0.0 if strength is None else 1 / strength) if full else None
     if theta is None:
-        what = "the preferences have no finite fit: length or difficulty tells every one of them apart"
+        what = "the preferences have no one finite fit: length, difficulty and a constant cannot be told apart in them"
         raise DataError(where, what, "Give more annotations, or df_gamed.csv as --difficulty, whose rows bound it")
     weights = Weights(*map(float, theta))
     found = _controlled(weights, difficulty_N)
@@ -324,7 +325,7 @@ def _interval(
     level_N = _logistic(even @ theta)
     slope = (even * (level_N * (1 - level_N))[:, None]).mean(axis=0)
     residual_N = np.where(known, np.nan_to_num(shares) - _logistic(features @ theta), 0.0)
-    moved_N = level_N - level_N.mean() + n * (features * residual_N[:, None]) @ np.linalg.solve(curvature, slope)
+    moved_N = level_N - level_N.mean() + n * (features * residual_N[:, None]) @ np.linalg.lstsq(curvature, slope)[0]
     if n < 2:
         return None, None
     half = student_quantile(n - 1) * float(moved_N.std(ddof=1)) / math.sqrt(n)
