@@ -16,6 +16,9 @@ WIDE = 160
 TURNS = ("1", "2")
 """Those of MT-Bench, which have lines of their own."""
 
+MOST = 8
+"""Models whose turns and categories are shown."""
+
 Found = Mapping[str, Any]
 
 
@@ -51,7 +54,9 @@ def _result(console: Console, one: Found) -> None:
             _say(console, f"  {name}: {words}")
         for warning in model["warnings"]:
             console.print(Text.assemble(("! ", "yellow"), clean(f"{name}: {warning}")), soft_wrap=True)
-    if parts := _parts(one):
+    if len(one["models"]) > MOST:
+        _say(console, f"  turns and categories of {len(one['models'])} models: with --json", "dim")
+    elif parts := _parts(one):
         console.print(parts)
     if one["categories"] and one["categories_from"]:
         _say(console, f"  categories by {one['categories_from']}", "dim")

@@ -230,6 +230,13 @@ def test_turns_have_lines_of_their_own_with_intervals(tmp_path, said):
     assert all("[" in line for line in shown if line.startswith("turn"))
 
 
+def test_of_many_models_the_parts_stand_in_the_json_alone(tmp_path, said, score):
+    path = write(tmp_path / "x.jsonl", *(judged(q, q % 9 + 1, model=f"m{i}") for i in range(9) for q in (81, 92)))
+    assert "turns and categories of 9 models: with --json" in said(path)
+    assert "writing" not in said(path)
+    assert set(score(path)["results"][0]["categories"]) == {"writing", "roleplay"}
+
+
 def test_a_damaged_table_beside_the_annotations_is_left_alone(tmp_path, score):
     path = write(tmp_path / "annotations.json", *lengths())
     (tmp_path / "empty.csv").write_text("")
