@@ -1,6 +1,7 @@
 """FastChat's files: read, written again without loss, and counted as its `show_result.py` counts them."""
 
 import json
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -103,6 +104,8 @@ def test_pairs_are_written_again_as_they_were_with_columns_that_nothing_reads(tm
 def test_a_failed_judgment_is_stored_as_minus_one_and_a_half_point_as_one(tmp_path):
     rows = read_judgments(write(tmp_path / "x.jsonl", judged(score=-1), judged(score=8.5), judged(score="7")))
     assert [row.score for row in rows] == [None, 8.5, 7.0]
+    unknown = read_judgments(write(tmp_path / "nan.jsonl", judged(score=math.nan), judged(score=math.inf)))
+    assert [row.score for row in unknown] == [None, None]
     fastchat.write_rows(tmp_path / "again.jsonl", rows)
     text = (tmp_path / "again.jsonl").read_text()
     assert [line["score"] for line in lines_of(tmp_path / "again.jsonl")] == [-1, 8.5, 7]

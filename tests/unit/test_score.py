@@ -334,6 +334,15 @@ def test_tables_beside_the_annotations_are_used_and_said(tmp_path, score, said):
     assert f"weights: {tmp_path / 'weights.csv'}" in said(path).replace("\n", "")
 
 
+def test_a_file_that_lacks_rows_is_matched_with_the_first_difficulties_as_published(tmp_path, score):
+    path = write(tmp_path / "annotations.json", *lengths()[:8])
+    (tmp_path / "weights.csv").write_text(WEIGHTS)
+    (tmp_path / "difficulty.csv").write_text(HARD)
+    found = score(path)["results"][0]["models"]["m"]["length_controlled"]["by_weights"]
+    shares = [1 / (1 + math.exp(-(0.25 + 0.5 * (i / 10 - 0.5)))) for i in range(8)]
+    assert (found["n"], found["win_rate"]) == (8, pytest.approx(100 * fmean(shares)))
+
+
 def test_a_fit_that_cannot_be_is_a_warning_and_the_rest_is_shown(tmp_path, score):
     path = write(tmp_path / "annotations.json", *(annotated(str(i), 1 + i % 2) for i in range(12)))
     (tmp_path / "difficulty.csv").write_text(HARD)
