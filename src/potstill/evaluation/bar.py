@@ -122,6 +122,6 @@ def _needed(margin: Sequence[float], n: int) -> int | None:
     """How many the interval needs to end at the bar: its half shrinks with the root of their number."""
     mean, low, high = margin
     half = mean - low if mean >= 0 else high - mean
-    if not mean or (needed := math.ceil(n * (half / mean) ** 2)) > MOST_NEEDED:
+    if not mean or (needed := math.ceil(round(n * (half / mean) ** 2, 6))) > MOST_NEEDED:
         return None
     return needed

@@ -104,17 +104,34 @@ def kendall(table: Table) -> float | None:
     apart = [_pairs(n) - sum(map(_pairs, _counts(table, side))) for side in (0, 1)]
     if min(apart) <= 0:
         return None
-    levels = {value: place for place, value in enumerate(sorted({other for _, other in table}))}
-    seen, score = [0] * len(levels), 0
+    places = {value: place for place, value in enumerate(sorted({other for _, other in table}), start=1)}
+    seen, so_far, score = _Sums(len(places)), 0, 0
     for _, group in groupby(sorted(table.items(), key=lambda cell: cell[0][0]), key=lambda cell: cell[0][0]):
-        cells = [(levels[other], count) for (_, other), count in group]
-        below, total = [0], sum(seen)
-        for count in seen:
-            below.append(below[-1] + count)
-        score += sum(count * (below[place] - (total - below[place + 1])) for place, count in cells)
+        cells = [(places[other], count) for (_, other), count in group]
+        score += sum(count * (seen.up_to(place - 1) - (so_far - seen.up_to(place))) for place, count in cells)
         for place, count in cells:
-            seen[place] += count
+            seen.add(place, count)
+            so_far += count
     return score / math.sqrt(apart[0] * apart[1])
+
+
+class _Sums:
+    """Counts by place, from 1, and their sums from the left (Fenwick 1994): both in the logarithm of the places."""
+
+    def __init__(self, places: int) -> None:
+        self._sums = [0] * (places + 1)
+
+    def add(self, place: int, count: int) -> None:
+        while place < len(self._sums):
+            self._sums[place] += count
+            place += place & -place
+
+    def up_to(self, place: int) -> int:
+        total = 0
+        while place:
+            total += self._sums[place]
+            place -= place & -place
+        return total
 
 
 def _counts(table: Table, side: int) -> list[int]:

@@ -56,7 +56,7 @@ def grades_report(
         "coverage": clustered_share(read).to_json(),
         **agreement_report(comparisons),
         "correlation": _correlations(both, asked) if asked else None,
-        "error": _error(both, asked, *scales) if asked and scales else None,
+        "error": error_of(both, asked, *scales) if asked and scales else None,
         "again": {"times": len(repeated[0].values), **grades_again(repeated)} if repeated else None,
     }
 
@@ -70,7 +70,7 @@ def _correlations(both: Sequence[Matched], asked: int) -> dict[str, Any]:
     }
 
 
-def _error(
+def error_of(
     both: Sequence[Matched], asked: int, people: tuple[float, float], judge: tuple[float, float]
 ) -> dict[str, Any]:
     """The judge's grade less people's, in points of the judge's scale onto which theirs is stretched."""

@@ -111,5 +111,5 @@ def hold_to_bar(bar: Bar, trials: Sequence[Data], judges: Sequence[str], trust: 
 
 def _refusal(judge: str, standing: Sequence[Standing], short: Sequence[str]) -> TeacherError:
     more = "more labelled comparisons for its trial, " if any(one.needed for one in standing) else ""
-    remedy = f"Use another judge, {more}or, to use this one all the same, write trust: [{judge}]"
+    remedy = f"Use another judge, {more}or write trust: [{judge}] to use this one all the same"
     return TeacherError(f"judge {judge}", "; ".join(short), remedy)
