@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from data_stages import Made, assistant, endpoint, given, make, user
+from pydantic import ValidationError
 
 from potstill.errors import DataError, TeacherError
 from potstill.evaluation.judge_trial import Comparison, doublings, judge_report, majority, people_report, side
@@ -129,19 +130,26 @@ def by_log_odds(place: float, people: float, length: float) -> Verdict:
 class StandIn:
     """A teacher that knows the people's labels, errs as planned, and remembers what it said."""
 
-    def __init__(self, name: str, say: Verdict, rows: list[Answers], seed: int = 0) -> None:
+    def __init__(self, name: str, say: Verdict, rows: list[Answers], seed: int = 0, repeats: int = 1) -> None:
         self.name, self.said = name, dict[tuple[str, bool], str]()
         self._say, self._seed = say, seed
-        self._known = {request_seed(SEED, row.id, *order): (row, order) for row in rows for order in ((0, 1), (1, 0))}
+        seeds = [SEED, *(request_seed(SEED, "again", turn) for turn in range(1, repeats))]
+        self._known = {
+            request_seed(own, row.id, *order): (row, order, own == SEED)
+            for row in rows
+            for order in ((0, 1), (1, 0))
+            for own in seeds
+        }
 
     def complete(self, requests: Any) -> Iterator[Reply]:
         for request in requests:
-            row, order = self._known[request.seed]
+            row, order, first = self._known[request.seed]
             label, longer = label_of(row), doublings(row.candidates[0].text, row.candidates[1].text)
             if order == (1, 0):
                 label, longer = 1 - label, -longer
             word = self._say(random.Random(f"{self._seed}/{request.seed}"), label, longer)
-            self.said[row.id, order == (0, 1)] = word
+            if first:
+                self.said[row.id, order == (0, 1)] = word
             yield Reply(f"Rationale: as planned.\nBetter: {word}" if word else "I would rather not say.")
 
     def share(self, row: Answers, forward: bool) -> float | None:
@@ -160,7 +168,7 @@ def tried(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     rows: list[Any],
-    *judges: StandIn,
+    *judges: Any,
     kind: str = "answers",
     **fields: Any,
 ) -> Made:
@@ -419,6 +427,170 @@ def test_rows_with_nothing_to_compare_are_told(tmp_path, monkeypatch):
         tried(tmp_path, monkeypatch, [same], judge)
     with pytest.raises(DataError, match="no two answers"):
         tried(tmp_path, monkeypatch, rows, judge, aspect="another")
+
+
+# The same again.
+
+
+def test_what_a_stand_in_says_again_is_what_is_measured(tmp_path, monkeypatch):
+    """999 real comparisons, each asked three times: a judge that is right four times in five, anew each time."""
+    rows = [row for row in pandalm() if row.candidates[0].text != row.candidates[1].text]
+    once = tried(tmp_path, monkeypatch, rows, StandIn("j", right_with(0.8), rows))
+    made = tried(
+        tmp_path, monkeypatch, rows, StandIn("j", right_with(0.8), rows, repeats=3), repeats=3, temperature=0.7
+    )
+    found, alone = report_of(made)["judges"]["j"], report_of(once)["judges"]["j"]
+    assert (found["again"]["times"], alone["again"]) == (3, None)
+    assert holds(found["again"]["same_one_order"], 0.8**2 + 2 * 0.1**2)
+    assert found["again"]["same_one_order"]["n"] == 3 * 2 * len(rows)
+    assert {**found, "again": None} == alone, "all other figures are of the first asking"
+    line = json.loads((made.path / "verdicts.jsonl").read_text().splitlines()[0])
+    assert [len(turn) for turn in line["again"]] == [2, 2]
+    value = json.loads((made.path / "trial.json").read_text())
+    assert (value["protocol"], value["repeats"], value["temperature"]) == ("pairwise", 3, 0.7)
+
+
+# Grades.
+
+
+class Grader:
+    """Grades answers, in the order in which the stage asks, by a rule of the row, the place and chance."""
+
+    def __init__(self, name: str, rows: list[Answers], grade: Callable[[random.Random, Candidate], str], each: int = 1):
+        self.name, self.asked = name, list[Any]()
+        self._texts = {c.text: c for row in rows for c in row.candidates}
+        self._order = [
+            candidate for row in rows for candidate in row.candidates if candidate.ratings for _ in range(each)
+        ]
+        self._grade = grade
+
+    def complete(self, requests: Any) -> Iterator[Reply]:
+        for place, request in enumerate(requests):
+            self.asked.append(request)
+            said = self._grade(random.Random(f"{self.name}/{place}"), self._order[place])
+            yield Reply(f"It is as it is. Rating: [[{said}]]" if said else "I cannot say.")
+
+
+def test_the_order_of_grades_against_real_preferences(tmp_path, monkeypatch):
+    """999 real comparisons. What people prefer is graded 8 and the rest 4, ties 6 and 6, but one answer in five, drawn
+    alone, is graded 6: the order is right where neither was, or, of a decided one, where one of the two was."""
+    rows = [row for row in pandalm() if row.candidates[0].text != row.candidates[1].text]
+
+    def grade(chance: random.Random, candidate: Candidate) -> str:
+        label = majority([rating.score or 0.0 for rating in candidate.ratings])
+        return "6" if chance.random() < 0.2 or label is None else {1.0: "8", 0.0: "4", 0.5: "6"}[label]
+
+    made = tried(tmp_path, monkeypatch, rows, Grader("j", rows, grade), protocol="grade")
+    found = report_of(made)["judges"]["j"]
+    assert found["answers"] == 2 * len(rows)
+    settled = [label_of(row) for row in rows if majority([r.score or 0 for r in row.candidates[0].ratings]) is not None]
+    ties = settled.count(0.5) / len(settled)
+    assert holds(found["agreement"], (1 - ties) * (1 - 0.2**2) + ties)
+    assert found["agreement_where_decided"]["mean"] == 1, "it errs by ties alone"
+    assert holds(found["ties"]["judge"], ties + (1 - ties) * 0.2**2)
+    assert found["coverage"]["mean"] == 1
+    assert made.facts["comparisons"] == len(rows)
+
+
+def graded(count: int, aspect: str = "quality") -> list[Answers]:
+    """Prompts with three answers, which one or two people graded 1 to 5."""
+    draw, rows = random.Random(3), []
+    for i in range(count):
+        candidates = [
+            Candidate(
+                model=f"m{at}",
+                text=f"answer {i} of m{at}",
+                ratings=tuple(Rating(aspect=aspect, score=draw.randint(1, 5), judge=who) for who in "ab"[: 1 + i % 2]),
+            )
+            for at in range(3)
+        ]
+        prompt = Prompt(id=f"r{i}", messages=user(f"q{i}"), references=(f"reference {i}",) if i == 0 else ())
+        rows.append(Answers(id=f"r{i}", prompt=prompt, candidates=tuple(candidates)))
+    return rows
+
+
+def people_mean(candidate: Candidate) -> float:
+    return sum(rating.score or 0.0 for rating in candidate.ratings) / len(candidate.ratings)
+
+
+def test_grades_against_peoples_grades(tmp_path, monkeypatch):
+    """Half a point too kind on the scale of 1 to 10, with a blur of one: what is found is what was planted."""
+    rows = graded(150)
+    said: dict[str, float] = {}
+
+    def grade(chance: random.Random, candidate: Candidate) -> str:
+        wanted = 1 + (people_mean(candidate) - 1) * 9 / 4 + chance.gauss(0.5, 1)
+        said[candidate.text] = round(min(10.0, max(1.0, wanted)), 1)
+        return str(said[candidate.text])
+
+    made = tried(tmp_path, monkeypatch, rows, Grader("j", rows, grade), protocol="grade", scale=[1, 5])
+    found = report_of(made)["judges"]["j"]
+    away = [said[c.text] - (1 + (people_mean(c) - 1) * 9 / 4) for row in rows for c in row.candidates]
+    assert found["error"]["signed"]["mean"] == pytest.approx(sum(away) / len(away))
+    assert found["error"]["absolute"]["mean"] == pytest.approx(sum(map(abs, away)) / len(away))
+    assert 0.8 < found["correlation"]["spearman"]["low"] < found["correlation"]["spearman"]["mean"] < 1
+    assert made.facts["judges"]["j"].keys() == {"coverage", "agreement", "kappa", "spearman", "kendall", "error"}
+    assert len((made.path / "verdicts.jsonl").read_text().splitlines()) == 450
+
+
+def test_grades_that_are_asked_again_and_grades_that_cannot_be_read(tmp_path, monkeypatch):
+    rows = graded(40)
+
+    def grade(chance: random.Random, candidate: Candidate) -> str:
+        return "" if candidate.model == "m2" else "7" if chance.random() < 0.5 else "3"
+
+    made = tried(tmp_path, monkeypatch, rows, Grader("j", rows, grade, each=4), protocol="grade", repeats=4)
+    found = report_of(made)["judges"]["j"]
+    assert found["coverage"]["mean"] == pytest.approx(2 / 3)
+    assert (found["again"]["times"], found["again"]["same"]["n"]) == (4, 6 * 80)
+    assert holds(found["again"]["same"], 0.5)
+    assert holds(found["again"]["difference"], 2.0)
+    assert holds(found["again"]["correlation"], 0.0)
+    assert found["error"] is None, "no scale of people's"
+
+
+def test_what_is_tried_is_what_evaluate_asks(tmp_path, monkeypatch):
+    from potstill.evaluation import mt_bench
+    from potstill.evaluation.sheets import Sheet, Turn
+
+    rows = graded(2)
+    judge = Grader("j", rows, lambda chance, candidate: "5")
+    tried(tmp_path, monkeypatch, rows, judge, protocol="grade", max_tokens=77)
+    for place, request in enumerate(judge.asked):
+        row = rows[place // 3]
+        sheet = Sheet("chat", "m", row.prompt, (Turn(f"q{place // 3}", row.candidates[place % 3].text),))
+        own = mt_bench.ask_judge(77, 9)(sheet, 0)
+        assert (request.messages, request.max_tokens, request.temperature) == (own.messages, 77, own.temperature)
+    assert "reference 0" in judge.asked[0].messages[-1].content
+
+
+def test_grades_off_peoples_scale_and_fields_without_use_are_refused(tmp_path, monkeypatch):
+    rows = graded(5)
+    with pytest.raises(DataError, match=r"has a grade of .* by people; expected 1 to 2, its scale\. Give the scale"):
+        tried(tmp_path, monkeypatch, rows, Grader("j", rows, lambda c, a: "5"), protocol="grade", scale=[1, 2])
+    for fields, message in (
+        ({"scale": [1, 5]}, "scale has no use with protocol pairwise"),
+        (
+            {"protocol": "grade", "scale": [5, 1]},
+            r"scale is \[5.0, 1.0\]; expected the lowest grade before the highest",
+        ),
+        ({"protocol": "grade", "prompt_files": {"pairwise_user": "x"}}, "prompt_files has no use with protocol grade"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            stage.TryJudge.model_validate({"kind": "try_judge", "judge": "j", "data": "d", **fields})
+
+
+def test_pairs_have_no_grades_by_people(tmp_path, monkeypatch):
+    pairs = [
+        Pair(id=f"p{i}", prompt=user(f"q{i}"), chosen=assistant(f"yes {i}"), rejected=assistant(f"no, never {i}"))
+        for i in range(30)
+    ]
+    as_rows = [as_answers(pair) for pair in pairs]
+    grader = Grader("j", as_rows, lambda chance, candidate: "9" if candidate.text.startswith("yes") else "2")
+    made = tried(tmp_path, monkeypatch, pairs, grader, kind="pairs", protocol="grade")
+    found = report_of(made)["judges"]["j"]
+    assert found["agreement"]["mean"] == 1
+    assert found["correlation"] is None
 
 
 # In a recipe, on the screen and on the page.
