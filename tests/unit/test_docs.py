@@ -12,8 +12,11 @@ from potstill import cli, stages
 from potstill.evaluation.leaderboard import V1
 from potstill.layouts import layout_of
 from potstill.pipeline import run
+from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import ROWS
+from potstill.stages.judging import Bar
+from potstill.workspace import Hashes, Workspace
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,7 +100,6 @@ def test_the_recipes_on_feedback_fit_together(tmp_path):
     """The snippets of that page are stages of one recipe."""
     page = (ROOT / "docs" / "feedback.md").read_text()
     snippets = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "labelled.jsonl").write_text('{"prompt": "Q", "chosen": "A", "rejected": "B"}\n')
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a colour."}\n')
     models = "".join(
         f"  {name}: {{endpoint: 'http://localhost:1/v1', name: {name}}}\n" for name in ("strong", "cheap", "other")
@@ -105,11 +107,28 @@ def test_the_recipes_on_feedback_fit_together(tmp_path):
     pool = ", ".join(f"{{endpoint: 'http://localhost:1/v1', name: {name}}}" for name in ("small", "b", "c", "d"))
     head = f"name: feedback\nmodels:\n{models}  pool: [{pool}]\nstages:\n"
     own = "  prompts: {kind: import, path: prompts.jsonl, rows: prompts}\n"
-    suites = "{s: {protocol: mt_bench, questions: prompts}}"
-    scores = f"  scores: {{kind: evaluate, models: [strong], judge: cheap, suites: {suites}}}\n"
-    (tmp_path / "feedback.yaml").write_text(head + own + scores + "".join(snippets))
+    (tmp_path / "feedback.yaml").write_text(head + own + "".join(snippets))
     stages = load_recipe(str(tmp_path / "feedback.yaml")).stages
-    assert {"answers", "rated", "reviewed", "compared", "pairs", "trial", "report"} <= set(stages)
+    assert {"answers", "rated", "reviewed", "compared", "pairs"} <= set(stages)
+
+
+def test_the_recipe_on_judges_on_trial_is_whole(tmp_path):
+    """It can be planned: its trials measure what its bar is set on."""
+    page = (ROOT / "docs" / "evaluation.md").read_text().partition("## Judges on trial")[2]
+    (snippet, *_) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "labelled.jsonl").write_text('{"prompt": "Q", "chosen": "A", "rejected": "B"}\n')
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "Name a colour."}\n')
+    models = "".join(
+        f"  {name}: {{endpoint: 'http://localhost:1/v1', name: {name}}}\n"
+        for name in ("strong", "cheap", "base", "sft", "dpo")
+    )
+    own = "  questions: {kind: import, path: questions.jsonl, rows: prompts}\n"
+    (tmp_path / "tried.yaml").write_text(f"name: tried\nmodels:\n{models}stages:\n{own}{snippet}")
+    recipe = load_recipe(str(tmp_path / "tried.yaml"))
+    steps = make_plan(recipe, Workspace(tmp_path / "out"), Hashes(tmp_path / "hashes.json")).steps
+    assert list(steps) == ["questions", "graded", "compared", "scores", "report"]
+    named = re.findall(r"`([a-z_]+)`", page.partition("**The bar**")[2].partition("`trust:")[0])
+    assert set(Bar.model_fields) - {"agreement_where_decided"} <= set(named), "every field of the bar is explained"
 
 
 def test_the_recipes_on_distillation_fit_together(tmp_path):
