@@ -25,6 +25,7 @@ from potstill.sources import Data
 from potstill.stages import evaluate
 from potstill.stages.judging import HOW_TO_MEASURE, Bar
 from potstill.stages.suites import base
+from potstill.trial import run_trial
 from potstill.views import plan_view
 from potstill.workspace import Hashes, Workspace
 
@@ -58,6 +59,7 @@ def test_a_judge_clears_a_bar_with_its_whole_interval():
     assert stands("agreement", 0.6, 0.62, 0.57, 0.67) == ("cannot be told", 1250)
     assert stands("agreement", 0.6, 0.59, 0.54, 0.64) == ("cannot be told", 5000), "to be told that it misses"
     assert stands("agreement", 0.6, 0.6, 0.55, 0.65) == ("cannot be told", None), "no number tells it from the bar"
+    assert stands("error", 0.6, 0.0, 0.0, 0.0) == ("cannot be told", None), "no spread at all"
     assert stands("kappa", 0.6, 1.0, None, None) == ("cannot be told", None), "without an interval"
 
 
@@ -294,6 +296,13 @@ def test_a_recipe_with_a_bar_from_plan_to_page(tmp_path):
     sealed = run(recipe_of(tmp_path, 0.2), tmp_path / "out")
     assert sealed["scores"].facts["bar"]["judges"]["judge"]["trusted"] is False
     assert "did not clear" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_trial_run_of_a_few_rows_is_held_to_no_bar(tmp_path):
+    recipe = recipe_of(tmp_path, 0.999)
+    assert run_trial(recipe, tmp_path / "out", 2) == {}
+    assert Workspace(tmp_path / "out").trials()["scores"].calls > 0
+    assert Workspace(tmp_path / "out").latest("scores") is None
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,23 @@ def _holds(estimate: Report, truth: float) -> bool:
     return bool(estimate["low"] <= truth <= estimate["high"])
 
 
+def test_kappa_does_not_hang_on_which_answer_stands_first():
+    """People's favourite always stands first, as in pairs: a judge that is right in 90 of 100 has a kappa of 0.8, as if
+    the favourites stood anywhere."""
+    pairs = [Comparison(str(i), 1.0, *[float(i >= 10)] * 2, 0.0) for i in range(100)]
+    turned = [Comparison(str(i), 1.0 - i % 2, *[abs(i % 2 - float(i >= 10))] * 2, 0.0) for i in range(100)]
+    found, other = (judge_report(rows)["kappa"] for rows in (pairs, turned))
+    assert found["mean"] == pytest.approx(0.8)
+    assert found == pytest.approx(other)
+    assert (found["n"], found["coverage"]) == (100, 1)
+    # 0.8 is twice the share less one: so is its interval, but for the jackknife.
+    share = judge_report(pairs)["agreement"]
+    assert found["low"] == pytest.approx(2 * share["low"] - 1, abs=0.06)
+    perfect = judge_report([Comparison(str(i), 1.0, 1.0, 1.0, 0.0) for i in range(40)])["kappa"]
+    assert (perfect["mean"], perfect["high"]) == (1, 1)
+    assert 0.7 < perfect["low"] < 1
+
+
 def test_a_judge_without_a_bias_has_none():
     """People like longer texts, and the judge does no more than they."""
     rows = [Comparison(str(i), 1.0, 1.0, 1.0, 1.0, 2) for i in range(60)]

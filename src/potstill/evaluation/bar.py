@@ -108,7 +108,7 @@ def _standing(judge: str, trial: str, measure: str, bar: float, report: Mapping[
     unit = "answers" if measure in OF_ANSWERS or (measure == "coverage" and "answers" in report) else "comparisons"
     verdict: Verdict = "cannot be told"
     needed, n = None, int(report[unit])
-    if mean is not None and low is not None and high is not None:
+    if mean is not None and low is not None and high is not None and low < high:  # no spread at all is no interval
         margin = [one - bar for one in (mean, low, high)]
         if measure in CENTRES:
             least, most = sorted((abs(low), abs(high)))

@@ -119,7 +119,7 @@ def agreement_report(rows: Sequence[Comparison]) -> dict[str, Any]:
     return {
         "agreement": clustered_share(_same(matched), len(settled)).to_json(),
         "agreement_where_decided": clustered_share(_same(decided), len(settled)).to_json(),
-        "kappa": cohen_kappa(matched).to_json() | {"coverage": len(matched) / len(settled) if settled else 0.0},
+        "kappa": _kappa(matched, len(settled)),
         "ties": {
             "judge": clustered_share([Valued(r.cluster, float(v == 0.5)) for r, v in both], len(rows)).to_json(),
             "people": clustered_share([Valued(r.cluster, float(r.people == 0.5)) for r in settled]).to_json(),
@@ -127,6 +127,14 @@ def agreement_report(rows: Sequence[Comparison]) -> dict[str, Any]:
         "length": {"longer_share": length[0], "people_longer_share": length[1], "bias": length[2]},
         "lists": {"more_share": lists[0], "people_more_share": lists[1], "bias": lists[2]},
     }
+
+
+def _kappa(matched: Sequence[Matched], asked: int) -> dict[str, Any]:
+    """Kappa that does not hang on which answer stands first in a row, which says nothing: each comparison counts as it
+    stands and mirrored. Where people's favourite is always the first, as in pairs, chance is a half all the same."""
+    mirrored = [Matched(pair.cluster, 1 - pair.one, 1 - pair.other) for pair in matched]
+    found = replace(cohen_kappa([*matched, *mirrored]), n=len(matched), coverage=len(matched) / asked if asked else 0.0)
+    return found.to_json()
 
 
 def _same(pairs: Iterable[Matched]) -> list[Valued]:
