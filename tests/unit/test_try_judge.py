@@ -14,10 +14,11 @@ from data_stages import Made, assistant, endpoint, given, make, user
 from pydantic import ValidationError
 
 from potstill.errors import DataError, TeacherError
+from potstill.evaluation.bar import standings
 from potstill.evaluation.judge_trial import Comparison, doublings, judge_report, majority, people_report, side
 from potstill.records import Answers, Candidate, Pair, Prompt, Rating
 from potstill.stages import try_judge as stage
-from potstill.stages.labelled import as_answers, votes_on
+from potstill.stages.labelled import as_answers, cluster_of, questions_of, votes_on
 from potstill.teachers.base import Reply, request_seed
 
 PANDALM = Path("../shared/data/pandalm/testset_v1.json")
@@ -294,6 +295,26 @@ def test_planted_log_odds_of_place_people_and_length_are_what_is_measured(tmp_pa
     for report in found["judges"].values():
         longer = report["length"]["longer_share"]
         assert longer["low"] > report["length"]["people_longer_share"]["mean"], "it likes length more than people do"
+
+
+def test_a_judge_that_goes_by_length_agrees_with_people_and_is_found_out():
+    """On the real comparisons longer texts are the better ones twice in three, so such a judge looks like a fair one."""
+    rows, right, settled = [], 0, 0
+    for row in pandalm():
+        for question in questions_of(row, ""):
+            longer = doublings(*question.texts)
+            said = (1 + (longer > 0) - (longer < 0)) / 2
+            rows.append(Comparison(cluster_of(row), majority(question.votes), said, said, longer))
+            settled += rows[-1].people is not None
+            right += said == rows[-1].people
+    report = judge_report(rows)
+    assert report["agreement"]["mean"] == right / settled == pytest.approx(0.611, abs=1e-3)
+    assert report["length"]["people_longer_share"]["mean"] == pytest.approx(0.675, abs=1e-3)
+    assert report["length"]["longer_share"]["mean"] == 1
+    assert report["length"]["bias"]["mean"] == pytest.approx(0.341, abs=1e-3)
+    trials = {"t": {**HEAD, "judges": {"j": report}}}
+    standing = standings("j", {"agreement": 0.55, "kappa": 0.2, "length_bias": 0.15, "position_bias": 0.1}, trials)
+    assert [one.verdict for one in standing] == ["clears it", "clears it", "misses it", "clears it"]
 
 
 def test_how_far_people_agree_on_the_real_comparisons(tmp_path, monkeypatch):
@@ -652,7 +673,9 @@ def test_a_judges_name_cannot_reach_the_page_unescaped():
     trial_json = {**HEAD, "people": people_report([("a", (1.0, 1.0))]), "judges": {hostile: judge_report(rows)}}
     report = {"title": "", "models": [], "suites": {}, "answers": [], "curves": {}, "stages": {}, "controlled": []}
     report |= {"members": {}, "against": None}
-    text = page(report | {"trials": {hostile: trial_json}}, {}, Path("out"))
+    bar = {"judges": {hostile: {"standings": [], "short": ["it was not tried"], "trusted": True}}}
+    text = page(report | {"trials": {hostile: trial_json}, "bars": {hostile: bar}}, {}, Path("out"))
+    assert "It was used because the recipe says trust." in text
     assert hostile not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "prefers what it is shown first" in text
