@@ -298,7 +298,7 @@ def test_planted_log_odds_of_place_people_and_length_are_what_is_measured(tmp_pa
 
 
 def test_a_judge_that_goes_by_length_agrees_with_people_and_is_found_out():
-    """On the real comparisons longer texts are the better ones twice in three, so such a judge looks like a fair one."""
+    """On the real comparisons longer texts are the better ones twice in three, so such a judge looks fair."""
     rows, right, settled = [], 0, 0
     for row in pandalm():
         for question in questions_of(row, ""):
