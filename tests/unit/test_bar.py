@@ -34,7 +34,7 @@ from potstill.workspace import Hashes, Workspace
 
 def trial(measure: str, mean: float, low: float | None, high: float | None, n: int = 200) -> dict:
     """A trial.json in which a judge has that figure."""
-    report: dict = {"comparisons": n, "answers": n}
+    report: dict = {"comparisons": n, "answers": n} if measure in ("spearman", "error") else {"comparisons": n}
     at = report
     for step in _PATHS[measure][:-1]:
         at = at.setdefault(step, {})
@@ -86,6 +86,24 @@ def test_every_measure_of_the_bar_is_found_in_the_reports_and_can_be_had():
             for step in _PATHS[measure]:
                 value = value[step]
             assert {"mean", "low", "high", "n"} <= value.keys(), measure
+
+
+def test_how_many_are_told_is_of_what_was_asked():
+    """Single verdicts and askings are several a comparison; what a grade is asked for is an answer."""
+    trials = {
+        "pairs": {"protocol": "pairwise", "repeats": 2, "judges": {"j": judge_report(drawn(1, 20, 2, repeats=2))}}
+    }
+    graded = [Graded(str(i), i % 5, (float(i % 5),) * 2) for i in range(30)]
+    trials["grades"] = {"protocol": "grade", "repeats": 2, "judges": {"j": grades_report(graded, drawn(1, 7, 1), None)}}
+    found = standings("j", {"agreement": 0.5, "position_bias": 0.4, "self_consistency": 0.5, "spearman": 0.1}, trials)
+    assert {(one.measure, one.trial, one.n, one.unit) for one in found} == {
+        ("agreement", "pairs", 40, "comparisons"),
+        ("agreement", "grades", 7, "comparisons"),
+        ("position_bias", "pairs", 40, "comparisons"),
+        ("self_consistency", "pairs", 40, "comparisons"),
+        ("self_consistency", "grades", 30, "answers"),
+        ("spearman", "grades", 30, "answers"),
+    }
 
 
 def test_what_no_trial_measured_is_said():

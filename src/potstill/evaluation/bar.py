@@ -105,7 +105,8 @@ def _standing(judge: str, trial: str, measure: str, bar: float, report: Mapping[
         return Standing(judge, trial, measure, bar, "was not measured")
     centre = CENTRES.get(measure, 0.0)
     mean, low, high = (None if value[end] is None else value[end] - centre for end in ("mean", "low", "high"))
-    unit = "answers" if measure in OF_ANSWERS or (measure == "coverage" and "answers" in report) else "comparisons"
+    graded = measure in ("coverage", "self_consistency") and "answers" in report
+    unit = "answers" if graded or measure in OF_ANSWERS else "comparisons"
     verdict: Verdict = "cannot be told"
     needed, n = None, int(report[unit])
     if mean is not None and low is not None and high is not None and low < high:  # no spread at all is no interval

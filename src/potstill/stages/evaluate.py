@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -101,10 +101,6 @@ class Evaluate(StageConfig):
             judges = [name for name in self.judges if name not in self.trust]
             check_trials(self.bar, sources.get("trial", ()), judges)
 
-    def for_trial(self, rows: int) -> Self:
-        """Without the bar: what a judge said of a few rows tells nobody whether it clears it."""
-        return self.model_copy(update={"trial": (), "bar": None, "trust": ()})
-
     def remarks(self) -> tuple[str, ...]:
         if self.bar is None:
             return ()
@@ -125,8 +121,10 @@ class Evaluate(StageConfig):
                 raise RecipeError("models", what, remedy)
 
     def for_trial(self, rows: int) -> "Evaluate":
-        """What reads no rows of the recipe, a leaderboard, asks as few questions as the others."""
-        return self.model_copy(update={"limit": rows if self.limit is None else min(rows, self.limit)})
+        """What reads no rows of the recipe, a leaderboard, asks as few questions as the others. There is no bar: what
+        a judge said of a few rows tells nobody whether it clears one."""
+        fewest = rows if self.limit is None else min(rows, self.limit)
+        return self.model_copy(update={"limit": fewest, "trial": (), "bar": None, "trust": ()})
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Answers are asked for once per set of questions, judgments once per turn, suite and aspect."""
