@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import json
 import os
 import shlex
 import signal
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   potstill plan my-recipe.yaml               what would run, and what it is likely to cost
   potstill run my-recipe.yaml dpo.beta=0.05  only what that changes runs again
   potstill show runs/miniature pairs         what a stage made
+  potstill compare runs/miniature:sft runs/miniature:dpo   whether it got better, question by question
   potstill journal runs/miniature            the replies that were paid for
   potstill chat runs/miniature               talk to the last model
   potstill score gpt-4_single.jsonl          published numbers anew, with intervals
@@ -38,7 +40,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption."""
+    """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption.
+
+    `compare --require` adds 1 for a regression and 3 where it cannot be told.
+    """
     args = _arguments(arguments)
     _open_streams(runs=args.verb is _run)
     # OpenMP's threads wait for each other by spinning. Without end, that makes a busy machine several times slower; not
@@ -156,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=_count_or_none, default=3, metavar="N", help="how many rows (default: 3)")
     show.add_argument("--dropped", action="store_true", help="the rows that were left out instead, with their reasons")
 
+    _add_compare(verbs)
     _add_journal(verbs)
     _add_score(verbs)
 
@@ -174,6 +180,28 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-tokens", type=_count, default=256, help="the longest answer (default: 256)")
     chat.add_argument("--seed", type=int, default=0, help="the same seed and words give the same answers (default: 0)")
     return parser
+
+
+def _add_compare(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compare = verbs.add_parser(
+        "compare",
+        help="set two models' scores against each other; with --require, as a gate",
+        epilog="exit code: 0 everything required holds, 1 a regression, 3 it cannot be told, 2 bad input",
+    )
+    compare.set_defaults(verb=_compare)
+    what = "RUN, RUN:MODEL, RUN:STAGE:MODEL, or a file or folder of scores, perhaps with :MODEL"
+    compare.add_argument("before", metavar="BEFORE", help=what)
+    compare.add_argument("after", metavar="AFTER", help="the same of what is new")
+    compare.add_argument(
+        "--require",
+        default="",
+        metavar="TEXT",
+        help="what AFTER - BEFORE has to exceed, where above 0 is better: 'mt_bench > -0.1, hellaswag > -1%%'",
+    )
+    compare.add_argument(
+        "--level", type=_within(0.0001, 0.4), default=0.05, help="of the one-sided tests (default: 0.05)"
+    )
+    compare.add_argument("--json", action="store_true", help="one JSON object instead of tables")
 
 
 def _add_journal(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -313,6 +341,18 @@ def _show(args: argparse.Namespace) -> int:
 
     show(_console(), open_run(args.run), args.stage, args.rows, args.dropped)
     return 0
+
+
+@reading()
+def _compare(args: argparse.Namespace) -> int:
+    from potstill.compare import compare, compare_view
+
+    found = compare(args.before, args.after, args.require, args.level)
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    else:
+        compare_view(_console(), found)
+    return int(found["exit_code"])
 
 
 def _time(text: str) -> str:

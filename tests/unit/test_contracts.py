@@ -40,7 +40,7 @@ LAYERS = [
     ["trial"],
     ["console"],
     ["views", "show", "signal_view", "chat", "replies"],
-    ["results", "material", "score", "score_view"],
+    ["results", "material", "score", "score_view", "compare"],
     ["cli"],
 ]
 # What the floor holds for those above: a stage's contract knows no stage.

@@ -46,6 +46,11 @@ class Measure:
         return share_over_seeds(values, asked) if self.share else mean_over_seeds(values, asked, self._bounds)
 
     @property
+    def is_share(self) -> bool:
+        """Whether its values run from 0 to 1, which people read in percent."""
+        return self.share or self.scale == (0.0, 1.0)
+
+    @property
     def _bounds(self) -> tuple[float, float] | None:
         low, high = self.scale
         return None if high is None else (low, high)

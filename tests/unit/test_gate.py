@@ -1,0 +1,319 @@
+"""The gate: how often it is right about planted drops, that it says so where it cannot know, and what it is told."""
+
+import json
+import random
+from math import comb
+from pathlib import Path
+
+import pytest
+
+from potstill.cli import main
+from potstill.compare import compare
+from potstill.errors import DataError
+from potstill.evaluation.distributions import coin_at_least, holm
+from potstill.evaluation.gate import Requirement, Side, check, compared, outcome
+from potstill.evaluation.paired_shares import Discordant
+from potstill.evaluation.requirements import read_clauses, resolve
+from potstill.evaluation.scores import Measure, SuiteResult, write_observations
+from potstill.evaluation.statistics import Observation
+
+EXACT = Measure("exact", (0.0, 1.0), share=True, unit="share of questions")
+GRADES = Measure("mt_bench", (1.0, 10.0), unit="points")
+LOSS = Measure("answer_loss", (0.0, None), higher_is_better=False, unit="nats per token")
+TRIALS = 1000
+
+
+def side(measure, values, parts=1, category=""):
+    """Values question by question, `parts` of each."""
+    rows = [Observation(f"q{i // parts}", str(i % parts), value, category=category) for i, value in enumerate(values)]
+    return Side(measure, {"": rows})
+
+
+def verdict(before, after, margin=0.0, level=0.05, **more):
+    return check([(Requirement("", "suite", margin, **more), compared(before, after))], level)[0]
+
+
+def answers(chance, n, discordant, drop):
+    """Two models' answers, right or wrong, of which a share differs, with so many more lost than gained."""
+    lost, gained = (discordant + drop) / 2, (discordant - drop) / 2
+    before, after = [], []
+    for _ in range(n):
+        roll = chance.random()
+        same = float(chance.random() < 0.6)
+        before.append(1.0 if roll < lost else 0.0 if roll < lost + gained else same)
+        after.append(0.0 if roll < lost else 1.0 if roll < lost + gained else same)
+    return side(EXACT, before), side(EXACT, after)
+
+
+def rates(make, margin, trials=TRIALS):
+    found = [verdict(*make(), margin).verdict for _ in range(trials)]
+    return {word: found.count(word) / trials for word in ("holds", "regression", "cannot tell")}
+
+
+def test_a_drop_of_five_points_in_500_answers_is_caught():
+    chance = random.Random(0)
+    assert rates(lambda: answers(chance, 500, 0.10, 0.05), 0.0)["regression"] >= 0.95
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(500, 0.10), (500, 0.01), (200, 0.4), (40, 0.1)])
+def test_without_a_drop_it_cries_wolf_in_under_one_of_twenty(n, discordant):
+    chance = random.Random(1)
+    assert rates(lambda: answers(chance, n, discordant, 0.0), 0.0)["regression"] < 0.05
+
+
+def test_thirty_questions_cannot_tell_a_drop_of_five_points():
+    chance = random.Random(2)
+    found = rates(lambda: answers(chance, 30, 0.10, 0.05), 0.0)
+    assert found["cannot tell"] > 0.95
+
+
+@pytest.mark.parametrize("drop", [0.05, 0.051])
+def test_a_drop_at_the_margin_seldom_passes_and_is_seldom_called_worse(drop):
+    chance = random.Random(3)
+    found = rates(lambda: answers(chance, 500, 0.12, drop), -0.05)
+    assert found["holds"] <= 0.065
+    assert found["regression"] <= 0.075
+
+
+def test_a_small_margin_of_many_questions_passes_what_is_as_good():
+    chance = random.Random(4)
+    assert rates(lambda: answers(chance, 1500, 0.10, 0.0), -0.03, 300)["holds"] > 0.95
+
+
+def dialogues(chance, n, drop):
+    """Two turns a question, whole grades from 1 to 10 that rise and fall together."""
+
+    def grade(level):
+        return float(min(10, max(1, round(chance.gauss(level, 1.0)))))
+
+    before, after = [], []
+    for _ in range(n):
+        level, moved = chance.gauss(6.0, 1.8), chance.gauss(-drop, 0.8)
+        before += [grade(level), grade(level)]
+        after += [grade(level + moved), grade(level + moved)]
+    return side(GRADES, before, parts=2), side(GRADES, after, parts=2)
+
+
+def test_grades_of_two_turns():
+    chance = random.Random(5)
+    assert rates(lambda: dialogues(chance, 80, 0.8), 0.0, 300)["regression"] >= 0.95
+    assert rates(lambda: dialogues(chance, 80, 0.0), 0.0)["regression"] <= 0.065
+    assert rates(lambda: dialogues(chance, 12, 0.3), 0.0, 300)["cannot tell"] >= 0.7
+
+
+def test_both_turns_of_a_question_are_one_piece_of_evidence():
+    """Copied turns make a p no smaller; taken for questions of their own they would."""
+    before, after = [7.0] * 12, [6.0, 7.0, 5.0, 8.0, 6.0, 7.0, 6.0, 7.0, 6.0, 8.0, 6.0, 7.0]
+    once = verdict(side(GRADES, before), side(GRADES, after))
+    twice = [side(GRADES, [value for value in values for _ in range(2)], parts=2) for values in (before, after)]
+    assert verdict(*twice).p == pytest.approx(once.p)
+    assert verdict(*(side(GRADES, [row.value for row in one.members[""]]) for one in twice)).p < once.p
+
+
+def test_the_exact_test_is_the_binomial():
+    assert coin_at_least(9, 10) == pytest.approx((comb(10, 9) + 1) / 2**10)
+    assert Discordant(100, 1, 9).p_at_most(0.0) == pytest.approx(11 / 1024)
+    assert Discordant(100, 9, 1).p_at_most(0.0) == pytest.approx(1 - 1 / 1024)
+    assert Discordant(100, 0, 0).p_at_most(0.0) == 1.0
+
+
+def test_nothing_that_differs_bounds_the_difference_as_wilson_does():
+    low, high = Discordant(30, 0, 0).ends(0.95)
+    assert (low, high) == pytest.approx((-3.841459 / 33.841459, 3.841459 / 33.841459), rel=1e-5)
+
+
+@pytest.mark.parametrize(("gained", "lost", "mean"), [(12, 38, -0.03), (5, 2, 0.1), (0, 4, -0.05), (7, 7, 0.02)])
+def test_tango_maximises_the_likelihood_under_the_difference(gained, lost, mean):
+    """His closed form against a search over the share of losses."""
+    n = 120
+    same = n - gained - lost
+
+    def likelihood(share):
+        up, rest = share + mean, 1 - 2 * share - mean
+        if min(share, up, rest) <= 0:
+            return None
+        return up**gained * share**lost * rest**same
+
+    grid = [i / 200_000 for i in range(1, 100_000)]
+    best = max((value, share) for share in grid if (value := likelihood(share)) is not None)[1]
+    expected = (gained - lost - n * mean) / (n * (2 * best + mean * (1 - mean))) ** 0.5
+    assert Discordant(n, gained, lost).score(mean) == pytest.approx(expected, rel=2e-3, abs=1e-3)
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979, by hand
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_several_requirements_correct_regressions_and_not_what_holds():
+    """Nine lost of ten that differ, p = 0.011: a regression alone, and none among five requirements."""
+    bad = compared(side(EXACT, [1.0] * 9 + [0.0] + [1.0] * 90), side(EXACT, [0.0] * 9 + [1.0] + [1.0] * 90))
+    good = compared(side(EXACT, [1.0] * 300), side(EXACT, [1.0] * 300))
+    ask = Requirement("", "s", 0.0)
+    assert check([(ask, bad)])[0].verdict == "regression"
+    several = check([(ask, bad)] + [(Requirement("", "s", -0.02), good)] * 4)
+    assert several[0].p_adjusted == pytest.approx(5 * several[0].p)
+    assert several[0].verdict == "cannot tell"
+    assert [one.verdict for one in several[1:]] == ["holds"] * 4
+    assert outcome(several) == "cannot tell"
+    assert outcome(several[1:]) == "holds"
+
+
+def test_lower_is_better_is_turned():
+    values = [1.0 + 0.01 * i for i in range(50)]
+    worse = [value + 0.2 + 0.001 * (i % 3) for i, value in enumerate(values)]
+    found = verdict(side(LOSS, values), side(LOSS, worse), -0.1)
+    assert found.verdict == "regression"
+    assert found.mean == pytest.approx(-0.201, abs=1e-3)
+    assert verdict(side(LOSS, worse), side(LOSS, values), -0.1).verdict == "holds"
+
+
+def test_the_number_of_questions_that_would_decide_does():
+    """Of as many questions as it names, four in five evaluations decide, were the difference the observed one."""
+    chance = random.Random(6)
+    first = verdict(*answers(chance, 100, 0.10, 0.04))
+    assert first.verdict == "cannot tell"
+    share = -first.mean
+    decided = rates(lambda: answers(chance, first.questions_needed, 0.10, share), 0.0, 400)["regression"]
+    assert 0.7 <= decided <= 0.95
+
+
+def test_a_difference_at_the_margin_is_decided_by_no_number():
+    same = [0.0, 1.0] * 30
+    found = verdict(side(EXACT, same), side(EXACT, same), 0.0)
+    assert (found.verdict, found.questions_needed) == ("cannot tell", None)
+    assert verdict(side(EXACT, same), side(EXACT, same), -0.01).questions_needed == pytest.approx(268, abs=2)
+
+
+def test_what_is_missing_keeps_it_from_holding():
+    before, after = [1.0, 0.0] * 100, [1.0, 0.0] * 90 + [None] * 20
+    found = verdict(side(EXACT, before), side(EXACT, after), -0.1)
+    assert found.verdict == "cannot tell"
+    assert found.why.startswith("only 90%")
+
+
+def test_a_few_grades_are_too_few():
+    found = verdict(side(GRADES, [9.0] * 5), side(GRADES, [2.0] * 5))
+    assert (found.verdict, found.questions_needed) == ("cannot tell", 10)
+
+
+def test_other_seeds_are_part_of_the_doubt():
+    """Three seeds that differ among themselves: over these very models a regression, over the recipe not."""
+    chance = random.Random(7)
+    base = {str(s): [Observation(f"q{i}", "", 6.0 + (i % 5)) for i in range(60)] for s in range(3)}
+    moved = {
+        str(s): [Observation(f"q{i}", "", 6.0 + (i % 5) + shift + chance.gauss(0, 0.3)) for i in range(60)]
+        for s, shift in enumerate((-1.2, 0.3, -0.6))
+    }
+    whole = compared(Side(GRADES, base), Side(GRADES, moved))
+    assert whole.over_seeds
+    assert check([(Requirement("", "s", 0.0), whole)])[0].verdict == "cannot tell"
+    alone = compared(Side(GRADES, {"0": base["0"]}), Side(GRADES, {"0": moved["0"]}))
+    assert check([(Requirement("", "s", 0.0), alone)])[0].verdict == "regression"
+
+
+WHERE = "--require"
+SIDES = {
+    "mt_bench": side(GRADES, [5.0] * 20, category="math"),
+    "hellaswag": side(EXACT, [1.0] * 20),
+    "rated/truthfulness": side(GRADES, [5.0] * 20, category="math"),
+}
+
+
+def requirements(text, before=SIDES, after=SIDES):
+    return [resolve(clause, (before, after), WHERE) for clause in read_clauses(text, WHERE)]
+
+
+def test_requirements_are_read():
+    found = requirements("mt_bench > -0.1, hellaswag>=−1.5 %,rated/truthfulness/Math >0 ,  mt_bench/math ≥ -.5")
+    assert [(one.suite, one.category, one.margin, one.strict) for one in found] == [
+        ("mt_bench", "", -0.1, True),
+        ("hellaswag", "", -0.015, False),
+        ("rated/truthfulness", "math", 0.0, True),
+        ("mt_bench", "math", -0.5, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("mt_bench", 1, "cannot be read"),
+        ("mt_bench > -0.1,, hellaswag > -1%", 17, "is empty"),
+        ("mt_bench > 0, hellaswag < -1%", 15, "bounds from above"),
+        ("mt_bench > -1%", 1, "a percentage of those"),
+        ("hellaswag > -0.01", 1, "can mean -0.01 or -1 percentage points"),
+        ("mtbench > 0", 1, "no suite is called 'mtbench'"),
+        ("mt_bench/maths > 0", 1, "no category 'maths'"),
+        ("mt_bench > 1e999", 1, "no finite margin"),
+    ],
+)
+def test_what_is_wrong_with_a_requirement_is_said_with_its_place(text, place, words):
+    with pytest.raises(DataError) as caught:
+        requirements(text)
+    assert caught.value.where == f"{WHERE}, character {place}"
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_suite_of_one_side_alone_is_refused_by_name():
+    with pytest.raises(DataError, match="suite 'hellaswag' stands in BEFORE alone"):
+        requirements("hellaswag > -1%", after={"mt_bench": SIDES["mt_bench"]})
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Two sealed evaluations of one suite, and one of other questions."""
+    chance = random.Random(8)
+    before, after = answers(chance, 500, 0.10, 0.05)
+    other = [Observation(f"other{i}", "0", 1.0) for i in range(20)]
+    for name, rows in (("before", before.members[""]), ("after", after.members[""]), ("other", other)):
+        folder = tmp_path / name
+        folder.mkdir()
+        result = SuiteResult(EXACT, {"base": rows, "chat": rows})
+        (folder / "scores.json").write_text(
+            json.dumps({"models": ["base", "chat"], "suites": {"sums": result.to_json()}})
+        )
+        write_observations(folder, {"sums": result})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("require", "code"),
+    [("", 0), ("sums > -10%", 0), ("sums > 0", 1), ("sums > -5%", 3), ("sums > -20%, sums > -5%", 3), ("nuts > 0", 2)],
+)
+def test_exit_codes(scored, require, code, capsys):
+    words = ["compare", str(scored / "before"), str(scored / "after"), *(["--require", require] if require else [])]
+    assert main(words) == code
+    assert main([*words, "--json"]) == code
+    out = capsys.readouterr()
+    if code == 2:
+        assert "Traceback" not in out.err
+        return
+    found = json.loads(out.out[out.out.index("{") :])
+    assert found["exit_code"] == code
+    assert found["suites"]["sums"]["difference"]["mean"] == pytest.approx(-0.05, abs=0.03)
+    assert found["after"].endswith("after:chat")
+
+
+def test_other_questions_are_refused(scored, capsys):
+    assert main(["compare", str(scored / "before"), str(scored / "other")]) == 2
+    assert "were asked other questions" in capsys.readouterr().err
+
+
+def test_a_model_is_named_or_missing(scored, capsys):
+    assert main(["compare", f"{scored / 'before'}:base", f"{scored / 'after'}:chat"]) == 0
+    assert main(["compare", f"{scored / 'before'}:bass", f"{scored / 'after'}:chat"]) == 2
+    assert "no model is called 'bass'" in capsys.readouterr().err
+    assert main(["compare", str(scored / "nowhere.jsonl"), str(scored / "after")]) == 2
+
+
+def test_published_annotations():
+    """Llama 2 70B against Vicuna 13B, on the published annotations: 92.66% and 70.43% won."""
+    folder = Path("../shared/data/alpaca_eval")
+    if not folder.is_dir():
+        pytest.skip("../shared/data/alpaca_eval is not here")
+    files = [str(folder / f"{one}/alpaca_eval_gpt4/annotations.json") for one in ("vicuna-13b", "llama-2-70b-chat-hf")]
+    found = compare(*files, "alpaca_eval > 15%, alpaca_eval > 30%")
+    assert [one["verdict"] for one in found["requirements"]] == ["holds", "regression"]
+    assert found["suites"]["alpaca_eval"]["difference"]["mean"] == pytest.approx(0.2223, abs=1e-3)
