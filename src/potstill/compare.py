@@ -25,8 +25,8 @@ from potstill.evaluation.requirements import read_clauses, resolve
 from potstill.evaluation.scores import SCORES_FILE, SuiteResult
 from potstill.evaluation.statistics import Difference, corrected, difference_of
 from potstill.members import pools, seeds
-from potstill.reporting.findings import verdict_of
-from potstill.reporting.told import Form, told
+from potstill.reporting.differences import verdict_of
+from potstill.reporting.told import Form, told, told_difference
 from potstill.results import read_results
 from potstill.validation import nearest
 from potstill.workspace import Workspace, open_run
@@ -208,7 +208,7 @@ def _differences(found: Mapping[str, Any]) -> RenderableType:
     table = _table("suite", "before", "after", "after − before", "")
     for name, suite in found["suites"].items():
         form = Form.of(suite)
-        difference = told(suite["difference"], form.difference(suite["difference"]))
+        difference = told_difference(suite["difference"], form)
         ends = [Text.assemble(*told(suite[side], form).marked("\n")) for side in ("before", "after")]
         verdict = Text(
             "cannot tell" if suite["verdict"] == "unclear" else suite["verdict"], STYLES.get(suite["verdict"], "")
@@ -224,9 +224,7 @@ def _requirements(found: Mapping[str, Any]) -> RenderableType:
     table = _table("required", "after − before, better above 0", "")
     for one in found["requirements"]:
         suite = found["suites"][one["suite"]]
-        form = Form.of(suite)
-        form = form.difference({**one, "mean": one["mean"]})
-        shown = told(one, form)
+        shown = told_difference(one, Form.of(suite))
         word = Text(one["verdict"], f"bold {STYLES.get(one['verdict'], 'yellow')}")
         table.add_row(
             Text(one["requirement"]), Text.assemble(*shown.marked("\n")), Group(word, Text(reason(one, suite), "dim"))

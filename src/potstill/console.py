@@ -18,6 +18,8 @@ from potstill.members import families, read_member, spoken
 from potstill.pipeline import Listener
 from potstill.plan import Plan, Step
 from potstill.records import ROWS
+from potstill.reporting.differences import verdict_of
+from potstill.reporting.told import Form, told, told_difference, widest
 from potstill.workspace import Workspace
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -25,8 +27,11 @@ FACTS_SHOWN = 4
 TOOK_WIDTH = 7
 CELL_WIDTH = 22
 """Room for a mean and its interval: +0.52 [+0.31, +0.74]."""
+N_WIDTH = 6
+"""Room for how many values are in it."""
 MOST_COLUMNS = 6
 """Of models, before they become rows."""
+USUAL = Form(2)
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -311,10 +316,10 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
 
 def side_by_side_table(summary: Mapping[str, Any], width: int) -> Table:
     """Models, or families of them, by what each scored and took; beside each score the difference to the one that all
-    are set against, which stands out where its interval leaves out 0. Where there is little room, less of it."""
+    are set against, which stands out where it is beyond chance. Where there is little room, intervals stand below."""
     rows, against = summary["side_by_side"], summary["against"]
     names, each = max(len(row["name"]) for row in rows) + 6, len(rows[0]["suites"])
-    whole = width >= names + 2 * CELL_WIDTH * each + len("training  steps  bytes/token")
+    whole = width >= names + (2 * CELL_WIDTH + N_WIDTH) * each + len("training  steps  bytes/token")
     between, roomy = " " if whole else "\n", width >= names + 32 * each + len("training  steps  bytes/token")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("mean [95% interval]" if names > 20 else "", header_style="dim", no_wrap=True)
@@ -327,9 +332,7 @@ def side_by_side_table(summary: Mapping[str, Any], width: int) -> Table:
         label = Text.assemble(row["name"], (f"  ×{len(row['seeds'])}" if row["seeds"] else "", "dim"))
         cells: list[Text] = []
         for found in row["suites"].values():
-            alone = found if roomy or found is None else {**found, "low": None}
-            difference = _interval(found and found["difference"], "+.2f", between)
-            cells += [_interval(alone, ".2f", between), difference]
+            cells += [_cell(found, between), _difference(found and found["difference"], between)]
         took = "" if row["seconds"] is None else duration(row["seconds"])
         figures = ["" if row[one] is None else f"{row[one]:,.0f}" for one in ("steps", "bytes_per_token") if roomy]
         table.add_row(label, *cells, took, *figures)
@@ -344,15 +347,15 @@ def _tall_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(suite.replace("_", " "), justify="right")
     for model in summary["models"]:
         found = [summary["scores"][suite].get(model) for suite in summary["scores"]]
-        table.add_row(Text(model), *(_interval(one, ".2f", " ") for one in found))
+        table.add_row(Text(model), *(_cell(one, " ") for one in found))
     return table
 
 
 def score_table(summary: Mapping[str, Any], width: int) -> Table:
     """Suites by models: the mean and its 95% interval, beside it or, where there is little room, below it.
 
-    Where there is much, a last column sets the last model against the one before; a difference stands out where its
-    interval leaves out 0.
+    Where there is much, a column sets the last model against the one before; a difference stands out where it is beyond
+    chance, corrected for all comparisons of the suite. The last column counts the values in each mean.
     """
     models, suites = list(summary["models"]), summary["scores"]
     names = 4 + max(len(part) for suite in suites for part in suite.split("/"))
@@ -363,29 +366,32 @@ def score_table(summary: Mapping[str, Any], width: int) -> Table:
     between = " " if len(models) <= room else "\n"
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("mean [95% interval]" if names > 20 else "mean", header_style="dim", no_wrap=True)
-    for model in [*models, f"{models[-1]} − {models[-2]}"] if pair else models:
-        table.add_column(Text(model), justify="right")
+    for head in [*models, *([f"{models[-1]} − {models[-2]}"] if pair else []), "n"]:
+        table.add_column(Text(head), justify="right")
     group = ""
     for suite, scores in suites.items():
         above, _, name = suite.rpartition("/")
         if above != group and above:
             table.add_row(above)
         group = above
-        widest = max((score["high"] - score["low"] for score in scores.values() if score["low"] is not None), default=0)
-        digits = 3 if 0 < widest < 0.1 else 2
-        cells = [_interval(scores.get(model), f".{digits}f", between) for model in models]
+        form = Form(3 if 0 < widest(list(scores.values())) < 0.1 else 2)
+        cells = [_cell(scores.get(model), between, form, n=False) for model in models]
         if pair:
-            cells.append(_interval(summary["paired"].get(suite, {}).get(pair), f"+.{digits}f", between))
-        table.add_row(f"  {name.replace('_', ' ')}" if above else name.replace("_", " "), *cells)
+            cells.append(_difference(summary["paired"].get(suite, {}).get(pair), between, form))
+        counts = sorted({one["n"] for one in scores.values()})
+        n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
+        table.add_row(f"  {name.replace('_', ' ')}" if above else name.replace("_", " "), *cells, n)
     return table
 
 
-def _interval(score: Mapping[str, Any] | None, form: str, between: str) -> Text:
-    if score is None or score["mean"] is None:
-        return Text("-", style="dim")
-    mean = format(score["mean"], form)
-    if score["low"] is None:  # one question has no interval
-        return Text(mean)
-    low, high = format(score["low"], form), format(score["high"], form)
-    clear = form.startswith("+") and (score["low"] > 0 or score["high"] < 0)
-    return Text.assemble((mean, "bold" if clear else ""), (f"{between}[{low}, {high}]", "dim"))
+def _cell(score: Mapping[str, Any] | None, between: str, form: Form = USUAL, *, n: bool = True) -> Text:
+    """An estimate with its interval, beside it or below it."""
+    return Text("-", "dim") if score is None else Text.assemble(*told(score, form).marked(between, n=n))
+
+
+def _difference(found: Mapping[str, Any] | None, between: str, form: Form = USUAL) -> Text:
+    """A paired difference; one that is beyond chance stands out."""
+    if found is None:
+        return Text("-", "dim")
+    clear = verdict_of(found, higher_is_better=True) != "unclear"
+    return Text.assemble(*told_difference(found, form).marked(between, clear=clear, n=False))

@@ -20,6 +20,7 @@ from potstill.artifact import Artifact
 from potstill.chat import Options, chat
 from potstill.cli import main
 from potstill.errors import ModelError
+from potstill.reporting.told import Form, told_difference
 from potstill.show import sparkline
 
 SCRIPT = str(Path(sys.executable).with_name("potstill"))
@@ -321,17 +322,22 @@ def test_durations(seconds, text):
     assert console.duration(seconds) == text
 
 
+def estimate(mean, low, high, n=80, **more):
+    return {"mean": mean, "low": low, "high": high, "n": n, "coverage": 1.0, **more}
+
+
+def gain(mean, low, high, p=0.01):
+    return {"mean": mean, "low": low, "high": high, "n": 80, "p": p, "p_adjusted": p, "comparisons": 1}
+
+
 SUMMARY = {
     "models": ["sft", "dpo"],
     "scores": {
-        "chat": {"sft": {"mean": 5.0, "low": 4.5, "high": 5.5}, "dpo": {"mean": 6.25, "low": 6.0, "high": 6.5}},
-        "held/loss": {
-            "sft": {"mean": 0.5, "low": 0.48, "high": 0.52},
-            "dpo": {"mean": 0.25, "low": None, "high": None},
-        },
-        "held/wins": {"sft": {"mean": None, "low": None, "high": None}},
+        "chat": {"sft": estimate(5.0, 4.5, 5.5), "dpo": estimate(6.25, 6.0, 6.5)},
+        "held/loss": {"sft": estimate(0.5, 0.48, 0.52, 70, coverage=0.875), "dpo": estimate(0.25, None, None, 1)},
+        "held/wins": {"sft": estimate(None, None, None, 0)},
     },
-    "paired": {"chat": {"dpo-sft": {"mean": 1.25, "low": 0.5, "high": 2.0}}},
+    "paired": {"chat": {"dpo-sft": gain(1.25, 0.5, 2.0)}},
 }
 
 
@@ -342,23 +348,33 @@ def table_at(width):
 
 
 def test_the_table_of_scores_shows_means_intervals_and_what_has_none():
-    assert table_at(100) == [
-        ["mean", "sft", "dpo", "dpo − sft"],
-        ["chat", "5.00 [4.50, 5.50]", "6.25 [6.00, 6.50]", "+1.25 [+0.50, +2.00]"],
+    assert table_at(120) == [
+        ["mean", "sft", "dpo", "dpo − sft", "n"],
+        ["chat", "5.00 [4.50, 5.50]", "6.25 [6.00, 6.50]", "+1.25 [+0.50, +2.00]", "80"],
         ["held"],
-        ["loss", "0.500 [0.480, 0.520]", "0.250", "-"],
-        ["wins", "-", "-", "-"],
+        ["loss", "0.500 [0.480, 0.520] n 70, 88% scored", "0.250 [one question]", "-", "1–70"],
+        ["wins", "-", "-", "-", "0"],
     ]
 
 
 def test_the_table_of_scores_fits_a_narrow_terminal():
     rows = table_at(40)
-    assert rows[:3] == [["mean", "sft", "dpo"], ["chat", "5.00", "6.25"], ["[4.50, 5.50]", "[6.00, 6.50]"]]
+    assert rows[:3] == [["mean", "sft", "dpo", "n"], ["chat", "5.00", "6.25", "80"], ["[4.50, 5.50]", "[6.00, 6.50]"]]
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign_and_one_that_does_not_is_seen():
+    form = Form(2)
+    assert [form(-0.001), Form(2, signed=True)(-0.0), Form(1, percent=True, signed=True)(1e-9)] == [
+        "0.00",
+        "0.00",
+        "0.0",
+    ]
+    assert "−0.004 " in str(told_difference(gain(-0.004, -0.011, 0.003), form))
+    assert not re.search(r"[−+]0\.0+(?!\d)", str(told_difference(gain(-1e-9, -1e-8, 1e-8), form)))
 
 
 def beside(name, chat, difference, seeds=("0", "1")):
-    ends = {"low": chat - 0.5, "high": chat + 0.5}
-    found = {"mean": chat, **ends, "difference": difference}
+    found = {**estimate(chat, chat - 0.5, chat + 0.5), "difference": difference}
     return {
         "name": name, "seeds": list(seeds), "suites": {"chat": found}, "seconds": 12.4, "steps": 84.0,
         "learnt_tokens": 100.0, "signal_bytes": 800.0, "bytes_per_token": 8.0,
@@ -368,7 +384,7 @@ def beside(name, chat, difference, seeds=("0", "1")):
 def test_everything_against_one_fits_the_terminal():
     rows = [
         beside("text", 3.0, None),
-        beside("start[model=random]", 4.25, {"mean": 1.25, "low": 0.5, "high": 2.0}, ()),
+        beside("start[model=random]", 4.25, gain(1.25, 0.5, 2.0), ()),
     ]
     summary = {"side_by_side": rows, "against": "text"}
 
@@ -379,20 +395,27 @@ def test_everything_against_one_fits_the_terminal():
 
     assert lines(120) == [
         ["mean [95% interval]", "chat", "− text", "training", "steps", "bytes/token"],
-        ["text", "×2", "3.00 [2.50, 3.50]", "-", "12 s", "84", "8"],
-        ["start[model=random]", "4.25 [3.75, 4.75]", "+1.25 [+0.50, +2.00]", "12 s", "84", "8"],
+        ["text", "×2", "3.00 [2.50, 3.50] n 80", "-", "12 s", "84", "8"],
+        ["start[model=random]", "4.25 [3.75, 4.75] n 80", "+1.25 [+0.50, +2.00]", "12 s", "84", "8"],
     ]
     assert lines(70) == [
         ["mean [95% interval]", "chat", "− text", "training"],
         ["text", "×2", "3.00", "-", "12 s"],
+        ["[2.50, 3.50]"],
+        ["n 80"],
         ["start[model=random]", "4.25", "+1.25", "12 s"],
-        ["[+0.50, +2.00]"],
+        ["[3.75, 4.75]", "[+0.50, +2.00]"],
+        ["n 80"],
     ]
 
 
 def test_many_models_are_rows_not_columns():
     names = [f"m[beta={i}]" for i in range(8)]
-    summary = {"models": names, "scores": {"chat": {name: {"mean": 1.0, "low": None} for name in names}}, "paired": {}}
+    summary = {
+        "models": names,
+        "scores": {"chat": {name: estimate(1.0, None, None, 1) for name in names}},
+        "paired": {},
+    }
     out = io.StringIO()
     Console(file=out, width=80).print(console.score_table(summary, 80))
     assert [line.split()[0] for line in out.getvalue().splitlines()[1:]] == names
@@ -522,7 +545,7 @@ def test_summary_and_headline_end_the_run(tmp_path):
     from potstill.workspace import Workspace
 
     out = io.StringIO()
-    summary = {"models": ["a"], "scores": {"chat": {"a": {"mean": 5.0, "low": 4.0, "high": 6.0}}}, "paired": {},
+    summary = {"models": ["a"], "scores": {"chat": {"a": estimate(5.0, 4.0, 6.0)}}, "paired": {},
                "headline": ["it got better"]}  # fmt: skip
     plan = Plan(load_recipe("tiny.yaml"), {})
     console.closing(Console(file=out, width=80), plan, Workspace(Path("runs/tiny")), json.loads(json.dumps(summary)))

@@ -15,6 +15,7 @@ from potstill.errors import DataError
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
+from potstill.reporting.differences import in_seeds, only_against
 from potstill.reporting.findings import findings
 from potstill.reporting.page import amount, duration, size
 from potstill.sources import Data
@@ -189,15 +190,15 @@ def test_the_headline_says_no_more_than_the_interval(later, higher, opening):
 
 def test_a_small_difference_does_not_look_like_none():
     given = suite({"sft": 5.14, "dpo": 5.14}, "answer_loss", (0.0, None), higher=False)
-    given["paired"]["dpo-sft"] = {"mean": 0.0021, "low": 0.0008, "high": 0.0034, "n": 12}
+    given["paired"]["dpo-sft"] |= {"mean": 0.0021, "low": 0.0008, "high": 0.0034, "p_adjusted": 0.01}
     text = findings({"models": ["sft", "dpo"], "suites": {"loss": given}})[0].text
     assert text.startswith("dpo does worse than sft on loss: 5.1")
-    assert text.endswith("a difference of +0.002 (95% interval +0.001 to +0.003).")
+    assert text.endswith("a difference of +0.002 (95% interval +0.001 to +0.003, n 12).")
 
 
 def test_the_same_everywhere_is_said_so():
     given = suite({"sft": 5.0, "dpo": 5.0})
-    given["paired"]["dpo-sft"] = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 12}
+    given["paired"]["dpo-sft"] |= {"mean": 0.0, "low": 0.0, "high": 0.0, "p_adjusted": 1.0}
     finding = findings({"models": ["sft", "dpo"], "suites": {"s": given}})[0]
     assert finding.text.startswith("dpo does no better and no worse than sft on s, on any question: ")
     assert finding.verdict == "unclear"
@@ -206,7 +207,34 @@ def test_the_same_everywhere_is_said_so():
 def test_one_question_makes_no_claim():
     found = findings({"models": ["sft", "dpo"], "suites": {"s": suite({"sft": 1.0, "dpo": 9.0}, count=1)}})
     assert found[0].verdict == "unclear"
-    assert "too few" in found[0].text
+    assert found[0].text.count("(no interval: one question") == 3, "of both means and of their difference"
+
+
+def test_verdicts_are_corrected_for_all_comparisons_of_a_suite():
+    """Three models make three comparisons; what is clear alone may not be so among them."""
+    given = suite({"base": 5.0, "sft": 6.0, "dpo": 6.02})
+    assert given["paired"]["dpo-sft"]["comparisons"] == 3
+    known = given["paired"]["dpo-sft"] | {"mean": 0.2, "low": 0.01, "high": 0.4, "p": 0.04, "p_adjusted": 0.12}
+    given["paired"]["dpo-sft"] = known
+    (finding, *_) = findings({"models": ["base", "sft", "dpo"], "suites": {"s": given}})
+    assert finding.verdict == "unclear"
+    assert finding.text.endswith("(95% interval +0.01 to +0.40, n 12), corrected for 3 comparisons (Holm).")
+    given["paired"]["dpo-sft"] = {**known, "p_adjusted": 0.04}
+    assert findings({"models": ["base", "sft", "dpo"], "suites": {"s": given}})[0].verdict == "better"
+
+
+def test_against_one_only_its_comparisons_count():
+    given = only_against(suite({"base": 5.0, "sft": 6.0, "dpo": 6.1, "kto": 6.3}), "base")
+    meant = {name: one for name, one in given["paired"].items() if name.endswith("-base")}
+    assert {one["comparisons"] for one in meant.values()} == {3}
+    assert given["paired"]["kto-dpo"]["comparisons"] == 6
+    lowest = min(meant.values(), key=lambda one: one["p"])
+    assert lowest["p_adjusted"] == pytest.approx(3 * lowest["p"])
+
+
+def test_one_seed_is_not_said_to_be_one_of_one():
+    assert in_seeds({"mean": 1.0, "members": {"0": 1.0}}) == ""
+    assert in_seeds({"mean": 1.0, "members": {"0": 1.0, "1": -0.5, "2": 3.0}}) == "2 of 3 seeds"
 
 
 def test_low_coverage_is_said_in_the_sentence():

@@ -47,8 +47,8 @@ class Measure:
 
     @property
     def is_share(self) -> bool:
-        """Whether its values run from 0 to 1, which people read in percent."""
-        return self.share or self.scale == (0.0, 1.0)
+        """Whether its values are shares or differences of them, which people read in percent."""
+        return self.share or self.unit.startswith("share")
 
     @property
     def _bounds(self) -> tuple[float, float] | None:

@@ -4,15 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from potstill.evaluation.distributions import LEVEL, holm
-from potstill.reporting.findings import (
-    Finding,
-    Verdict,
-    difference_of,
-    in_seeds,
-    number,
-    signed,
-    signed_range,
-)
+from potstill.reporting.differences import Verdict, difference_of, in_seeds, is_above
+from potstill.reporting.findings import Finding
+from potstill.reporting.told import Form, Told, told, told_difference
 
 Outcome = Literal["holds", "opposite", "cannot tell"]
 WORDS: dict[Outcome, Verdict] = {"holds": "better", "opposite": "worse", "cannot tell": "unclear"}
@@ -24,15 +18,15 @@ def claims(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     An ordering holds, or its opposite does, where the two-sided p of the paired difference, corrected by Holm (1979)
     for the number of claims, is below 5%. Of families the difference is over other questions and other seeds.
     """
-    told = [_told(claim, report) for claim in report.get("claims", ())]
-    known = [one for one in told if one["difference"] is not None and one["difference"]["p"] is not None]
+    found = [_outcome_of(claim, report) for claim in report.get("claims", ())]
+    known = [one for one in found if one["difference"] is not None and one["difference"]["p"] is not None]
     for one, p in zip(known, holm([one["difference"]["p"] for one in known]), strict=True):
         one["p_adjusted"] = p
         one["outcome"] = _outcome(one, report["suites"][one["suite"]], p)
-    return told
+    return found
 
 
-def _told(claim: Mapping[str, str], report: Mapping[str, Any]) -> dict[str, Any]:
+def _outcome_of(claim: Mapping[str, str], report: Mapping[str, Any]) -> dict[str, Any]:
     published = report.get("published") or {"source": "", "scores": {}}
     ends = [published["scores"].get(claim[end], {}).get(claim["suite"]) for end in ("better", "worse")]
     suite = report["suites"].get(claim["suite"])
@@ -45,40 +39,39 @@ def _told(claim: Mapping[str, str], report: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _outcome(told: Mapping[str, Any], suite: Mapping[str, Any], p: float) -> Outcome:
+def _outcome(one: Mapping[str, Any], suite: Mapping[str, Any], p: float) -> Outcome:
     if p >= 1 - LEVEL:
         return "cannot tell"
-    return "holds" if (told["difference"]["mean"] > 0) == suite["higher_is_better"] else "opposite"
+    return "holds" if is_above(one["difference"]) == suite["higher_is_better"] else "opposite"
 
 
 def claim_findings(report: Mapping[str, Any]) -> list[Finding]:
     """How many hold, then each, in the order in which they were named."""
-    told = claims(report)
-    if not told:
+    found = claims(report)
+    if not found:
         return []
-    counts = {word: sum(one["outcome"] == word for one in told) for word in WORDS}
-    opening = f"Of {len(told)} orderings that were looked for, {counts['holds']} hold"
+    counts = {word: sum(one["outcome"] == word for one in found) for word in WORDS}
+    opening = f"Of {len(found)} orderings that were looked for, {counts['holds']} hold"
     detail = f"of {counts['opposite']} the opposite holds, {counts['cannot tell']} cannot be told, corrected for all."
-    return [Finding("", "", "", "unclear", opening, detail)] + [_finding(one, report) for one in told]
+    return [Finding("", "", "", "unclear", opening, detail)] + [_finding(one, report) for one in found]
 
 
-def _finding(told: Mapping[str, Any], report: Mapping[str, Any]) -> Finding:
-    better, worse, name = told["better"], told["worse"], told["suite"]
+def _finding(claim: Mapping[str, Any], report: Mapping[str, Any]) -> Finding:
+    better, worse, name = claim["better"], claim["worse"], claim["suite"]
     opening = {
         "holds": f"{better} does better than {worse} on {name}",
         "opposite": f"{better} does worse than {worse} on {name}, against what was looked for",
         "cannot tell": f"Whether {better} does better than {worse} on {name} cannot be told",
-    }[told["outcome"]]
-    difference = told["difference"]
-    if difference is None or difference["mean"] is None:
+    }[claim["outcome"]]
+    difference = claim["difference"]
+    if difference is None:
         return Finding(name, better, worse, "unclear", opening, "nothing was measured of both.")
-    suite = report["suites"][name]
-    detail = f"{signed(difference, suite)} (95% interval {signed_range(difference, suite)})"
+    detail = str(told_difference(difference, Form.of(report["suites"][name])))
     detail += f", of this sign in {seeds}" if (seeds := in_seeds(difference)) else ""
-    if told["published"] is not None:
-        published = told["published"]
+    if claim["published"] is not None:
+        published = claim["published"]
         detail += f"; {published['source']}: {shown(published['better'])} against {shown(published['worse'])}"
-    return Finding(name, better, worse, WORDS[told["outcome"]], opening, f"{detail}.")
+    return Finding(name, better, worse, WORDS[claim["outcome"]], opening, f"{detail}.")
 
 
 def shown(published: float | Sequence[float]) -> str:
@@ -103,7 +96,7 @@ def beside(report: Mapping[str, Any]) -> dict[str, Any] | None:
                     "published": shown(published["scores"][model][suite])
                     if suite in published["scores"].get(model, {})
                     else "",
-                    **_here(report["suites"][suite], model),
+                    "here": _here(report["suites"][suite], model),
                 }
                 for suite in suites
             ],
@@ -114,11 +107,6 @@ def beside(report: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"source": published["source"], "suites": suites, "rows": rows}
 
 
-def _here(suite: Mapping[str, Any], model: str) -> dict[str, str]:
+def _here(suite: Mapping[str, Any], model: str) -> Told | None:
     estimate = suite["models"].get(model)
-    if estimate is None:
-        return {"mean": "", "range": ""}
-    range_ = "no interval"
-    if estimate["low"] is not None:
-        range_ = f"{number(estimate['low'], suite)} to {number(estimate['high'], suite)}"
-    return {"mean": number(estimate["mean"], suite), "range": range_}
+    return None if estimate is None else told(estimate, Form.of(suite))

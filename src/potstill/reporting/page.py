@@ -18,19 +18,11 @@ from potstill import __version__
 from potstill.members import families, pools, spoken
 from potstill.reporting import charts
 from potstill.reporting.claims import beside, claim_findings
-from potstill.reporting.findings import (
-    SHARES,
-    compare,
-    findings,
-    in_seeds,
-    number,
-    reservations,
-    signed,
-    signed_range,
-    verdict_of,
-)
+from potstill.reporting.differences import difference_of, in_seeds, verdict_of
+from potstill.reporting.findings import compare, findings, reservations
 from potstill.reporting.judges import judge_table
 from potstill.reporting.side_by_side import side_by_side
+from potstill.reporting.told import Form, extent, reach, seeds_apart, strip, told, told_difference, values
 
 RADAR_AXES = 3
 """Fewer categories than this make no radar."""
@@ -100,26 +92,29 @@ def _suite(
     span = _span(suite)
     categories = list(suite["categories"])
     models = [model for model in report["models"] if model in suite["models"]]
+    form = Form.of(suite)
     radar = None
     # What could not be read is no zero: a category that a model has no score in stands in the table alone.
-    axes = [c for c in categories if all(suite["categories"][c][m]["mean"] is not None for m in models)]
+    found = {c: values([suite["categories"][c][m] for m in models]) for c in categories}
+    axes = [c for c in categories if None not in found[c]]
     if len(axes) >= RADAR_AXES and models:
-        values = {m: [float(suite["categories"][c][m]["mean"]) for c in axes] for m in models}
-        ends = [v for row in values.values() for v in row]
-        radar = charts.radar(axes, values, _radar_span(suite, ends), colours)
+        drawn = {m: [v for c in axes if (v := found[c][place]) is not None] for place, m in enumerate(models)}
+        radar = charts.radar(axes, drawn, _radar_span(suite, [v for row in drawn.values() for v in row]), colours)
+    paired = _paired(suite, models, report["against"])
     return {
         "name": name,
         "protocol": suite["protocol"],
         "unit": suite["unit"],
         "explanation": EXPLANATIONS[suite["protocol"]],
         "rows": [_row(row, estimate, suite, span, colours) for row, estimate in suite["models"].items()],
-        "ends": [f"{100 * end:g}%" if suite["protocol"] in SHARES else f"{end:.3g}" for end in span],
+        "ends": [f"{100 * end:g}%" if form.percent else f"{end:.3g}" for end in span],
         "models": models,
         "radar": radar,
         "categories": [
-            {"name": c, "cells": [_cell(suite["categories"][c][m], suite) for m in models]} for c in categories
+            {"name": c, "cells": [told(suite["categories"][c][m], form) for m in models]} for c in categories
         ],
-        "paired": _paired(suite, models),
+        "paired": paired,
+        "comparisons": max((one["comparisons"] for one in paired), default=0),
     }
 
 
@@ -142,7 +137,7 @@ def _span(suite: Mapping[str, Any]) -> tuple[float, float]:
     low, high = suite["scale"]
     if high is not None:
         return low, high
-    ends = [v for e in suite["models"].values() for v in (e["low"], e["high"], e["mean"]) if v is not None]
+    ends = extent(list(suite["models"].values()))
     return (min(ends) - 0.1 * (max(ends) - min(ends)), max(ends) * 1.02) if ends else (low, low + 1.0)
 
 
@@ -160,47 +155,32 @@ def _row(
     colours: Mapping[str, str],
 ) -> dict[str, Any]:
     colour = colours.get(name, "baseline")
-    return {
-        "name": name,
-        "colour": colour,
-        "coverage": f"{estimate['coverage']:.0%}",
-        "short": estimate["coverage"] < 1,
-        "n": estimate["n"],
-        "strip": charts.interval(estimate["mean"], estimate["low"], estimate["high"], span, colour),
-        **_cell(estimate, suite),
-    }
+    columns = told(estimate, Form.of(suite)).columns(strip(estimate, span, colour))
+    return {"name": name, "colour": colour, "columns": columns}
 
 
-def _cell(estimate: Mapping[str, Any], suite: Mapping[str, Any]) -> dict[str, str]:
-    if estimate["low"] is None:
-        return {"mean": number(estimate["mean"], suite), "range": "no interval"}
-    return {
-        "mean": number(estimate["mean"], suite),
-        "range": f"{number(estimate['low'], suite)} to {number(estimate['high'], suite)}",
-    }
-
-
-def _paired(suite: Mapping[str, Any], models: Sequence[str]) -> list[dict[str, Any]]:
-    """Every difference that ends in a model, the last model's first."""
+def _paired(suite: Mapping[str, Any], models: Sequence[str], against: str | None) -> list[dict[str, Any]]:
+    """Every difference that ends in a model, the last model's first; where all are set against one, those alone."""
     names = list(suite["models"])
     pairs = [(later, earlier) for i, later in enumerate(names) for earlier in names[:i] if later in models]
-    pairs = [pair for pair in reversed(pairs) if suite["paired"].get("-".join(pair), {}).get("mean") is not None]
-    ends = [v for p in pairs for v in suite["paired"]["-".join(p)].values() if isinstance(v, float)]
-    reach = 1.08 * max((abs(v) for v in ends), default=1.0) or 1.0
-    return [_difference(later, earlier, suite, reach) for later, earlier in pairs]
+    if against is not None:
+        pairs = [(later, against) for later in names if later in models and later != against]
+    found = {pair: one for pair in reversed(pairs) if (one := difference_of(suite, *pair)) is not None}
+    far = reach(list(found.values()))
+    return [_difference(later, earlier, paired, suite, far) for (later, earlier), paired in found.items()]
 
 
-def _difference(later: str, earlier: str, suite: Mapping[str, Any], reach: float) -> dict[str, Any]:
-    paired = suite["paired"][f"{later}-{earlier}"]
+def _difference(
+    later: str, earlier: str, paired: Mapping[str, Any], suite: Mapping[str, Any], far: float
+) -> dict[str, Any]:
     verdict = verdict_of(paired, suite["higher_is_better"])
     return {
         "later": later,
         "earlier": earlier,
         "verdict": verdict,
-        "mean": signed(paired, suite),
-        "range": signed_range(paired, suite),
-        "n": paired["n"],
-        "strip": charts.interval(paired["mean"], paired["low"], paired["high"], (-reach, reach), verdict, zero=True),
+        "told": told_difference(paired, Form.of(suite)),
+        "comparisons": paired["comparisons"],
+        "strip": strip(paired, (-far, far), verdict, zero=True),
     }
 
 
@@ -216,13 +196,11 @@ def _aspects(report: Mapping[str, Any], colours: Mapping[str, str]) -> list[dict
 
 def _aspect_table(name: str, suites: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
     models = [model for model in order if all(model in suite["models"] for suite in suites.values())]
-    ends = [
-        abs(v)
-        for suite in suites.values()
-        for v in suite["paired"].get("-".join(reversed(models[-2:])), {}).values()
-        if isinstance(v, float)
-    ]
-    reach = 1.08 * max(ends, default=1.0) or 1.0
+    gains = {
+        aspect: difference_of(suite, models[-1], models[-2]) if len(models) > 1 else None
+        for aspect, suite in suites.items()
+    }
+    far = reach(list(gains.values()))
     return {
         "name": name,
         "models": models,
@@ -230,16 +208,12 @@ def _aspect_table(name: str, suites: Mapping[str, Any], order: Sequence[str]) ->
         "rows": [
             {
                 "name": aspect,
-                "cells": [_cell(suite["models"][model], suite) | _coverage(suite["models"][model]) for model in models],
-                "gain": _difference(models[-1], models[-2], suite, reach) if len(models) > 1 else None,
+                "cells": [told(suite["models"][model], Form.of(suite)) for model in models],
+                "gain": _difference(models[-1], models[-2], gain, suite, far) if (gain := gains[aspect]) else None,
             }
             for aspect, suite in suites.items()
         ],
     }
-
-
-def _coverage(estimate: Mapping[str, Any]) -> dict[str, str]:
-    return {"coverage": "" if estimate["coverage"] == 1 else f"{estimate['coverage']:.0%} scored"}
 
 
 def _ladder(
@@ -271,18 +245,15 @@ def _against(cell: Mapping[str, Any] | None, suite: Mapping[str, Any]) -> dict[s
     """A score and its difference."""
     if cell is None:
         return None
-    members = [one for one in cell.get("members", {}).values() if one is not None]
-    spread = f"{number(min(members), suite)} to {number(max(members), suite)}" if len(members) > 1 else ""
-    shown: dict[str, Any] = {**_cell(cell, suite), "spread": spread, "gain": None}
-    paired = cell["difference"]
-    if paired is not None and paired["mean"] is not None:
-        shown["gain"] = {
+    form, paired = Form.of(suite), cell["difference"]
+    gain = None
+    if paired is not None:
+        gain = {
             "verdict": verdict_of(paired, suite["higher_is_better"]),
-            "mean": signed(paired, suite),
-            "range": signed_range(paired, suite),
+            "told": told_difference(paired, form),
             "seeds": in_seeds(paired),
         }
-    return shown
+    return {"told": told(cell, form), "spread": seeds_apart(cell, form), "gain": gain}
 
 
 def amount(value: float | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.members import seeds
-from potstill.reporting.findings import difference_of
+from potstill.reporting.differences import difference_of
 
 Timings = Mapping[str, Mapping[str, float | bool]]
 

@@ -17,6 +17,7 @@ from potstill.evaluation.scores import SCORES_FILE
 from potstill.lineage import folder_name
 from potstill.members import pools
 from potstill.records import ROWS
+from potstill.reporting.differences import only_against
 from potstill.sources import Data, Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
@@ -93,7 +94,7 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
     models = inputs.models.get("models", ())
     stages = {model.name: made for model in models if (made := _made_by_a_stage(model)) is not None}
     scored = dict.fromkeys(name for data in scores for name in read_json(data.path / SCORES_FILE)["models"])
-    suites = _suites(scores)
+    suites = _suites(scores, config.against)
     for place, claim in enumerate(config.claims):
         if claim.suite not in suites:
             what = f"claims.{place} is about the suite '{claim.suite}', which none of the scores has"
@@ -156,11 +157,16 @@ def _bytes(artifact: Artifact) -> int:
     return files.get(ROWS_FILE, 0) if artifact.produces in ROWS else 0
 
 
-def _suites(scores: Sequence[Data]) -> dict[str, Any]:
-    """The suites of all evaluations; a name that two of them use is told apart by the evaluation's."""
+def _suites(scores: Sequence[Data], against: str | None) -> dict[str, Any]:
+    """The suites of all evaluations; a name that two of them use is told apart by the evaluation's.
+
+    Where all are set against one, only those comparisons count: the others were not asked for.
+    """
     found = [(data.name, name, suite) for data in scores for name, suite in _read_suites(data).items()]
     names = [name for _, name, _ in found]
-    return {name if names.count(name) == 1 else f"{origin}: {name}": _folded(suite) for origin, name, suite in found}
+    folded = [(origin, name, _folded(suite)) for origin, name, suite in found]
+    told = [(o, name, suite if against is None else only_against(suite, against)) for o, name, suite in folded]
+    return {name if names.count(name) == 1 else f"{origin}: {name}": suite for origin, name, suite in told}
 
 
 def _folded(suite: Mapping[str, Any]) -> dict[str, Any]:
