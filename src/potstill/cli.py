@@ -345,7 +345,8 @@ def _show(args: argparse.Namespace) -> int:
 
 @reading()
 def _compare(args: argparse.Namespace) -> int:
-    from potstill.compare import compare, compare_view
+    from potstill.compare import compare
+    from potstill.compare_view import compare_view
 
     found = compare(args.before, args.after, args.require, args.level)
     if args.json:

@@ -1,19 +1,14 @@
-"""What `compare` says of two models: their differences on the same questions, or whether what is required holds."""
+"""Two models set against each other: their differences on the same questions, and whether what is required holds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from potstill.errors import DataError, StorageError
 from potstill.evaluation.distributions import LEVEL
 from potstill.evaluation.gate import (
     EXIT_CODES,
-    TOO_NEAR,
     Compared,
     Requirement,
     Side,
@@ -26,14 +21,11 @@ from potstill.evaluation.scores import SCORES_FILE, SuiteResult
 from potstill.evaluation.statistics import Difference, corrected, difference_of
 from potstill.members import pools, seeds
 from potstill.reporting.differences import verdict_of
-from potstill.reporting.told import Form, told, told_difference
 from potstill.results import read_results
 from potstill.validation import nearest
 from potstill.workspace import Workspace, open_run
 
 WHERE = "command line, --require"
-
-STYLES = {"holds": "green", "better": "green", "regression": "red", "worse": "red"}
 
 
 @dataclass(frozen=True)
@@ -181,68 +173,3 @@ def _members(result: SuiteResult, meant: str) -> dict[str, Any]:
         return {"": result.observations[meant]}
     names: Sequence[str] = pools(result.observations).get(meant, [])
     return {seeds([name])[0]: result.observations[name] for name in names}
-
-
-def compare_view(console: Console, found: Mapping[str, Any]) -> None:
-    """For people."""
-    console.print(Text.assemble(("before  ", "dim"), found["before"]), soft_wrap=True)
-    console.print(Text.assemble(("after   ", "dim"), found["after"]), soft_wrap=True)
-    console.print()
-    console.print(_requirements(found) if found["requirements"] else _differences(found))
-    for side in ("before", "after"):
-        if found[f"only_{side}"]:
-            line = f"Only {side} was scored on: {', '.join(found[f'only_{side}'])}."
-            console.print(Text(line, "dim"), soft_wrap=True)
-    for name, why in found["not_compared"].items():
-        console.print(Text(f"{name} is left out: {why}.", "dim"), soft_wrap=True)
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    return table
-
-
-def _differences(found: Mapping[str, Any]) -> RenderableType:
-    table = _table("suite", "before", "after", "after − before", "")
-    for name, suite in found["suites"].items():
-        form = Form.of(suite)
-        difference = told_difference(suite["difference"], form)
-        ends = [Text.assemble(*told(suite[side], form).marked("\n")) for side in ("before", "after")]
-        verdict = Text(
-            "cannot tell" if suite["verdict"] == "unclear" else suite["verdict"], STYLES.get(suite["verdict"], "")
-        )
-        lower = Text("" if suite["higher_is_better"] else "\nlower is better", "dim")
-        table.add_row(Text(name) + lower, *ends, Text.assemble(*difference.marked("\n")), verdict)
-    count = max(suite["difference"]["comparisons"] for suite in found["suites"].values())
-    note = f" Verdicts are corrected for {count} comparisons (Holm)." if count > 1 else ""
-    return Group(table, Text(f"Intervals are of 95%, clustered by question.{note}", "dim"))
-
-
-def _requirements(found: Mapping[str, Any]) -> RenderableType:
-    table = _table("required", "after − before, better above 0", "")
-    for one in found["requirements"]:
-        suite = found["suites"][one["suite"]]
-        shown = told_difference(one, Form.of(suite))
-        word = Text(one["verdict"], f"bold {STYLES.get(one['verdict'], 'yellow')}")
-        table.add_row(
-            Text(one["requirement"]), Text.assemble(*shown.marked("\n")), Group(word, Text(reason(one, suite), "dim"))
-        )
-    note = f"Each end of an interval is a one-sided bound of {1 - found['level']:.1%}, clustered by question."
-    count = len(found["requirements"])
-    note += f" Regressions are corrected for {count} requirements (Holm)." if count > 1 else ""
-    return Group(table, Text(note, "dim"))
-
-
-def reason(one: Mapping[str, Any], suite: Mapping[str, Any]) -> str:
-    """Why a requirement cannot be told, and what would tell it."""
-    if one["verdict"] != "cannot tell":
-        return ""
-    needed = one["questions_needed"]
-    if needed is not None:
-        about = f"about {float(f'{needed:.2g}'):,.0f} questions like these would decide"
-        return f"{one['why']}; {about}, were the difference as observed"
-    if one["why"] == TOO_NEAR:
-        return f"{TOO_NEAR}: no number of questions that could be asked would tell"
-    return str(one["why"])

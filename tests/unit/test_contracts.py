@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from potstill.document import plain, read_document
 from potstill.recipe import json_schema, load_recipe, recipe_folder, shipped
 from potstill.records import ROWS
 from potstill.references import slots
+from potstill.reporting.told import Form, told
 from potstill.stages.base import Reference, StageConfig
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +42,7 @@ LAYERS = [
     ["trial"],
     ["console"],
     ["views", "show", "signal_view", "chat", "replies"],
-    ["results", "material", "score", "score_view", "compare"],
+    ["results", "material", "score", "score_view", "compare", "compare_view"],
     ["cli"],
 ]
 # What the floor holds for those above: a stage's contract knows no stage.
@@ -310,3 +312,45 @@ def test_every_shipped_recipe_parses_and_plans(name, tmp_path):
     plan = make_plan(recipe, Workspace(tmp_path), Hashes(tmp_path / "hashes.json"))
     assert list(plan.steps) == list(recipe.stages)
     assert all(slot.accepts for entry in recipe.stages.values() for slot in slots(entry.config))
+
+
+# What people see of scores. A judge's trial has tables of its own, whose cells are pairs of a value and its interval.
+PRINTS = ["console", "show", "views", "replies", "compare_view", "reporting.page", "reporting.findings"]
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_no_score_is_printed_without_its_interval(name):
+    """Only `told` takes a mean out of an estimate; what it gives away always holds the interval too."""
+    (tree,) = (tree for found, _, tree in modules() if found == name)
+    for node in ast.walk(tree):
+        assert not (isinstance(node, ast.Constant) and node.value == "mean" and _is_key(tree, node)), node.lineno
+        assert not (isinstance(node, ast.Attribute) and node.attr in ("mean", "_mean")), node.lineno
+
+
+def _is_key(tree, constant):
+    """It stands in brackets or in `get`, not in a table's head."""
+    keys = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    return any(constant is key for key in keys) or any(
+        constant is argument for call in calls if call.func.attr == "get" for argument in call.args
+    )
+
+
+def test_templates_have_no_mean_to_print():
+    for path in (SOURCE / "reporting" / "templates").iterdir():
+        assert not re.search(r"\.\s*_?mean\b|\[\s*['\"]_?mean", path.read_text(encoding="utf-8")), path.name
+
+
+def test_whatever_is_told_of_an_estimate_holds_its_interval():
+    """Everything public that a `Told` can be made to say with its mean in it."""
+    shown = told({"mean": 6.25, "low": 5.75, "high": 6.5, "n": 160, "coverage": 0.9}, Form(2))
+    alone = told({"mean": 6.25, "low": None, "high": None, "n": 1, "coverage": 1.0}, Form(2))
+    for one, words in ((shown, ["5.75", "6.50"]), (alone, ["one question"])):
+        said = {name: getattr(one, name) for name in dir(one) if not name.startswith("_")}
+        said = {name: value("") if callable(value) else value for name, value in said.items()}
+        said |= {"str": str(one), "html": one.__html__()}
+        for name, value in said.items():
+            if "6.25" in str(value):
+                assert all(word in str(value) for word in words), name
+    assert "n 160" in str(shown)
+    assert "90% scored" in str(shown)
