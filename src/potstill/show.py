@@ -18,14 +18,16 @@ from rich.text import Text
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
 from potstill.console import clean, facts_line, number, score_table
 from potstill.errors import StorageError
+from potstill.evaluation.failures import failed_judgments, told_failures
 from potstill.evaluation.judge_trial import TRIAL_FILE
 from potstill.files import quote
-from potstill.members import families, pools
+from potstill.members import families, pools, read_member
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
 from potstill.reporting.findings import reservations
 from potstill.reporting.judges import judge_table
 from potstill.signal_view import show_signals
+from potstill.stages.evaluate import ANSWERS_FILE
 from potstill.stages.kept import ALIGNMENT_FILE
 from potstill.teachers.ratings import INCONSISTENT, NOT_APPLICABLE, UNREAD, is_inconsistent, is_unread
 from potstill.validation import nearest
@@ -76,6 +78,7 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
         show_signals(console, artifact.path, rows)
     elif artifact.produces == "scores":
         console.print(_scores(artifact.path, console.width))
+        _print_failed(console, artifact.path, stage)
         bar = read_json(artifact.path / "scores.json").get("bar")
         for sentence in reservations({"bars": {stage: bar}} if bar else {}):
             console.print(Text(sentence), soft_wrap=True)
@@ -336,6 +339,27 @@ def _trial(path: Path, stage: str) -> RenderableType:
     for label, cells in found.rows:
         table.add_row(label, *(Text.assemble(mean, (f"  {span}" if span else "", "dim")) for mean, span in cells))
     return table
+
+
+def _print_failed(console: Console, path: Path, stage: str) -> None:
+    """The judgments that could not be read: how many, the first of them, and how they are asked for once more."""
+    with (path / ANSWERS_FILE).open(encoding="utf-8") as file:
+        found = failed_judgments(json.loads(line) for line in file)
+    if not found["failed"]:
+        return
+    console.print()
+    console.print(Text(f"{told_failures(found)}.", "yellow"), soft_wrap=True)
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for head in ("suite", "model", "question", "turn", "why", "the judge said"):
+        table.add_column(head, overflow="fold")
+    for one in found["examples"]:
+        said = " ".join(one["judgment"].split())
+        cells = (one["suite"], one["model"], one["id"], str(one["turn"]), one["reason"], said or "nothing")
+        table.add_row(*(Text(clean(cell)) for cell in cells))
+    console.print(table)
+    name = read_member(stage).family
+    line = f"To ask for these once more, and for nothing else: potstill run RECIPE {name}.ask_again=1"
+    console.print(Text(line, "dim"), soft_wrap=True)
 
 
 def _scores(path: Path, width: int) -> RenderableType:

@@ -315,7 +315,8 @@ def test_every_shipped_recipe_parses_and_plans(name, tmp_path):
 
 
 # What people see of scores. A judge's trial has tables of its own, whose cells are pairs of a value and its interval.
-PRINTS = ["console", "show", "views", "replies", "compare_view", "reporting.page", "reporting.findings"]
+PRINTS = ["console", "show", "views", "replies", "compare_view"]
+PRINTS += ["reporting.page", "reporting.findings", "reporting.claims"]
 
 
 @pytest.mark.parametrize("name", PRINTS)

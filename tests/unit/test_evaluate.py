@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from potstill.artifact import read_json
 from potstill.errors import DataError, TeacherError
+from potstill.evaluation.failures import failed_judgments
 from potstill.evaluation.likelihood import answer_loss
 from potstill.evaluation.scores import read_results
 from potstill.records import Chat, Message, Pair
@@ -111,7 +112,9 @@ def test_scores_of_dialogues(scored):
     assert chat["models"]["dpo"]["mean"] == 7.0
     assert chat["models"]["sft"]["low"] < chat["models"]["sft"]["mean"] < chat["models"]["sft"]["high"]
     assert set(chat["paired"]) == {"sft-base", "dpo-base", "dpo-sft"}
-    assert chat["paired"]["dpo-base"] == {"mean": 5.0, "low": 5.0, "high": 5.0, "n": 32}
+    assert {k: chat["paired"]["dpo-base"][k] for k in ("mean", "low", "high", "n")} == {
+        "mean": 5.0, "low": 5.0, "high": 5.0, "n": 32,
+    }  # fmt: skip
     assert chat["paired"]["dpo-sft"]["mean"] == pytest.approx(7.0 - chat["models"]["sft"]["mean"])
     assert list(chat["categories"]) == [q.category for q in questions(8)]
     assert chat["categories"]["math"]["dpo"]["n"] == 4
@@ -240,6 +243,57 @@ def test_a_judge_that_answers_rubbish(house, tmp_path):
     with pytest.raises(TeacherError, match="judge judge: none of its 96 judgments could be read"):
         evaluate.run(config(), everything(tmp_path), work(tmp_path))
     assert not (tmp_path / "draft" / "scores.json").exists()
+
+
+class Forgetful(FakeTeacher):
+    """A judge whose replies are kept as a journal keeps them: what was asked in the same words and attempt is known."""
+
+    def __init__(self, name, speak):
+        super().__init__(name, speak)
+        self.known = {}
+
+    def complete(self, requests):
+        for request in list(requests):
+            for attempt in range(request.attempts):
+                key = (request.messages, request.seed, attempt)
+                if key not in self.known:
+                    self.asked.append(request)
+                    self.known[key] = Reply(self.speak(request, attempt))
+                if request.accept(self.known[key]):
+                    break
+            yield self.known[key]
+
+
+def test_a_judgment_that_could_not_be_read_is_asked_again_when_the_user_says_so(house, tmp_path):
+    """Only those, and what is said then takes the place of the first; what was read is not asked for again."""
+
+    def speak(request, attempt):
+        hard = "number 3?" in request.messages[-1].content or "number 5?" in request.messages[-1].content
+        return "I would rather not say." if hard and (attempt == 0 or "5?" in request.messages[-1].content) else "[[7]]"
+
+    judge = Forgetful("judge", speak)
+    house.teachers["judge"] = judge
+    given = everything(tmp_path)
+    suites = {"chat": {"protocol": "mt_bench", "questions": "questions"}}
+    asked = inputs({"suites.chat.questions": given.data["suites.chat.questions"]}, dict(given.models))
+
+    def run(again):
+        job = work(tmp_path / str(again))
+        facts = evaluate.run(config(suites=suites, ask_again=again), asked, job)
+        lines = [json.loads(one) for one in (job.path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+        return facts["suites"]["chat"], read_json(job.path / "scores.json")["suites"]["chat"]["models"]["dpo"], lines
+
+    facts, first, lines = run(0)
+    assert (facts["unread"], first["n"], first["mean"]) == (12, 28, 7.0)
+    found = failed_judgments(lines)
+    assert (found["asked"], found["failed"], found["counts"]) == (96, 12, {"chat": {"base": 4, "sft": 4, "dpo": 4}})
+    assert found["examples"][0]["judgment"] == "I would rather not say."
+    assert found["examples"][0]["reason"] == "the judgment holds no grade of the form [[x]]"
+    paid = len(judge.asked)
+    facts, second, lines = run(1)
+    assert len(judge.asked) == paid + 12
+    assert (facts["unread"], second["n"], second["coverage"]) == (6, 30, 30 / 32)
+    assert failed_judgments(lines)["failed"] == 6
 
 
 def test_a_suite_may_have_a_judge_of_its_own(house, tmp_path):

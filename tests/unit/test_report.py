@@ -1,5 +1,6 @@
 """The report: what is sealed, what the summary holds, and that a hostile model cannot reach the page."""
 
+import io
 import json
 import math
 import re
@@ -9,7 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 from evaluation_fakes import endpoint, inputs, local, work
+from rich.console import Console
 
+from potstill import show
 from potstill.artifact import read_json, seal, write_json
 from potstill.errors import DataError
 from potstill.evaluation.scores import Measure, SuiteResult
@@ -142,6 +145,25 @@ def test_ten_answers_across_the_categories_by_seed(usual, tmp_path):
 def test_suites_of_the_same_name_are_told_apart(tmp_path):
     given = [scores(tmp_path, name, {"chat": suite({"base": 1.0 + i})}) for i, name in enumerate(["one", "two"])]
     assert list(read_json(sealed_report(tmp_path, given) / "report.json")["suites"]) == ["one: chat", "two: chat"]
+
+
+def test_judgments_that_could_not_be_read_are_counted_and_shown(tmp_path):
+    lines = answers()
+    for line in lines[:7]:
+        line["turns"][0] |= {"score": None, "reason": "no grade", "judgment": f"{HOSTILE[0]} I cannot say."}
+    lines[8]["turns"][0] |= {"score": None, "reason": "no answer: error", "assistant": "", "judgment": ""}
+    given = [scores(tmp_path, "scores", {"chat": suite({"base": 3.0, "sft": 4.0})}, lines)]
+    text = page(sealed_report(tmp_path, given), tmp_path / "out")
+    assert "7 judgments of 35 could not be read and have no part in any mean (base on chat: 7)." in text
+    assert text.count("I cannot say.") - sum("I cannot say." in part for part in text.split("<details")[1:]) == 5
+    assert HOSTILE[0] not in text
+    out = io.StringIO()
+    show._print_failed(Console(file=out, width=160), given[0].path, "scores[seed=1]")
+    assert "7 judgments of 35" in out.getvalue()
+    assert out.getvalue().count("I cannot say.") == 5
+    assert "potstill run RECIPE scores.ask_again=1" in out.getvalue()
+    whole = [scores(tmp_path, "whole", {"chat": suite({"base": 3.0, "sft": 4.0})}, answers())]
+    assert "could not be read" not in page(sealed_report(tmp_path / "whole-report", whole), tmp_path / "out")
 
 
 def test_models_from_elsewhere_have_no_curves(tmp_path):

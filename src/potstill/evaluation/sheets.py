@@ -124,20 +124,33 @@ Read = Callable[[Turn, str], Turn]
 """The turn with what the judge's reply says of it."""
 
 
-def grade(judge: Teacher, sheets: Sequence[Sheet], ask: Ask, read: Read, tick: Tick = lambda: None) -> list[Sheet]:
-    """Every answered turn of the sheets, graded. A judge of whom nothing at all can be read raises TeacherError."""
+def grade(
+    judge: Teacher, sheets: Sequence[Sheet], ask: Ask, read: Read, tick: Tick = lambda: None, again: int = 0
+) -> list[Sheet]:
+    """Every answered turn of the sheets, graded. A judge of whom nothing at all can be read raises TeacherError.
+
+    `again`: how often to ask once more, with another seed, for a judgment that cannot be read; the last one stands.
+    """
     places = [(i, t) for i, s in enumerate(sheets) for t, turn in enumerate(s.turns) if turn.assistant is not None]
     graded = [list(sheet.turns) for sheet in sheets]
-    replies = judge.complete(ask(sheets[i], t) for i, t in places)
+    replies = judge.complete(_insisting(ask(sheets[i], t), sheets[i].turns[t], read, again) for i, t in places)
     first: Reply | None = None
     for (i, t), reply in zip(places, replies, strict=True):
         first = first or reply
         graded[i][t] = _graded(graded[i][t], reply, read)
         tick()
-    read_at_all = any(turn.score is not None or not turn.applies for turns in graded for turn in turns)
+    read_at_all = any(_is_read(turn) for turns in graded for turn in turns)
     if first and not read_at_all:
         raise _unreadable(judge.name, [graded[i][t] for i, t in places], first)
     return [replace(sheet, turns=tuple(turns)) for sheet, turns in zip(sheets, graded, strict=True)]
+
+
+def _insisting(request: Request, turn: Turn, read: Read, again: int) -> Request:
+    return replace(request, attempts=1 + again, accept=lambda reply: _is_read(_graded(turn, reply, read)))
+
+
+def _is_read(turn: Turn) -> bool:
+    return turn.score is not None or not turn.applies
 
 
 def _graded(turn: Turn, reply: Reply, read: Read) -> Turn:

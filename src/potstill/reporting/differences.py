@@ -11,9 +11,8 @@ LEVEL = 0.05
 
 def verdict_of(paired: Mapping[str, Any], higher_is_better: bool) -> Verdict:
     """Better or worse only where the p-value, corrected for all comparisons that were made, is below 5%."""
-    if paired["mean"] is None or paired["low"] is None or paired["p_adjusted"] is None:
-        return "unclear"
-    if paired["p_adjusted"] >= LEVEL or paired["mean"] == 0:
+    p = paired.get("p_adjusted")  # scores of earlier versions have none
+    if p is None or p >= LEVEL or not paired["mean"]:
         return "unclear"
     return "better" if is_above(paired) == higher_is_better else "worse"
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from potstill import __version__
+from potstill.evaluation.failures import told_failures
 from potstill.members import families, pools, spoken
 from potstill.reporting import charts
 from potstill.reporting.claims import beside, claim_findings
@@ -61,6 +62,10 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             made=_made(report),
             trials=[judge_table(name, trial) for name, trial in report.get("trials", {}).items()],
             answers=report["answers"],
+            failed=[
+                {"name": name, "sentence": f"{told_failures(found)}.", "examples": found["examples"]}
+                for name, found in report.get("failed", {}).items()
+            ],
             times=_times(timings),
             result=_result(report, out),
         )

@@ -61,6 +61,9 @@ class Evaluate(StageConfig):
     """The longest answer, per turn."""
     judge_max_tokens: int = Field(default=1024, ge=1)
     """The longest judgment."""
+    ask_again: int = Field(default=0, ge=0, le=100)
+    """How often to ask a judge once more, with another seed, where its judgment is cut, empty or cannot be read. What
+    it says then takes the place of the first. Raised after a run, it asks for those judgments alone."""
     limit: int | None = Field(default=None, ge=1)
     """Only the first so many questions, chats or pairs of each suite; on a leaderboard, of each task and of each
     subject of MMLU."""
@@ -221,4 +224,4 @@ def _counts(result: SuiteResult, sheets: Sequence[Sheet], name: str) -> dict[str
     return {what: number for what, number in counts.items() if number or what in ("questions", "scored")}
 
 
-STAGE = Stage(config=Evaluate, produces="scores", run=run, version=3)
+STAGE = Stage(config=Evaluate, produces="scores", run=run, version=4)

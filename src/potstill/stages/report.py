@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
 from potstill.errors import DataError
+from potstill.evaluation.failures import failed_judgments
 from potstill.evaluation.judge_trial import TRIAL_FILE
 from potstill.evaluation.scores import SCORES_FILE
 from potstill.lineage import folder_name
@@ -110,6 +111,11 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
         "published": config.published.model_dump(mode="json") if config.published else None,
         "suites": suites,
         "answers": _answers(scores, config.answers, work.seed),
+        "failed": {
+            data.name: found
+            for data in scores
+            if (found := failed_judgments(_read_lines(data.path / ANSWERS_FILE)))["failed"]
+        },
         "curves": {name: _curves(made.path / CURVES_FILE) for name, made in stages.items()},
         "stages": {name: _told(made) for name, made in stages.items()},
         "controlled": _controlled({pool: stages[names[0]] for pool, names in pools(stages).items()}),
@@ -281,4 +287,4 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-STAGE = Stage(config=Report, produces="report", run=run)
+STAGE = Stage(config=Report, produces="report", run=run, version=2)

@@ -139,7 +139,7 @@ class Bench:
         """The sheets with what that judge says of every answer."""
         tick = self.ticker(sum(turn.assistant is not None for sheet in sheets for turn in sheet.turns), "judgments")
         with self.connect(judge, sheets[0].suite if sheets else "") as teacher:
-            return grade(teacher, sheets, ask, read, tick)
+            return grade(teacher, sheets, ask, read, tick, self.config.ask_again)
 
     def keep(self, name: str, measure: Measure, sheets: Sequence[Sheet]) -> None:
         """Graded sheets as the result of that name: a row a model."""
