@@ -145,7 +145,8 @@ class Check:
         """As `potstill compare --json` writes it."""
         known = asdict(self)
         asked = known.pop("requirement")
-        return {"requirement": asked["text"], **{k: asked[k] for k in ("suite", "category", "margin")}, **known}
+        named = {key: asked[key] for key in ("suite", "category", "margin", "strict")}
+        return {"requirement": asked["text"], **named, **known}
 
 
 def check(asked: Sequence[tuple[Requirement, Compared]], level: float = 0.05) -> list[Check]:
