@@ -308,6 +308,24 @@ def test_a_model_is_named_or_missing(scored, capsys):
     assert main(["compare", str(scored / "nowhere.jsonl"), str(scored / "after")]) == 2
 
 
+def test_a_family_is_named_as_a_whole(tmp_path):
+    """With all its seeds, which are then part of the doubt."""
+    rows = {
+        f"{name}[seed={s}]": [Observation(f"q{i}", "1", 5.0 + shift + (i % 7) / 10) for i in range(30)]
+        for name, shifts in {"sft": (0.0, 0.1, 0.2), "dpo": (1.0, 1.1, 1.3)}.items()
+        for s, shift in enumerate(shifts)
+    }
+    result = SuiteResult(GRADES, rows)
+    (tmp_path / "scores.json").write_text(json.dumps({"models": list(rows), "suites": {"chat": result.to_json()}}))
+    write_observations(tmp_path, {"chat": result})
+    found = compare(f"{tmp_path}:sft", f"{tmp_path}", "chat > 0.5")
+    assert found["after"].endswith(":dpo")
+    assert found["suites"]["chat"]["difference"]["seeds"]
+    assert (found["requirements"][0]["verdict"], found["requirements"][0]["n"]) == ("holds", 30)
+    one = compare(f"{tmp_path}:sft[seed=0]", f"{tmp_path}:dpo[seed=0]")["suites"]["chat"]["difference"]
+    assert not one["seeds"]
+
+
 def test_published_annotations():
     """Llama 2 70B against Vicuna 13B, on the published annotations: 92.66% and 70.43% won."""
     folder = Path("../shared/data/alpaca_eval")

@@ -7,14 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potstill.evaluation.distributions import student_quantile
+from potstill.evaluation.scores import Measure, SuiteResult
+from potstill.evaluation.spread import Value, spread_over_questions, spread_over_seeds
 from potstill.evaluation.statistics import (
     Observation,
     mean_estimate,
     paired_difference,
     paired_differences,
     pooled,
+    seed_values,
     share_estimate,
-    student_quantile,
 )
 
 
@@ -169,3 +172,50 @@ def test_what_one_member_has_no_value_for_is_the_mean_of_the_others():
 
 def test_members_that_weigh_a_question_differently_have_no_mean_of_it():
     assert pooled([rows([1.0], weights=[2.0]), rows([2.0], weights=[3.0])])[0].value is None
+
+
+PARTS = [("a", "1"), ("a", "2"), ("b", "1"), ("c", "1")]
+MEMBERS = {
+    seed: [Observation(*part, value) for part, value in zip(PARTS, values, strict=True)]
+    for seed, values in {"0": [2.0, None, 5.0, 1.0], "1": [4.0, 3.0, None, 2.0]}.items()
+}
+
+
+def test_values_of_seeds_have_the_mean_of_what_is_pooled():
+    """Where one has no value, the other's stands for both."""
+    values, together = seed_values(MEMBERS), mean_estimate(pooled(list(MEMBERS.values())))
+    assert sum(v.weight * v.value for v in values) / sum(v.weight for v in values) == pytest.approx(together.mean)
+    over_questions = spread_over_questions(values)
+    assert over_questions.ends() == pytest.approx((together.low, together.high))
+
+
+def test_two_ways_of_clustering_are_the_closed_form_of_a_balanced_table():
+    """V = (MS_questions + MS_seeds - MS_rest) / n, of a two-way table (Searle, Casella and McCulloch 1992), but for the
+    factors G / (G - 1) that make each way's own."""
+    table = {(q, s): 3.0 * q + 2.0 * s + ((q * 7 + s * 5) % 3) for q in range(6) for s in range(4)}
+    found = spread_over_seeds([Value(f"q{q}", value, 1.0, str(s)) for (q, s), value in table.items()])
+    mean = sum(table.values()) / 24
+    of_q = sum((sum(table[q, s] for s in range(4)) - 4 * mean) ** 2 for q in range(6)) * 6 / 5 / 24**2
+    of_s = sum((sum(table[q, s] for q in range(6)) - 6 * mean) ** 2 for s in range(4)) * 4 / 3 / 24**2
+    of_both = sum((value - mean) ** 2 for value in table.values()) * 24 / 23 / 24**2
+    assert found.error**2 == pytest.approx(max(of_q + of_s - of_both, of_q, of_s))
+    assert found.freedom == math.floor((of_q + of_s) ** 2 / (of_q**2 / 5 + of_s**2 / 3))
+
+
+def test_a_family_has_both_intervals_and_one_seed_has_one():
+    def drawn(shift, count=40):
+        return [Observation(f"q{i}", "1", 5.0 + shift + math.sin(i) * 0.5) for i in range(count)]
+
+    rows = {"base": drawn(0.0), **{f"sft[seed={s}]": drawn(shift) for s, shift in enumerate((0.2, 1.8, 1.0))}}
+    measure = Measure("mt_bench", (1.0, 10.0), unit="points")
+    found = SuiteResult(measure, {**rows, "dpo[seed=0]": drawn(2.0)}).to_json()["pooled"]
+    sft, paired = found["models"]["sft"], found["paired"]["sft-base"]
+    for one in (sft, paired):
+        assert one["low"] < one["questions"]["low"] <= one["mean"] <= one["questions"]["high"] < one["high"]
+    assert paired["mean"] == pytest.approx(1.0)
+    assert paired["questions"]["low"] > 0.99, "of these very models, every question says the same"
+    assert paired["low"] < 0 < paired["high"], "three seeds that differ by so much do not tell of others"
+    assert list(paired["members"].values()) == pytest.approx([0.2, 1.8, 1.0])
+    assert "questions" not in found["models"]["dpo"]
+    assert found["paired"]["dpo-sft"]["members"] == {"0": pytest.approx(1.8)}
+    assert {one["comparisons"] for one in found["paired"].values()} == {3}
