@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.evaluation.gate import TOO_NEAR
+from potstill.reporting.differences import same_everywhere
 from potstill.reporting.told import Form, told, told_difference
 
 STYLES = {"holds": "green", "better": "green", "regression": "red", "worse": "red"}
@@ -40,9 +41,8 @@ def _differences(found: Mapping[str, Any]) -> RenderableType:
         form = Form.of(suite)
         difference = told_difference(suite["difference"], form)
         ends = [Text.assemble(*told(suite[side], form).marked("\n")) for side in ("before", "after")]
-        verdict = Text(
-            "cannot tell" if suite["verdict"] == "unclear" else suite["verdict"], STYLES.get(suite["verdict"], "")
-        )
+        word = "the same" if same_everywhere(suite["difference"]) else suite["verdict"]
+        verdict = Text("cannot tell" if word == "unclear" else word, STYLES.get(word, ""))
         lower = Text("" if suite["higher_is_better"] else "\nlower is better", "dim")
         table.add_row(Text(name) + lower, *ends, Text.assemble(*difference.marked("\n")), verdict)
     count = max(suite["difference"]["comparisons"] for suite in found["suites"].values())

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from math import comb
 from pathlib import Path
 
@@ -299,6 +300,20 @@ def test_exit_codes(scored, require, code, capsys):
 def test_other_questions_are_refused(scored, capsys):
     assert main(["compare", str(scored / "before"), str(scored / "other")]) == 2
     assert "were asked other questions" in capsys.readouterr().err
+
+
+def test_what_people_see(scored, capsys):
+    """The difference with its interval, why it cannot be told, and what would tell; the same model is the same."""
+    sides = [str(scored / "before"), str(scored / "after")]
+    main(["compare", *sides, "--require", "sums > -5%, sums > -20%"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "sums > -20%" in out
+    assert len(re.findall(r"\[−\d+\.\d, −\d+\.\d\]", out)) == out.count("n 500") == 2
+    assert "holds" in out
+    assert "questions like these would decide" in out or "no number of questions" in out
+    assert "Regressions are corrected for 2 requirements (Holm)." in out
+    main(["compare", sides[0], sides[0]])
+    assert "the same" in capsys.readouterr().out
 
 
 def test_a_model_is_named_or_missing(scored, capsys):
