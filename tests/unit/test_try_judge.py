@@ -694,6 +694,7 @@ def test_a_report_seals_the_trials_that_it_shows(tmp_path):
     for name, file, value in (("s", "scores.json", {"models": [], "suites": {}}), ("a", "trial.json", trial_json)):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / file, value)
+    (tmp_path / "s" / "answers.jsonl").touch()
     (tmp_path / "out").mkdir()
     config = report.Report.model_validate({"kind": "report", "scores": ["s"], "trials": ["a"]})
     data = {"scores": (Data("s", "scores", tmp_path / "s"),), "trials": (Data("a", "trial", tmp_path / "a"),)}
