@@ -61,7 +61,7 @@ def test_accuracy_and_the_paired_interval(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(request.temperature == 0 for request in good.asked), "greedy: nothing is drawn"
     finding = compare("s", suite, "good", "poor")
     assert finding is not None
-    assert "95.0% against 25.0% of questions" in finding.text
+    assert "95.0% (76.4% to 99.1%) against 25.0% (11.2% to 46.9%) of questions" in finding.text
     assert [line["turns"][0]["judgment"] for line in found["lines"] if line["id"] == "q3"] == ["right", "wrong"]
 
 
