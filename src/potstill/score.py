@@ -12,7 +12,7 @@ from potstill.evaluation.alpaca_eval import Annotation, Published
 from potstill.evaluation.distributions import student_quantile
 from potstill.evaluation.fastchat import Judgment, PairJudgment
 from potstill.evaluation.spread import Value, spread_over_questions
-from potstill.evaluation.statistics import Observation
+from potstill.evaluation.statistics import LEAST_SCORED, Estimate, Observation
 from potstill.evaluation.stored import is_repeat
 from potstill.material import Material, annotator_of, gather
 from potstill.results import KNOWN, Results
@@ -81,8 +81,20 @@ def _result(one: Results, material: Material) -> dict[str, Any]:
     by_ids = one.rows and not one.questions and one.suite != alpaca_eval.WIN_RATE.protocol
     categories = "the ids of MT-Bench's own questions" if by_ids else _text(one.questions)
     head = {"file": str(one.path), "suite": one.suite, "judge": one.judge or None, "baseline": one.baseline}
-    models = {name: {**found["models"][name], **_model(one, name, material)} for name in one.result.observations}
+    models = {name: _told(found["models"][name]) | _model(one, name, material) for name in one.result.observations}
+    found["categories"] = {
+        category: {name: _told(estimate) for name, estimate in rows.items()}
+        for category, rows in found["categories"].items()
+    }
     return {**head, "categories_from": categories, **found, "models": models}
+
+
+def _told(estimate: Mapping[str, Any]) -> dict[str, Any]:
+    """The estimate; where too little was scored, without a mean, and with what was scored beside it."""
+    if estimate["mean"] is None or estimate["coverage"] >= LEAST_SCORED:
+        return {**estimate, "of_those_scored": None}
+    ends = {part: estimate[part] for part in ("mean", "low", "high")}
+    return {**estimate, **dict.fromkeys(ends), "of_those_scored": ends}
 
 
 def _model(one: Results, name: str, material: Material) -> dict[str, Any]:
@@ -93,7 +105,7 @@ def _model(one: Results, name: str, material: Material) -> dict[str, Any]:
     first = [row for row in rows if not is_repeat(row.part)]
     stored = one.rows.get(name, ())
     found: dict[str, Any] = {
-        "standard_error": _standard_error(rows),
+        "standard_error": _standard_error(rows) if len(values) >= LEAST_SCORED * len(rows) else None,
         "asked": len(rows),
         "failed": len(rows) - len(values),
         "questions": len({row.question for row in rows}),
@@ -114,7 +126,7 @@ def _model(one: Results, name: str, material: Material) -> dict[str, Any]:
 def _parts(one: Results, rows: Sequence[Observation], parts: Sequence[str]) -> dict[str, Any]:
     """The mean of each turn, its repetitions among them."""
     groups = {part: [row for row in rows if row.part == part or row.part.startswith(f"{part} run ")] for part in parts}
-    return {part: one.result.measure.estimate(found).to_json() for part, found in groups.items()}
+    return {part: _told(one.result.measure.estimate(found).to_json()) for part, found in groups.items()}
 
 
 def _standard_error(rows: Sequence[Observation]) -> float | None:
@@ -268,6 +280,12 @@ def _text(path: Path | None) -> str | None:
 # Warnings.
 
 
+def _said(alone: Estimate) -> str:
+    """A mean in a sentence."""
+    ends = "" if alone.low is None or alone.high is None else f" [{alone.low:.4g}, {alone.high:.4g}]"
+    return "none" if alone.mean is None else f"{alone.mean:.4g}{ends}"
+
+
 def _warnings(one: Results, name: str, found: Mapping[str, Any]) -> list[str]:
     """What has to be known before a number is believed, in sentences."""
     asked, failed = found["asked"], found["failed"]
@@ -275,11 +293,15 @@ def _warnings(one: Results, name: str, found: Mapping[str, Any]) -> list[str]:
     if asked and failed / asked > 1 - ENOUGH:
         left = asked - failed
         share = f"coverage {left / asked:.0%}: {left:,} of {asked:,} could be scored"
-        said.append(f"{share}; the mean is of those alone, and says nothing of the others")
+        alone = "the mean is of those alone, and says nothing of the others"
+        if left < LEAST_SCORED * asked:
+            alone = "too few for a mean"
+            alone += (
+                f" ({_said(one.result.measure.estimate(one.result.observations[name]))} of those alone)" if left else ""
+            )
+        said.append(f"{share}; {alone}")
     if found["repeated"]:
-        alone = found["first_run"]
-        first = "none" if alone["mean"] is None else f"{alone['mean']:.4g}"
-        first += "" if alone["low"] is None else f" [{alone['low']:.4g}, {alone['high']:.4g}]"
+        first = _said(Estimate(**found["first_run"]))
         said.append(
             f"{found['repeated']:,} of {asked:,} rows are scored a second time under the same names; the mean is over "
             f"all, as published means are, and of the first of each alone {first}"

@@ -114,7 +114,7 @@ def test_mt_bench_as_published(score):
 
 
 @real
-def test_a_weak_judges_mean_is_never_shown_without_its_coverage(score, said):
+def test_a_weak_judge_gives_a_coverage_and_no_mean(score, said):
     path = DATA / "mt_bench" / "model_judgment" / "instructlab_weak_judge_single.jsonl"
     found = score(path)["results"][0]["models"]["granite-7b-lab"]
     assert (found["coverage"], found["n"], found["failed"]) == (0.25, 40, 120)
@@ -122,8 +122,13 @@ def test_a_weak_judges_mean_is_never_shown_without_its_coverage(score, said):
         ("127", 1, None),
         ("127", 2, None),
     ]
-    (line,) = [line for line in said(path).splitlines() if line.startswith("granite-7b-lab") and "7.40" in line]
+    assert (found["mean"], found["low"], found["high"], found["standard_error"]) == (None, None, None, None)
+    assert found["of_those_scored"]["mean"] == pytest.approx(7.4)
+    shown = said(path)
+    (line,) = [line for line in shown.splitlines() if line.startswith("granite-7b-lab")]
     assert "only 25.0%" in line
+    assert "7.4" not in line
+    assert "coverage 25%: 40 of 160 could be scored; too few for a mean (7.4 [6.361, 8.439] of those alone)" in shown
 
 
 @real
@@ -201,8 +206,9 @@ def test_the_keys_stay(tmp_path, score):
         "share", "models", "categories", "paired",
     ]  # fmt: skip
     assert list(one["models"]["m"]) == [
-        "mean", "low", "high", "n", "coverage", "standard_error", "asked", "failed", "questions", "repeated",
-        "first_run", "parts", "unlike", "average_length", "alpaca_eval", "length_controlled", "published", "warnings",
+        "mean", "low", "high", "n", "coverage", "of_those_scored", "standard_error", "asked", "failed", "questions",
+        "repeated", "first_run", "parts", "unlike", "average_length", "alpaca_eval", "length_controlled",
+        "published", "warnings",
     ]  # fmt: skip
     judgments = score(write(tmp_path / "x.jsonl", judged(81, 8)))["results"][0]["models"]["m"]
     assert list(judgments) == list(one["models"]["m"])

@@ -23,6 +23,10 @@ from potstill.evaluation.spread import (
     weighted_mean,
 )
 
+LEAST_SCORED = 0.5
+"""Where a smaller share of what was asked for could be scored, the mean of that share is not told as the score: what
+could not be read is seldom like what could."""
+
 
 @dataclass(frozen=True)
 class Observation:

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from potstill.evaluation.statistics import LEAST_SCORED
 from potstill.reporting import charts
 
 MOST_DIGITS = 6
@@ -79,7 +80,7 @@ class Told:
     def range(self) -> str:
         """The interval, or why there is none."""
         if self._mean == NOTHING:
-            return "nothing could be scored"
+            return f"too little: {self.coverage}" if self.coverage else "nothing could be scored"
         return ONE_QUESTION if self._ends is None else f"{' to '.join(self._ends)}{self._unit}"
 
     def __str__(self) -> str:
@@ -121,7 +122,7 @@ class Told:
         `n`: whether to say it, where the row does not.
         """
         if self._mean == NOTHING:
-            return [("-", "dim")]
+            return [("-", "dim"), (f"{between}{self.coverage}" if self.coverage else "", "dim")]
         span = "[one question]" if self._ends is None else f"[{', '.join(self._ends)}]"
         rest = ", ".join(part for part in (self.n if n or self.coverage else "", self.coverage) if part)
         return [(self._mean, "bold" if clear else ""), (f"{between}{span}{between if rest else ''}{rest}", "dim")]
@@ -131,7 +132,7 @@ def told(found: Estimate, form: Form) -> Told:
     """An estimate in words."""
     coverage = found.get("coverage", 1.0)
     short = "" if coverage == 1 or (found["mean"] is None and not coverage) else f"{part_of_all(coverage)} scored"
-    if found["mean"] is None:
+    if found["mean"] is None or coverage < LEAST_SCORED:
         return Told(NOTHING, None, "", "", short)
     alone = found.get("questions")
     alone = "" if not isinstance(alone, Mapping) or alone["low"] is None else " to ".join(_ends(alone, form))
