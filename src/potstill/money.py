@@ -1,7 +1,8 @@
-"""What replies cost and hold, counted for everybody who asks, so that a budget holds whoever spends it."""
+"""What replies cost, hold and take, counted for everybody who asks, so that a budget holds whoever spends it."""
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Ledger:
@@ -77,3 +78,30 @@ class Meter:
             self.squares += float(prompt_tokens + completion_tokens) ** 2
         if self._whole is not None:
             self._whole.add(prompt_tokens, completion_tokens)
+
+
+@dataclass
+class Gauge:
+    """What a model at hand is and takes. What it is may be sealed; the rest was measured, and is never the same."""
+
+    parameters: int | None = None
+    weights_bytes: int | None = None
+    """On disk."""
+    seconds: float = 0.0
+    """Of writing."""
+    tokens: int = 0
+    """Written in that time, in all rows of its batches."""
+    memory_bytes: int = 0
+    """The most that it took; see `training.peak`."""
+    memory_of: str = ""
+    device: str = ""
+
+    def measured(self) -> dict[str, Any]:
+        """What was measured, as JSON."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "tokens": self.tokens,
+            "memory_bytes": self.memory_bytes,
+            "memory_of": self.memory_of,
+            "device": self.device,
+        }

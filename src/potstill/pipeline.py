@@ -22,8 +22,8 @@ from potstill.overlap import refuse_overlap, refuse_shared
 from potstill.plan import Plan, Step, make_plan, refuse_changed, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
-from potstill.stages.base import Facts, Progress, Work
-from potstill.teachers.journal import JOURNAL, Journal
+from potstill.stages.base import SPEED_FILE, Facts, Progress, Work
+from potstill.teachers.journal import JOURNAL, Journal, Selection
 from potstill.workspace import Asked, Description, Hashes, Workspace
 
 
@@ -304,6 +304,35 @@ def _report(plan: Plan, sealed: Mapping[str, Artifact], workspace: Workspace) ->
         }
         for step in plan.steps.values()
     }
-    render(sealed[reports[-1]].path, timings, workspace.path)
+    render(sealed[reports[-1]].path, timings, workspace.path, _measured(plan, plan.steps[reports[-1]], workspace))
     summary: Mapping[str, Any] = read_json(workspace.path / "summary.json")
     return summary
+
+
+def _measured(plan: Plan, report: Step, workspace: Workspace) -> dict[str, Any]:
+    """What the models of a report's scores took in this folder, and what endpoints charge: no part of any key."""
+    path = workspace.path / SPEED_FILE
+    known = read_json(path) if path.is_file() else {}
+    speeds: dict[str, Any] = {}
+    endpoints: dict[str, Any] = {}
+    for step in (plan.steps[name] for name in report.entry.reads):
+        if step.entry.produces == "scores":
+            speeds |= known.get(step.folder, {})
+            models = (model for link in step.entry.links if link.field == "models" for model in link.models)
+            for model in models:
+                if isinstance(model.spec, EndpointModel):
+                    price = model.spec.price.model_dump() if model.spec.price is not None else None
+                    speed = _reply_speed(step.entry.family, model.spec.name, workspace)
+                    endpoints[model.name] = {"price": price, "tokens_per_second": speed}
+    return {"speeds": speeds, "endpoints": endpoints}
+
+
+def _reply_speed(stage: str, model: str, workspace: Workspace) -> float | None:
+    """Tokens a second of one reply to a stage, as seen from here; None where the journal holds none."""
+    if not (workspace.path / JOURNAL).exists():
+        return None
+    with contextlib.closing(Journal(workspace.path / JOURNAL, read_only=True)) as journal:
+        totals = journal.totals(Selection(model=model, stage=stage))
+    seconds = sum(total.seconds * (total.calls - total.pruned) for total in totals)
+    tokens = sum(total.completion_tokens * (1 - total.pruned / total.calls) for total in totals)
+    return tokens / seconds if seconds else None

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serial
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, read_rows
 from potstill.errors import BudgetError, RecipeError
-from potstill.money import Ledger, Meter
+from potstill.money import Gauge, Ledger, Meter
 from potstill.records import ROWS, Record
 
 R = TypeVar("R", bound=Record)
@@ -286,6 +286,8 @@ class Account:
     """What was handed out."""
     state: Path | None = None
     """Where the stage keeps what local models work out, until it is sealed; None: nowhere."""
+    gauge: Gauge = field(default_factory=Gauge)
+    """What a model at hand is and takes."""
 
     def too_little(self, name: str, most_usd: float) -> BudgetError:
         """What to say where the ledger has too little for the next request to a model, which may cost so much."""

@@ -3,7 +3,7 @@
 artifacts/<stage>-<key>/  sealed           work/     unsealed, removed at the next start
 <stage>                   link to the latest logs/     what training processes said
 journal.sqlite            paid replies      lock      the process that runs
-run.json                  the last recipe   times.json, hashes.json, trials.json
+run.json                  the last recipe   times.json, speed.json, hashes.json, trials.json
 unfinished/<stage>-<key>/ checkpoints and local models' answers, until it is sealed
 cache/                    tokens, references' log-probabilities
 """

@@ -1,8 +1,8 @@
 """Killed at random moments, again and again, a run ends with the bytes of one that nobody disturbed.
 
-Compared is every file but these: the journal (its pages depend on which replies came in together), logs, times.json and
-lock (what they are for), summary.json and report.html (sealed results with the seconds that stages took; the summary is
-compared without them).
+Compared is every file but these: the journal (its pages depend on which replies came in together), logs, times.json,
+speed.json and lock (what they are for), summary.json and report.html (sealed results with the seconds that stages took
+and what was measured of models; the summary is compared without them).
 """
 
 import fnmatch
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 KILLS = 20
 AHEAD = 2  # a kill falls at a random moment of the start-up and so many of the stages that are still to run
-IGNORED = ("journal.sqlite*", "logs/*", "times.json", "lock", "summary.json", "report.html")
+IGNORED = ("journal.sqlite*", "logs/*", "times.json", "speed.json", "lock", "summary.json", "report.html")
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -41,8 +41,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def summary(folder: Path) -> dict[str, object]:
-    """Without what the stages took."""
-    return {key: value for key, value in json.loads((folder / "summary.json").read_text()).items() if key != "stages"}
+    """Without what the stages and the models took."""
+    found = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in found.items() if key not in ("stages", "footprint")}
 
 
 def seconds_by_stage(folder: Path) -> dict[str, float]:

@@ -16,11 +16,12 @@ Timings = Mapping[str, Mapping[str, float | bool]]
 """Per stage: seconds, and sealed_before where an earlier run had made it."""
 
 
-def render(report_artifact: Path, timings: Timings, out: Path) -> None:
-    """Write summary.json and report.html into `out`, each whole or not at all."""
+def render(report_artifact: Path, timings: Timings, out: Path, measured: Mapping[str, Any] | None = None) -> None:
+    """Write summary.json and report.html into `out`, each whole or not at all. `measured`: see `footprint.Measured`."""
+    from potstill.reporting.footprint import with_footprint
     from potstill.reporting.page import page
 
-    report = read_json(report_artifact / REPORT_FILE)
+    report = with_footprint(read_json(report_artifact / REPORT_FILE), measured or {})
     write_json(out / "summary.json", summary(report, timings))
     _write_text(out / "report.html", page(report, timings, out))
 
@@ -42,6 +43,7 @@ def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
         "paired": {name: suite["paired"] for name, suite in suites.items()},
         "categories": {name: suite["categories"] for name, suite in suites.items() if suite["categories"]},
         "stages": {name: dict(times) for name, times in timings.items()},
+        **({"footprint": report["footprint"]} if report.get("footprint") else {}),
         **({"claims": claims(report)} if report.get("claims") else {}),
         **({"members": report["members"]} if report.get("members") else {}),
         **(

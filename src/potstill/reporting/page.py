@@ -21,6 +21,7 @@ from potstill.reporting import charts
 from potstill.reporting.claims import beside, claim_findings
 from potstill.reporting.differences import difference_of, in_seeds, verdict_of
 from potstill.reporting.findings import compare, findings, reservations
+from potstill.reporting.footprint import footprint_table
 from potstill.reporting.judges import judge_table
 from potstill.reporting.side_by_side import side_by_side
 from potstill.reporting.told import Form, extent, reach, seeds_apart, strip, told, told_difference, values
@@ -54,6 +55,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             against=report["against"],
             beside=beside(report),
             ladder=_ladder(report, timings, colours) if report["against"] else None,
+            footprint=footprint_table(report),
             members={name: spoken(names) for name, names in report["members"].items()},
             suites=[_suite(name, suite, report, colours) for name, suite in _plain_suites(report).items()],
             aspects=_aspects(report, colours),

@@ -10,13 +10,15 @@ from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel
 
-from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, read_json, write_json, write_rows
 from potstill.formats import glance
-from potstill.money import Ledger, Meter
+from potstill.money import Gauge, Ledger, Meter
 from potstill.questions import shipped_names
 from potstill.records import ROWS, Dropped, Record
 from potstill.sources import Account, EndpointModel, Inputs, Model, Spec
 
+SPEED_FILE = "speed.json"
+"""What models at hand took in the stages of a run: by the stage's folder and the model's name, as `Gauge` measured."""
 UNFINISHED = "unfinished"
 """The folder of a run for what stages keep until they are sealed."""
 
@@ -274,6 +276,16 @@ class Work:
     def live_curves(self) -> Path:
         """The curves as they grow, with their times."""
         return self.logs / f"{self.name}.curves.jsonl"
+
+    def note_speed(self, model: str, gauge: Gauge) -> None:
+        """Keep what a model took here, outside what is sealed. Of several measurements the one over most tokens stays,
+        for a run that went on has only the rest to measure."""
+        path = self.workspace / SPEED_FILE
+        known = read_json(path) if path.is_file() else {}
+        mine = known.setdefault(self.name, {})
+        if gauge.tokens > mine.get(model, {}).get("tokens", 0):
+            mine[model] = gauge.measured()
+            write_json(path, known)
 
     def keep(self, rows: Iterable[Record]) -> int:
         """Write the artifact's rows; returns how many."""

@@ -27,7 +27,7 @@ from potstill.stages.base import (
 )
 from potstill.stages.judging import Bar, check_trials, hold_to_bar
 from potstill.stages.suites import Suite
-from potstill.stages.suites.base import Bench, JudgedSuite, Loads, calls
+from potstill.stages.suites.base import ANSWERS, Bench, JudgedSuite, Loads, calls
 
 # For `potstill plan`, which knows neither the questions nor the models: an answer is as long as most of MT-Bench's, and
 # the judge reads it with its instructions and writes a paragraph. A trial tells better.
@@ -148,7 +148,7 @@ class Evaluate(StageConfig):
         """The models' answers, and each suite's judgments by its judge."""
         answers, _ = calls(loads)
         said = min(self.max_tokens // 2, TOKENS_AN_ANSWER)
-        parts = [Part("answers", answers, answers * (TOKENS_A_QUESTION + said // 2), answers * said, "models")]
+        parts = [Part(ANSWERS, answers, answers * (TOKENS_A_QUESTION + said // 2), answers * said, "models")]
         for name, load in loads.items():
             own = getattr(self.suites[name], "judge", None)
             read, wrote = TOKENS_ASIDE + TOKENS_A_QUESTION + said, min(self.judge_max_tokens, TOKENS_A_JUDGMENT)
@@ -205,6 +205,7 @@ def _write(bench: Bench, held: Mapping[str, Any]) -> Facts:
         file.writelines(json.dumps(sheet.to_json(), ensure_ascii=False) + "\n" for sheet in bench.sheets)
     return {
         "models": models,
+        "answering": bench.answering(),
         "suites": {name: _counts(result, bench.sheets, name) for name, result in bench.results.items()},
         **held,
         **({"notes": bench.notes} if bench.notes else {}),

@@ -6,21 +6,24 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
 from potstill.errors import DataError
 from potstill.evaluation.failures import failed_judgments
+from potstill.evaluation.footprint import amounts, kept
 from potstill.evaluation.judge_trial import TRIAL_FILE
-from potstill.evaluation.scores import SCORES_FILE
+from potstill.evaluation.scores import SCORES_FILE, read_results
 from potstill.lineage import folder_name
 from potstill.members import pools
 from potstill.records import ROWS
 from potstill.reporting.differences import only_against
 from potstill.sources import Data, Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
+
+T = TypeVar("T")
 
 REPORT_FILE = "report.json"
 ANSWERS_FILE = "answers.jsonl"
@@ -68,6 +71,10 @@ class Report(StageConfig):
     """Orderings to look for. The page opens with whether each holds; its numbers are corrected for their number."""
     published: Published | None = None
     """Published scores, to stand beside those that came out."""
+    teacher: str | None = None
+    """One of the evaluated models, a family perhaps: the page says what share of its score each other one keeps."""
+    machine_usd_per_hour: float | None = Field(default=None, ge=0)
+    """What an hour of the machine costs that local models answer on; by it the page says what their answers cost."""
     title: str = ""
     """What stands at the head of the page; by default the name of the run's folder."""
     answers: int = Field(default=10, ge=0, le=100)
@@ -100,9 +107,13 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
         if claim.suite not in suites:
             what = f"claims.{place} is about the suite '{claim.suite}', which none of the scores has"
             raise DataError("report", what, f"Name one of: {', '.join(suites)}")
+    names = list(pools(scored))
+    if config.teacher is not None and config.teacher not in names:
+        what = f"teacher names '{config.teacher}', which none of the scores has"
+        raise DataError("report", what, f"Name one of: {', '.join(names)}, or evaluate it")
     report: dict[str, Any] = {
         "title": config.title,
-        "models": list(pools(scored)),
+        "models": names,
         "members": {
             name: names for name, names in pools({**scored, **dict.fromkeys(stages)}).items() if names != [name]
         },
@@ -110,6 +121,7 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
         "claims": [claim.model_dump() for claim in config.claims],
         "published": config.published.model_dump(mode="json") if config.published else None,
         "suites": suites,
+        "footprint": _footprint(config, scores, names),
         "answers": _answers(scores, config.answers, work.seed),
         "failed": {
             data.name: found
@@ -168,11 +180,32 @@ def _suites(scores: Sequence[Data], against: str | None) -> dict[str, Any]:
 
     Where all are set against one, only those comparisons count: the others were not asked for.
     """
-    found = [(data.name, name, suite) for data in scores for name, suite in _read_suites(data).items()]
+    found = [(data.name, name, _folded(suite)) for data in scores for name, suite in _read_suites(data).items()]
+    told = [(o, name, suite if against is None else only_against(suite, against)) for o, name, suite in found]
+    return _told_apart(told)
+
+
+def _told_apart(found: Sequence[tuple[str, str, T]]) -> dict[str, T]:
+    """What belongs to the suites of all evaluations; a name that two of them use is told apart by the evaluation's."""
     names = [name for _, name, _ in found]
-    folded = [(origin, name, _folded(suite)) for origin, name, suite in found]
-    told = [(o, name, suite if against is None else only_against(suite, against)) for o, name, suite in folded]
-    return {name if names.count(name) == 1 else f"{origin}: {name}": suite for origin, name, suite in told}
+    return {name if names.count(name) == 1 else f"{origin}: {name}": one for origin, name, one in found}
+
+
+def _footprint(config: Report, scores: Sequence[Data], models: Sequence[str]) -> dict[str, Any]:
+    """What the models are, how much they were asked, and what they keep of the teacher's scores."""
+    sealed = [made for data in scores if (made := find(data.path)) is not None]
+    shares = [
+        (data.name, name, kept(result, models, config.teacher))
+        for data in (scores if config.teacher is not None else ())
+        for name, result in read_results(data.path).items()
+        if config.teacher is not None
+    ]
+    return {
+        "teacher": config.teacher,
+        "machine_usd_per_hour": config.machine_usd_per_hour,
+        "models": amounts([made.facts.get("answering", {}) for made in sealed]),
+        "kept": {name: ratios for name, ratios in _told_apart(shares).items() if ratios},
+    }
 
 
 def _folded(suite: Mapping[str, Any]) -> dict[str, Any]:

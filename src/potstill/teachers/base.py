@@ -127,7 +127,7 @@ def connect(model: Model, account: Account) -> AbstractContextManager[Teacher]:
         return Endpoint(model, account)
     from potstill.teachers.local import LocalTeacher  # imports torch
 
-    return LocalTeacher(model, account.meter, account.state)
+    return LocalTeacher(model, account.meter, account.state, account.gauge)
 
 
 def request_seed(seed: int, *parts: str | int) -> int:

@@ -1,6 +1,7 @@
 """A teacher whose weights are at hand: completes chats in one running batch, streams one, and scores given answers."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Self
 import torch
 
 from potstill.artifact import digest
-from potstill.money import Meter
+from potstill.money import Gauge, Meter
 from potstill.records import Finish
 from potstill.sources import Model
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
@@ -21,7 +22,8 @@ from potstill.teachers.tool_calls import with_tool_calls
 from potstill.tokenization import encode_chats, encode_opening, encode_prompt
 from potstill.training.batch import Item, collate, cut
 from potstill.training.decoding import MOST_ROWS, Batch, Row
-from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids
+from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids, weights_files
+from potstill.training.peak import PeakMemory
 from potstill.training.probe import check_positions, position_limit
 from potstill.training.scoring import Scorer, build_scorer
 
@@ -56,11 +58,14 @@ class LocalTeacher:
     It cannot be held to a schema: of a request's `schema` it knows what the prompt says.
     """
 
-    def __init__(self, model: Model, meter: Meter | None = None, state: Path | None = None) -> None:
+    def __init__(
+        self, model: Model, meter: Meter | None = None, state: Path | None = None, gauge: Gauge | None = None
+    ) -> None:
         """`state`: the folder of a stage where what this model works out is kept until the stage is sealed. Whoever
-        does the same with such a folder again gets the same, and waits for what was not there alone."""
+        does the same with such a folder again gets the same, and waits for what was not there alone. `gauge` is told
+        what the model is and takes."""
         device = choose_device()
-        self.name = model.name
+        self.name, self._memory, self._gauge = model.name, PeakMemory(device), gauge or Gauge()
         self._meter = meter or Meter()
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(
@@ -71,12 +76,16 @@ class LocalTeacher:
         self.context = position_limit(self.model)
         depends_on = [model.name, weights_identity(model.local.path), device.type, str(self.model.dtype)]
         self._spool = Spool(state, "local", depends_on)
+        self._gauge.parameters = self.model.num_parameters()
+        self._gauge.weights_bytes = sum(file.stat().st_size for file in weights_files(model.local)) or None
+        self._gauge.device, self._gauge.memory_of = device.type, self._memory.of
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._spool.close()
+        self._gauge.memory_bytes = max(self._gauge.memory_bytes, self._memory.bytes)
         del self.model
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -103,7 +112,7 @@ class LocalTeacher:
                 else:
                     asked[row] = _Asked(request, place)
                     waiting.append(row)
-            ended = batch.step(waiting) if asked else []
+            ended = self._step(batch, waiting) if asked else []
             self._spool.keep((_row_key(row), row.tokens) for row in ended if not row.known)
             for row in ended:
                 its = asked.pop(row)
@@ -121,6 +130,17 @@ class LocalTeacher:
                 self._meter.add(reply.prompt_tokens, reply.completion_tokens)
                 yield reply
                 following += 1
+
+    def _step(self, batch: Batch, waiting: deque[Row]) -> list[Row]:
+        """A step of the batch, timed where anything new is written in it."""
+        began = time.perf_counter()
+        ended = batch.step(waiting)
+        written = sum(not row.known for row in (*batch.rows, *ended))
+        if written:
+            self._gauge.seconds += time.perf_counter() - began
+            self._gauge.tokens += written
+            self._memory.look()
+        return ended
 
     def stream(self, request: Request) -> Iterator[str]:
         """The answer to one request, piece by piece as it is written: all of it, what was thought first as well."""

@@ -1,7 +1,7 @@
 """What a suite of `evaluate` is: its rows, what it asks models, what it will cost, and how its scores come about."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -12,6 +12,7 @@ from potstill.evaluation import mt_bench
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Ask, Read, Sheet, grade
 from potstill.evaluation.statistics import Observation
+from potstill.money import Gauge
 from potstill.records import Chat, Pair, Prompt
 from potstill.sources import Inputs, Model, Spec
 from potstill.stages.base import Facts, ModelName, Reference, Work
@@ -24,6 +25,10 @@ R = TypeVar("R", Prompt, Chat, Pair)
 
 # For `potstill plan`, which knows neither the questions nor the models: how many turns a question has on average.
 TURNS_A_QUESTION = 2
+
+
+ANSWERS = "answers"
+"""What models are asked for; whatever else is asked, a judge is."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class Bench:
     sheets: list[Sheet] = field(default_factory=list)
     notes: dict[str, Facts] = field(default_factory=dict)
     """What a suite has to say of itself, for the stage's facts."""
+    gauges: dict[str, Gauge] = field(default_factory=dict)
+    """Of the models that answered."""
 
     def read(self, suite: str, row_type: type[R]) -> list[R]:
         """The suite's rows: some, each under its own id, as many as the limit allows."""
@@ -121,10 +128,31 @@ class Bench:
         own = self.inputs.models.get(f"suites.{suite}.judge", ())
         return own[0] if own else self.inputs.model("judge")
 
-    def connect(self, model: Model, purpose: str = "answers") -> AbstractContextManager[Teacher]:
+    @contextmanager
+    def connect(self, model: Model, purpose: str = ANSWERS) -> Iterator[Teacher]:
         """A model of the recipe as somebody to ask. What is asked counts under that purpose: for a judge, the suite's
         name."""
-        return connect(model, replace(self.work.account, meter=self.work.meter.part(purpose, model.name)))
+        gauge = self.gauges.setdefault(model.name, Gauge()) if purpose == ANSWERS else Gauge()
+        meter = self.work.meter.part(purpose, model.name)
+        with connect(model, replace(self.work.account, meter=meter, gauge=gauge)) as teacher:
+            yield teacher
+        if purpose == ANSWERS:
+            self.work.note_speed(model.name, gauge)
+
+    def answering(self) -> dict[str, dict[str, int | None]]:
+        """What the models that answered are, as far as it is known, and how much they read and wrote."""
+        found: dict[str, dict[str, int | None]] = {}
+        for model in self.models:
+            meter, gauge = self.work.meter.parts.get((ANSWERS, model.name)), self.gauges.get(model.name)
+            if meter is not None and gauge is not None and meter.calls:
+                found[model.name] = {
+                    "parameters": gauge.parameters,
+                    "weights_bytes": gauge.weights_bytes,
+                    "answers": meter.calls,
+                    "prompt_tokens": meter.prompt_tokens,
+                    "completion_tokens": meter.completion_tokens,
+                }
+        return found
 
     def score(self, model: Model, exchanges: list[Exchange]) -> list[tuple[float, int]]:
         """See `local_scorer`; a run that is killed goes on where it was."""
