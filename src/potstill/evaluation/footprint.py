@@ -32,7 +32,7 @@ def _rows(result: SuiteResult) -> dict[str, list[Observation]]:
     }
 
 
-def amounts(evaluations: Sequence[Mapping[str, Mapping[str, int | None]]]) -> dict[str, dict[str, float | None]]:
+def amounts(evaluations: Sequence[Mapping[str, Mapping[str, int | None]]]) -> dict[str, dict[str, int | None]]:
     """By model, or family of them, what several evaluations say of it: its size, and the mean of what it was asked.
 
     `evaluations`: the facts `answering` of each. None is what nobody knows, such as the size of a model behind an
@@ -45,6 +45,6 @@ def amounts(evaluations: Sequence[Mapping[str, Mapping[str, int | None]]]) -> di
     return {name: {what: _mean([one.get(what) for one in rows]) for what in AMOUNTS} for name, rows in found.items()}
 
 
-def _mean(values: Sequence[int | None]) -> float | None:
+def _mean(values: Sequence[int | None]) -> int | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return round(sum(known) / len(known)) if known and len(known) == len(values) else None

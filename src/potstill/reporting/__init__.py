@@ -37,6 +37,7 @@ def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
         "models": report["models"],
         "headline": [
             *(finding.text for finding in claim_findings(report) or findings(report)),
+            *((report.get("footprint") or {}).get("sentences") or ()),
             *reservations(report),
         ],
         "scores": {name: suite["models"] for name, suite in suites.items()},

@@ -81,7 +81,7 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def _sentence(row: Mapping[str, Any], teacher: Mapping[str, Any], suite: str, ratio: Mapping[str, Any]) -> str:
-    name, whose = row["name"], f"{teacher['name']}'s score on {suite}"
+    name, whose = row["name"], f"the teacher's score on {suite}"
     if ratio["mean"] is None or ratio["low"] is None:
         return f"What share of {whose} {name} keeps cannot be told."
     share = f"{100 * ratio['mean']:.0f}% [{100 * ratio['low']:.0f}, {100 * ratio['high']:.0f}]"

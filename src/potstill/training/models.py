@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,12 +148,28 @@ def refuse_quantized(model: Model, loaded: PreTrainedModel) -> None:
 
 def bitsandbytes_fault() -> str:
     """Why bitsandbytes cannot be used here; "" where it can."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every product it says that it uses float16
     try:
-        importlib.import_module("bitsandbytes")
+        with _without_kernels():
+            importlib.import_module("bitsandbytes")
     except Exception as error:  # a shared library that does not fit this machine raises what it likes
         absent = isinstance(error, ModuleNotFoundError)
         return "bitsandbytes is not installed" if absent else f"bitsandbytes does not start: {error}"
     return ""
+
+
+@contextmanager
+def _without_kernels() -> Iterator[None]:
+    """Where the package `kernels` is installed, bitsandbytes fetches code from the Hub as it is imported, and runs it:
+    nobody has asked for that."""
+    there, before = "kernels" in sys.modules, sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # it reads as not installed
+    try:
+        yield
+    finally:
+        del sys.modules["kernels"]
+        if there:
+            sys.modules["kernels"] = before  # type: ignore[assignment]
 
 
 def _prepare_quantized(model: Model, config: Any, dtype: torch.dtype | None) -> None:
@@ -163,7 +180,6 @@ def _prepare_quantized(model: Model, config: Any, dtype: torch.dtype | None) -> 
         what = f"its weights are rounded by bitsandbytes, and {fault}"
         remedy = f"{GET_BITSANDBYTES}, or name the model that it was made of"
         raise ModelError(f"model {model.name}", what, remedy)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every product it says that it uses float16
     if dtype is not None and isinstance(config.quantization_config, dict):
         config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
 
