@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import evaluation_fakes
 import pytest
 import torch
 from engine import say, tiny_tokenizer
@@ -17,7 +19,10 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from potstill.artifact import hash_file
 from potstill.errors import StorageError
+from potstill.records import Prompt
 from potstill.sources import LocalModel, Model
+from potstill.stages import sample
+from potstill.stages.base import Work
 from potstill.teachers import local
 from potstill.teachers.base import Exchange, Reply, Request
 from potstill.teachers.local import LocalTeacher, answer_logprobs
@@ -272,3 +277,38 @@ def test_an_evaluation_that_is_killed_asks_for_the_rest_and_seals_the_same_bytes
             os.close(descriptor)
     assert sealed(out) == sealed(calm)
     assert not list((out / "unfinished").iterdir())
+
+
+def test_sample_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stage asks: here two models of a pool, the first of which was through when the second was killed."""
+    models = tuple(small(tmp_path / name, seed) for seed, name in enumerate(("one", "two")))
+    rows = [Prompt(id=str(n), messages=say(f"user: the cat {n}")) for n in range(10)]
+    config = sample.Sample.model_validate(
+        {"kind": "sample", "models": "pool", "prompts": "p", "per_prompt": 2, "max_tokens": 12, "truncated": "keep"}
+    )
+    for module in (local, decoding):
+        monkeypatch.setattr(module, "MOST_ROWS", 4)
+
+    def made(name: str) -> bytes:
+        folder = tmp_path / name
+        given = evaluation_fakes.inputs(
+            {"prompts": evaluation_fakes.data(tmp_path / f"{name}-data", "p", "prompts", rows)}, {"models": models}
+        )
+        draft = folder / "draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        sample.run(config, given, Work(draft, folder, 1, name="answers-0"))
+        return (draft / "rows.jsonl").read_bytes()
+
+    calm = made("calm")
+    with monkeypatch.context() as patch:
+        kill_in(patch, Batch, "step", 50, before=True)
+        with pytest.raises(Killed):
+            made("killed")
+    state = tmp_path / "killed" / "unfinished" / "answers-0"
+    before = len(lines(state))
+    shutil.rmtree(tmp_path / "killed-data")
+    assert made("killed") == calm
+    assert (
+        10 < before < 20 == len(lines(state)) == len({str(line["key"]) + str(line["found"]) for line in lines(state)})
+    )
