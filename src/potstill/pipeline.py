@@ -22,7 +22,7 @@ from potstill.overlap import refuse_overlap, refuse_shared
 from potstill.plan import Plan, Step, make_plan, refuse_changed, stage_inputs
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
-from potstill.stages.base import SPEED_FILE, Facts, Progress, Work
+from potstill.stages.base import Facts, Progress, Work, read_speeds
 from potstill.teachers.journal import JOURNAL, Journal, Selection
 from potstill.workspace import Asked, Description, Hashes, Workspace
 
@@ -311,13 +311,12 @@ def _report(plan: Plan, sealed: Mapping[str, Artifact], workspace: Workspace) ->
 
 def _measured(plan: Plan, report: Step, workspace: Workspace) -> dict[str, Any]:
     """What the models of a report's scores took in this folder, and what endpoints charge: no part of any key."""
-    path = workspace.path / SPEED_FILE
-    known = read_json(path) if path.is_file() else {}
+    known = read_speeds(workspace.path)
     speeds: dict[str, Any] = {}
     endpoints: dict[str, Any] = {}
     for step in (plan.steps[name] for name in report.entry.reads):
         if step.entry.produces == "scores":
-            speeds |= known.get(step.folder, {})
+            speeds |= {name: speed.model_dump() for name, speed in known.get(step.folder, {}).items()}
             models = (model for link in step.entry.links if link.field == "models" for model in link.models)
             for model in models:
                 if isinstance(model.spec, EndpointModel):

@@ -61,6 +61,8 @@ def test_nobody_keeps_a_share_of_what_should_be_low() -> None:
     losses = Measure("answer_loss", (0.0, None), higher_is_better=False)
     assert kept(SuiteResult(losses, scored({"t": [1.0, 2.0], "s": [2.0, 2.0]})), ["t", "s"], "t") == {}
     assert kept(SuiteResult(POINTS, scored({"s": [2.0, 2.0]})), ["s"], "t") == {}
+    effect = Measure("template", (-1.0, 1.0))
+    assert kept(SuiteResult(effect, scored({"t": [0.5, 0.6], "s": [-0.1, 0.2]})), ["t", "s"], "t") == {}
 
 
 def test_what_is_not_known_of_one_member_is_not_known() -> None:
@@ -237,6 +239,17 @@ def test_a_report_has_a_row_a_model_and_nothing_measured_is_sealed(folder: Path)
     page = (one / "report.html").read_text()
     assert "What it keeps and what it costs" in page
     assert page.count("unknown") == 3, "of the model behind an endpoint: parameters, bytes and memory"
+
+
+@pytest.mark.parametrize("damage", ["[1", '{"scores": 3}', ""])
+def test_measurements_that_cannot_be_read_are_unknown(folder: Path, damage: str) -> None:
+    out = whole(folder, "one")
+    (out / "speed.json").write_text(damage)
+    out = whole(folder, "one")
+    rows = {row["name"]: row for row in read_json(out / "summary.json")["footprint"]["models"]}
+    assert rows["student"]["tokens_per_second"] is None
+    assert rows["student"]["usd_per_1000_answers"] is None
+    assert rows["student"]["parameters"] > 0
 
 
 def test_a_teacher_that_was_not_scored_is_refused(folder: Path) -> None:

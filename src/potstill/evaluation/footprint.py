@@ -15,9 +15,10 @@ def kept(result: SuiteResult, models: Sequence[str], teacher: str) -> dict[str, 
     """Each student's score over the teacher's, by name, on the questions that both have a value for.
 
     {mean, low, high, n}: a paired ratio with its 95% interval. Members of a family count as one model. Nothing where
-    the teacher has no score, or a lower score is the better one, of which nobody keeps a share.
+    the teacher has no score, or nobody keeps a share of it: a lower one is better, or it may lie below zero.
     """
-    if not result.measure.higher_is_better or teacher not in _rows(result):
+    measure = result.measure
+    if not measure.higher_is_better or measure.scale[0] < 0 or teacher not in _rows(result):
         return {}
     rows = _rows(result)
     return {

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
-from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, read_json, write_json, write_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_json, write_rows
 from potstill.formats import glance
 from potstill.money import Gauge, Ledger, Meter
 from potstill.questions import shipped_names
@@ -112,6 +112,27 @@ class StageConfig(Spec):
         calls = sum(part.calls for part in parts) if parts else calls
         made = round(whole.rows * trial.rows / small.rows) if small.rows else whole.rows
         return replace(trial.spread(made, calls, (calls, calls)), parts=parts)
+
+
+class Speed(BaseModel):
+    """What a model at hand took in one stage; the fields are those of `money.Gauge`."""
+
+    seconds: float
+    tokens: int
+    memory_bytes: int
+    memory_of: str
+    device: str
+
+
+_SPEEDS = TypeAdapter(dict[str, dict[str, Speed]])
+
+
+def read_speeds(workspace: Path) -> dict[str, dict[str, Speed]]:
+    """By the stage's folder and the model's name; nothing where that was never measured or cannot be read."""
+    try:
+        return _SPEEDS.validate_json((workspace / SPEED_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -280,12 +301,11 @@ class Work:
     def note_speed(self, model: str, gauge: Gauge) -> None:
         """Keep what a model took here, outside what is sealed. Of several measurements the one over most tokens stays,
         for a run that went on has only the rest to measure."""
-        path = self.workspace / SPEED_FILE
-        known = read_json(path) if path.is_file() else {}
+        known = read_speeds(self.workspace)
         mine = known.setdefault(self.name, {})
-        if gauge.tokens > mine.get(model, {}).get("tokens", 0):
-            mine[model] = gauge.measured()
-            write_json(path, known)
+        if gauge.device and (model not in mine or gauge.tokens > mine[model].tokens):
+            mine[model] = Speed(**gauge.measured())
+            write_json(self.workspace / SPEED_FILE, _SPEEDS.dump_python(known))
 
     def keep(self, rows: Iterable[Record]) -> int:
         """Write the artifact's rows; returns how many."""

@@ -148,7 +148,6 @@ def refuse_quantized(model: Model, loaded: PreTrainedModel) -> None:
 
 def bitsandbytes_fault() -> str:
     """Why bitsandbytes cannot be used here; "" where it can."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at every product it says that it uses float16
     try:
         with _without_kernels():
             importlib.import_module("bitsandbytes")
