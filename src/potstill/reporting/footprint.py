@@ -137,11 +137,11 @@ def _shown(row: Mapping[str, Any], suites: Sequence[str], teacher: str | None) -
 
 def _share(ratio: Mapping[str, Any] | None, *, is_teacher: bool) -> dict[str, str]:
     if is_teacher:
-        return {"mean": "100%", "range": "the teacher"}
+        return {"share": "100%", "range": "the teacher"}
     if ratio is None or ratio["mean"] is None or ratio["low"] is None:
-        return {"mean": "–", "range": "cannot be told"}
+        return {"share": "–", "range": "cannot be told"}
     ends = [f"{100 * ratio[end]:.1f}%" for end in ("low", "high")]
-    return {"mean": f"{100 * ratio['mean']:.1f}%", "range": " to ".join(ends)}
+    return {"share": f"{100 * ratio['mean']:.1f}%", "range": " to ".join(ends)}
 
 
 def _amount(value: float | None, unit: str = "") -> str:
