@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
-DEVELOPMENT := .[dev,hub,ray,scale,leaderboard]
+DEVELOPMENT := .[dev,hub,ray,scale,leaderboard,qlora]
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint bench peers peers-data clean
