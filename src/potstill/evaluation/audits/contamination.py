@@ -1,7 +1,7 @@
 """Contamination: evaluation questions that stand in what a model learnt from, anywhere in its lineage.
 
 A question stands in a row as a whole where the row holds all its words in order (five at least, fewer only as a whole
-turn), or in parts where runs of eight words that it shares with one row cover half of its words. Runs that are ordinary
+turn), or in parts where runs of eight words that it shares with one row cover two thirds of its words. Runs that are ordinary
 count for nothing: those of several questions, and those of more than ten rows (Brown et al. 2020, appendix C). This is
 a count of all questions and not a sample, so that there is no chance in it and nothing to test.
 """

@@ -60,7 +60,7 @@ LEAKED = 0.01
 """Of a suite's questions."""
 RUN_WORDS = 8
 """A run of so many words is looked for; 13 in GPT-3's appendix C, which has longer questions."""
-COVERED = 0.5
+COVERED = 2 / 3
 """Of a question's words: how many one training row must hold, in runs, to count as holding the question."""
 ORDINARY_ROWS = 10
 """A run of words in more rows than this is a phrase of the data's, and no sign of a leak (GPT-3, appendix C)."""
