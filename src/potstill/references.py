@@ -213,6 +213,7 @@ _A = {
     "report": "a report",
     "trial": "a trial of judges",
     "dataset": "a dataset",
+    "audit": "an audit",
 }
 
 

@@ -16,7 +16,7 @@ VOCABULARY = [f"{a}{b}" for a in ("ba", "ke", "li", "mo", "tu", "ra", "si", "no"
 
 
 def copied_errors(seed: int, planted: bool, per_category: int = 100) -> list[Shared]:
-    """A teacher that is wrong on a tenth of its history; a student that learnt it nine times in ten, or errs on its own."""
+    """A teacher wrong on a tenth of its history; a student that learnt that, nine times in ten, or errs on its own."""
     chance, found = random.Random(seed), []
     for category in CATEGORIES:
         for i in range(per_category):
@@ -84,8 +84,10 @@ def curve(seed: int, planted: bool, evaluations: int = 10) -> list[dict[str, flo
 def questions(seed: int, count: int) -> dict[str, str]:
     """Questions that begin as half of all questions do, and go on in their own words."""
     chance = random.Random(seed)
-    return {f"q{i}": f"Can you please explain to me in simple words what {' '.join(chance.choices(VOCABULARY, k=8))} means?"
-            for i in range(count)}  # fmt: skip
+    subjects = [" ".join(chance.choices(VOCABULARY, k=8)) for _ in range(count)]
+    return {
+        f"q{i}": f"Can you please explain to me in simple words what {one} means?" for i, one in enumerate(subjects)
+    }
 
 
 def training_rows(seed: int, leaked: list[str]) -> list[Record]:

@@ -12,7 +12,7 @@ import pytest
 
 from potstill.evaluation.audits.base import Danger, conclude, flagged
 from potstill.evaluation.audits.calibration import calibration, calibration_error, self_consistency
-from potstill.evaluation.audits.contamination import Asked, Lineage, Questions, contamination
+from potstill.evaluation.audits.contamination import Asked, Lineage, Questions, Reading, contamination, search
 from potstill.evaluation.audits.diversity import diversity
 from potstill.evaluation.audits.drift import drift
 from potstill.evaluation.audits.forgetting import forgetting
@@ -64,9 +64,9 @@ def with_leak(seed: int, planted: bool) -> Danger:
     for name, text in suite.items():
         looked_for.add(Asked("quiz", name), [text])
     rows = plants.training_rows(seed, leaked)
-    hits = {"chats": looked_for.find(lambda: rows)}
-    lineages = {SUBJECT: Lineage({"chats": ("sft",)}, {}), "one": None}
-    return contamination({"quiz": 80}, lineages, hits, {})
+    chats = Lineage({"key": ("sft",)}, {}, {"key": Reading("chats", lambda: rows)})
+    lineages = {SUBJECT: chats, "one": None}
+    return contamination({"quiz": 80}, lineages, search(looked_for, lineages.values()), {})
 
 
 CASES: dict[str, Callable[[int, bool], Danger]] = {
@@ -167,11 +167,12 @@ def test_contamination_names_the_way_and_sets_the_scores_apart():
     for name, text in suite.items():
         looked_for.add(Asked("quiz", name), [text])
     rows = plants.training_rows(3, leaked)
-    here = looked_for.find(lambda: rows)
-    assert set(here) == {Asked("quiz", f"q{i}") for i in range(3)}
-    hits = {"prompts": here, "chats": here, "pages": {}}
-    lineages = {"dpo": Lineage({"pages": ("base",), "chats": ("sft",)}, {"chats": ("topics", "prompts")}, ("x.jsonl",)),
+    readings = {"1": Reading("pages", list), "2": Reading("topics", list), "3": Reading("prompts", lambda: rows),
+                "4": Reading("chats", lambda: rows)}  # fmt: skip
+    lineages = {"dpo": Lineage({"1": ("base",), "4": ("sft",)}, {"4": ("2", "3")}, readings, ("x.jsonl",)),
                 "elsewhere": None}  # fmt: skip
+    hits = search(looked_for, lineages.values())
+    assert set(hits["4"]) == {Asked("quiz", f"q{i}") for i in range(3)}
     scores = {f"q{i}": float(i < 3) for i in range(40)}
     result = SuiteResult(plants.EXACT, {"dpo": [Observation(q, "1", v) for q, v in scores.items()]})
     said = said_of(contamination({"quiz": 40, "other": 10}, lineages, hits, {"quiz": result}))
@@ -213,8 +214,9 @@ def test_bias_that_the_teacher_has_stands_beside_the_students():
     teacher = plants.paired_names(8, True)
     said = said_of(inherited_bias({"sft": plants.paired_names(9, True)}, teacher, {}))
     score = next(row for row in said["rows"] if row[2] == "score")
-    assert score[3]["low"] > 0 and score[4]["low"] > 0
-    assert "answers worse or better for name Anna than for Zora (score)" in said["sentence"]
+    assert score[3]["low"] > 0
+    assert score[4]["low"] > 0
+    assert "answers better for name Anna than for Zora" in said["sentence"]
 
 
 def test_more_than_two_values_are_each_set_against_the_rest():
@@ -223,7 +225,7 @@ def test_more_than_two_values_are_each_set_against_the_rest():
     said = said_of(inherited_bias({"sft": [*rows, *third]}, [], {}))
     named = {row[1] for row in said["rows"]}
     assert named == {f"name: {value} − the others" for value in ("Anna", "Zora", "Mina")}
-    assert "for name Zora than for the others (score)" in said["sentence"]
+    assert "answers worse for name Zora than for the others" in said["sentence"]
 
 
 def test_distinct_runs_and_likeness_by_hand():

@@ -97,7 +97,8 @@ def test_every_import_points_one_way():
 
 def test_sibling_stages_never_import_each_other():
     shared = {
-        "stages", "stages.base", "stages.asking", "stages.classroom", "stages.conveyor", "stages.domain",
+        "stages", "stages.base", "stages.asking", "stages.auditing", "stages.classroom", "stages.conveyor",
+        "stages.domain",
         "stages.forecast", "stages.interpreters", "stages.judging", "stages.kept", "stages.labelled",
         "stages.prompting", "stages.training",
         "stages.session", "stages.trying", "stages.suites", "stages.suites.base",

@@ -74,12 +74,12 @@ def keeping_out(size: int, held_out: Iterable[Data]) -> Decontaminator:
     """A decontaminator that knows what users say in prompts, chats and pairs that are held out."""
     found = Decontaminator(size)
     for data in held_out:
-        for name, turns in _user_turns(data):
+        for name, turns in user_turns(data):
             found.keep_out(f"{data.name}/{name}", turns)
     return found
 
 
-def _user_turns(data: Data) -> Iterator[tuple[str, list[str]]]:
+def user_turns(data: Data) -> Iterator[tuple[str, list[str]]]:
     """What the user says in each row, follow-ups included."""
     if data.kind == "chats":
         for chat in data.rows(Chat):

@@ -32,6 +32,7 @@ MODULES = {
     "dpo": "potstill.stages.dpo",
     "quantize": "potstill.stages.quantize",
     "evaluate": "potstill.stages.evaluate",
+    "audit": "potstill.stages.audit",
     "export": "potstill.stages.export",
     "report": "potstill.stages.report",
 }

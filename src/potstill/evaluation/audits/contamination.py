@@ -1,9 +1,9 @@
 """Contamination: evaluation questions that stand in what a model learnt from, anywhere in its lineage.
 
 A question stands in a row as a whole where the row holds all its words in order (five at least, fewer only as a whole
-turn), or in parts where runs of eight words that it shares with one row cover two thirds of its words. Runs that are ordinary
-count for nothing: those of several questions, and those of more than ten rows (Brown et al. 2020, appendix C). This is
-a count of all questions and not a sample, so that there is no chance in it and nothing to test.
+turn), or in parts where runs of eight words that it shares with one row cover two thirds of its words. Runs that are
+ordinary count for nothing: those of several questions, and those of more than ten rows (Brown et al. 2020, appendix C).
+This is a count of all questions and not a sample, so that there is no chance in it and nothing to test.
 """
 
 from collections import Counter, defaultdict
@@ -139,18 +139,26 @@ def pieces(row: Record) -> list[Words]:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What stands behind one model."""
+    """What stands behind one model, rows by their keys."""
 
     learnt: Mapping[str, tuple[str, ...]]
-    """By the name of rows that were learnt from: the stages that learnt from them."""
+    """Rows that were learnt from, with the stages that learnt from them."""
     behind: Mapping[str, tuple[str, ...]]
-    """By the name of rows: the names of rows that they were made from, the earliest first."""
+    """Of those: the rows that they were made from, the earliest first."""
+    readings: Mapping[str, Reading]
+    """How to read all of them."""
     unread: tuple[str, ...] = ()
     """What was learnt from as well, and could not be read here."""
 
 
 Hits = Mapping[str, Mapping[Asked, Hit]]
-"""By the name of rows: which questions stand in them."""
+"""By the key of rows: which questions stand in them."""
+
+
+def search(questions: Questions, lineages: Iterable[Lineage | None]) -> dict[str, dict[Asked, Hit]]:
+    """What stands in the rows behind all models, each set of rows read once."""
+    readings = {key: reading for one in lineages if one is not None for key, reading in one.readings.items()}
+    return {key: questions.find(reading.rows) for key, reading in readings.items()}
 
 
 def contamination(
@@ -188,8 +196,8 @@ def contamination(
 def _found(suite: str, lineage: Lineage, hits: Hits) -> dict[Asked, Hit]:
     """The suite's questions in what the lineage learnt from; whole before in parts."""
     found: dict[Asked, Hit] = {}
-    for name in lineage.learnt:
-        for asked, hit in hits.get(name, {}).items():
+    for key in lineage.learnt:
+        for asked, hit in hits.get(key, {}).items():
             if asked.suite == suite and (asked not in found or (hit.how == "whole" and found[asked].how == "parts")):
                 found[asked] = hit
     return found
@@ -198,12 +206,13 @@ def _found(suite: str, lineage: Lineage, hits: Hits) -> dict[Asked, Hit]:
 def _through(found: Mapping[Asked, Hit], lineage: Lineage, hits: Hits) -> str:
     """The ways by which they came: "prompts → chats → sft"."""
     ways = []
-    for name, learners in lineage.learnt.items():
-        here = found.keys() & hits.get(name, {}).keys()
+    for key, learners in lineage.learnt.items():
+        here = found.keys() & hits.get(key, {}).keys()
         if here:
-            earlier = [one for one in lineage.behind.get(name, ()) if here & hits.get(one, {}).keys()]
-            ways.append(" → ".join([*earlier, name, " and ".join(learners)]))
-    return "; ".join(ways)
+            earlier = [one for one in lineage.behind.get(key, ()) if here & hits.get(one, {}).keys()]
+            names = [lineage.readings[one].name for one in (*earlier, key)]
+            ways.append(" → ".join([*names, " and ".join(learners)]))
+    return "; ".join(dict.fromkeys(ways))
 
 
 def _gain(model: str, found: set[Asked], result: SuiteResult | None) -> Cell:

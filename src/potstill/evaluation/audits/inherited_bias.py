@@ -37,12 +37,12 @@ class Outcome:
 
 
 Measured = Callable[[Outcome], float | None]
-MEASURES: tuple[tuple[str, str, float, float, Measured], ...] = (
-    ("score", "worse or better", BIAS_SCORE, 0.0, lambda one: one.score),
-    ("log length", "shorter or longer", BIAS_LENGTH, 0.0, lambda one: math.log(max(1, one.words))),
-    ("refusals", "less or more willing", BIAS_REFUSALS, 1.0, lambda one: float(one.refused)),
+MEASURES: tuple[tuple[str, tuple[str, str], float, Measured], ...] = (
+    ("score", ("worse", "better"), BIAS_SCORE, lambda one: one.score),
+    ("log length", ("at less length", "at more length"), BIAS_LENGTH, lambda one: math.log(max(1, one.words))),
+    ("refusals", ("declining less often", "declining more often"), BIAS_REFUSALS, lambda one: float(one.refused)),
 )
-"""What is compared; in words; its margin; what one answer changes it by, where it is a share."""
+"""What is compared; less and more of it in words; its margin."""
 
 
 def inherited_bias(
@@ -53,15 +53,16 @@ def inherited_bias(
     for model, outcomes in found.items():
         points = []
         for attribute, value, against in _contrasts(outcomes):
-            for name, words, margin, grain, read in MEASURES:
-                effect = _effect(outcomes, attribute, value, read, grain)
+            for name, words, margin, read in MEASURES:
+                effect = _effect(outcomes, attribute, value, read)
                 if effect is None and name == "score":
                     continue
                 about = f"{attribute} {value} against {against}: {name}"
-                claim = f"answers {words} for {attribute} {value} than for {against} ({name})"
+                how = words[effect is not None and effect.mean > 0]
+                claim = f"answers {how} for {attribute} {value} than for {against}"
                 one = hypothesis(model, about, claim, effect, margin, two_sided=True)
                 hypotheses.append(one)
-                beside = _effect(teacher, attribute, value, read, grain)
+                beside = _effect(teacher, attribute, value, read)
                 rows.append((model, f"{attribute}: {value} − {against}", name, figure(effect), figure(beside)))
                 if effect is not None:
                     points.append(Point(about, effect.mean, *effect.ends))
@@ -87,15 +88,16 @@ def _contrasts(outcomes: Iterable[Outcome]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _effect(outcomes: Sequence[Outcome], attribute: str, value: str, read: Measured, grain: float) -> Effect | None:
+def _effect(outcomes: Sequence[Outcome], attribute: str, value: str, read: Measured) -> Effect | None:
     """The mean over prompts of the value's answers minus all others' to the same prompt."""
     pairs: dict[str, tuple[list[float], list[float]]] = {}
     for one in outcomes:
         measured = read(one)
         if one.attribute == attribute and measured is not None:
             pairs.setdefault(one.prompt, ([], []))[one.value != value].append(measured)
+    whole = {value for own, rest in pairs.values() for value in (*own, *rest)} <= {0.0, 1.0}  # a checker's, say
     both = ((prompt, _mean(own) - _mean(rest)) for prompt, (own, rest) in pairs.items() if own and rest)
-    return mean_effect(both, grain)
+    return mean_effect(both, 1.0 if whole else 0.0)
 
 
 def _mean(values: Sequence[float]) -> float:

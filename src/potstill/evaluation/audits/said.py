@@ -23,9 +23,9 @@ class Said:
     judgment: str = ""
 
     @property
-    def place(self) -> tuple[str, str, int]:
+    def place(self) -> tuple[str, int, str]:
         """What pairs it with another model's answer."""
-        return self.suite, self.question, self.turn
+        return self.question, self.turn, self.user
 
 
 def read_said(path: Path) -> Iterator[Said]:
@@ -58,14 +58,6 @@ def once(answers: Iterable[Said]) -> list[Said]:
     for said in answers:
         seen.setdefault((said.model, said.question, said.turn, said.user, said.text), said)
     return list(seen.values())
-
-
-def by_model(answers: Iterable[Said]) -> dict[str, list[Said]]:
-    """The answers of each model, in their order."""
-    found: dict[str, list[Said]] = {}
-    for said in answers:
-        found.setdefault(said.model, []).append(said)
-    return found
 
 
 def paired(one: Sequence[Said], other: Sequence[Said]) -> list[tuple[Said, Said]]:
