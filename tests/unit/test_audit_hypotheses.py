@@ -10,6 +10,7 @@ from potstill.evaluation.audits.hypotheses import (
     Effect,
     Hypothesis,
     Share,
+    above,
     contrast,
     holm,
     hypothesis,
@@ -17,15 +18,20 @@ from potstill.evaluation.audits.hypotheses import (
     mean_effect,
     share_above,
     share_difference,
-    student_above,
 )
+from potstill.evaluation.paired_shares import Discordant
 
 
-def test_students_p_is_that_of_its_closed_forms():
+def test_the_p_of_a_mean_is_that_of_its_closed_forms():
     for t in (-2.0, 0.0, 0.5, 3.0):
-        assert student_above(t, 1) == pytest.approx(0.5 - math.atan(t) / math.pi)
-        assert student_above(t, 2) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)))
-    assert student_above(1.959964, 10_000) == pytest.approx(0.025, abs=1e-6)
+        assert above(Effect(0.1 + t, 1.0, 1, 2), 0.1) == pytest.approx(0.5 - math.atan(t) / math.pi)
+        assert above(Effect(0.1 + t, 1.0, 2, 3), 0.1) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)))
+
+
+def test_of_right_and_wrong_answers_only_those_that_differ_tell():
+    """Twelve of a hundred lost and one gained: McNemar's exact p at a margin of zero."""
+    assert above(Discordant(100, 12, 1), 0.0) == pytest.approx(14 / 2**13)
+    assert hypothesis("m", "", "x", Discordant(100, 12, 1), 0.02).p > 14 / 2**13
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,7 @@ def test_an_effect_is_clustered_by_question_and_never_surer_than_its_grain():
     assert once.error == pytest.approx(math.sqrt((7 / 3) / 3))
     alike = mean_effect([(str(i), 0.0) for i in range(50)], grain=1.0)
     assert alike.error == 1 / 50
-    assert alike.ends[1] == pytest.approx(2.0096 / 50, abs=1e-4)
+    assert alike.ends()[1] == pytest.approx(2.0096 / 50, abs=1e-4)
 
 
 def test_two_groups_have_welchs_interval():

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, Share, holm, refuted
+from potstill.evaluation.audits.hypotheses import Hypothesis, Share, holm, questions_of, refuted
+from potstill.evaluation.statistics import Evidence
 
 Verdict = Literal["flagged", "clean", "cannot tell", "not measured"]
 FLAGGED: Verdict = "flagged"
@@ -28,11 +29,9 @@ class Figure:
 Cell = str | Figure
 
 
-def figure(effect: Effect | None, *, share: bool = False) -> Figure:
-    """An effect as a cell."""
-    if effect is None:
-        return Figure(None)
-    return Figure(effect.mean, *effect.ends, effect.n, share)
+def figure(found: Evidence | None, *, share: bool = False) -> Figure:
+    """What was found as a cell."""
+    return Figure(None) if found is None else Figure(found.mean, *found.ends(), questions_of(found), share)
 
 
 def share_figure(share: Share) -> Figure:

@@ -104,6 +104,6 @@ def _reliability(answers: Sequence[Sure]) -> tuple[Point, ...]:
         right = mean_effect(((one.question, float(one.right)) for one in group), 1.0)
         if right is not None:
             confidence = math.fsum(one.confidence for one in group) / len(group)
-            low, high = right.ends
+            low, high = right.ends()
             points.append(Point(confidence, right.mean, max(0.0, low), min(1.0, high)))
     return tuple(points)

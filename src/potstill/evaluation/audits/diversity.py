@@ -57,7 +57,7 @@ def diversity(found: Mapping[str, tuple[str, Samples, Samples]], missing: Mappin
             rows.append((name, *_cells(_measure(said, budgets))))
             for what, effect in _named(_measure(said, budgets)).items():
                 if effect is not None:
-                    points.setdefault(name, []).append(Point(what, effect.mean, *effect.ends))
+                    points.setdefault(name, []).append(Point(what, effect.mean, *effect.ends()))
     columns = ("model", "distinct-1", "distinct-2", "distinct-3", "alike, one prompt", "alike, other prompts",
                "entropy of answers")  # fmt: skip
     plot = Plot("", "share", tuple(Series(name, tuple(group)) for name, group in points.items()))

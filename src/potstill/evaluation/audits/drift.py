@@ -48,7 +48,7 @@ def drift(
                 claim = f"differs from {other} in {name}" if two_sided else f"has more {name} than {other}"
                 hypotheses.append(hypothesis(model, about, claim, effect, margin, two_sided=two_sided))
                 rows.append((model, f"− {other}", name, _ratio(effect) if two_sided else figure(effect)))
-                points.append(Point(about, effect.mean, *effect.ends))
+                points.append(Point(about, effect.mean, *effect.ends()))
         series.append(Series(model, tuple(points)))
     columns = ("model", "against", "of", "paired difference (of length: the ratio)")
     plot = Plot("", "paired difference", tuple(series), 0.0)
@@ -66,5 +66,5 @@ def _effect(both: Sequence[tuple[Said, Said]], read: Read, grain: float) -> Effe
 
 
 def _ratio(effect: Effect) -> Figure:
-    low, high = effect.ends
+    low, high = effect.ends()
     return Figure(math.exp(effect.mean), math.exp(low), math.exp(high), effect.n)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, figure
-from potstill.evaluation.audits.hypotheses import Hypothesis, hypothesis, mean_effect
-from potstill.evaluation.audits.overfitting import differences, width
+from potstill.evaluation.audits.hypotheses import Hypothesis, hypothesis
+from potstill.evaluation.audits.overfitting import lost, width
 from potstill.evaluation.audits.thresholds import FORGOTTEN_LOSS, FORGOTTEN_SCORE
 from potstill.evaluation.scores import SuiteResult
 
@@ -21,23 +21,20 @@ DANGER = Danger(
 def forgetting(
     results: Mapping[str, SuiteResult], base: str, models: Sequence[str], missing: Mapping[str, str]
 ) -> Danger:
-    """Every suite that the base and a model have scores of. Each turn counts alike, however long."""
+    """Every suite that the base and a model have scores of."""
     hypotheses, rows, points = list[Hypothesis](), list[tuple[Cell, ...]](), dict[str, list[Point]]()
     for suite, result in results.items():
         before = result.observations.get(base, ())
         for model in models:
-            sign = -1.0 if result.measure.higher_is_better else 1.0
-            lost = [(q, sign * v) for q, v in differences(result.observations.get(model, ()), before)]
-            if not lost or model == base:
+            effect = lost(result.observations.get(model, ()), before, result.measure)
+            if effect is None or model == base:
                 continue
             endless = result.measure.scale[1] is None
             margin = FORGOTTEN_LOSS if endless else FORGOTTEN_SCORE * width(result, before)
-            effect = mean_effect(lost)
             claim = f"does worse than {base} on {suite}"
             hypotheses.append(hypothesis(model, suite, claim, effect, margin, unit=result.measure.unit))
             rows.append((model, suite, result.measure.unit, figure(effect)))
-            if effect is not None:
-                points.setdefault(model, []).append(Point(suite, effect.mean, *effect.ends))
+            points.setdefault(model, []).append(Point(suite, effect.mean, *effect.ends()))
     columns = ("model", "suite", "unit", f"lost since {base}")
     plot = Plot("", f"lost since {base}", tuple(Series(model, tuple(group)) for model, group in points.items()), 0.0)
     told = {one.model for one in hypotheses}

@@ -5,13 +5,15 @@ whole audit; it is clean where the whole 95% interval stays within the margin; o
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from potstill.evaluation import distributions
 from potstill.evaluation.audits.thresholds import LEAST_QUESTIONS, MISTAKES
-from potstill.evaluation.statistics import NORMAL_BEYOND, student_inside, student_quantile
+from potstill.evaluation.paired_shares import Discordant
+from potstill.evaluation.spread import Spread, Value, spread_over_questions
+from potstill.evaluation.statistics import Evidence, wilson
 
 Z = NormalDist().inv_cdf(0.975)
 GROUPS = 20
@@ -19,35 +21,22 @@ GROUPS = 20
 
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(Spread):
     """An estimate whose error has Student's distribution."""
 
-    mean: float
-    error: float
-    """Its standard error."""
-    freedom: int
     n: int
     """Questions behind it."""
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The 95% interval."""
-        half = student_quantile(self.freedom) * self.error
-        return self.mean - half, self.mean + half
 
-    def above(self, margin: float) -> float:
-        """One-sided p of "no larger than the margin"."""
-        if self.error == 0:
-            return 0.0 if self.mean > margin else 1.0
-        return student_above((self.mean - margin) / self.error, self.freedom)
+def above(found: Evidence, margin: float) -> float:
+    """One-sided p of "no larger than the margin"."""
+    turned = found.turned() if isinstance(found, Discordant) else Spread(-found.mean, found.error, found.freedom)
+    return turned.p_at_most(-margin)
 
 
-def student_above(t: float, freedom: int) -> float:
-    """P(T > t)."""
-    if freedom > NORMAL_BEYOND:
-        return 1 - NormalDist().cdf(t)
-    outside = max(0.0, 1 - student_inside(abs(t), freedom)) / 2
-    return outside if t >= 0 else 1 - outside
+def questions_of(found: Evidence) -> int:
+    """How many stand behind it."""
+    return found.n if isinstance(found, Effect | Discordant) else found.freedom + 1
 
 
 def mean_effect(values: Iterable[tuple[str, float]], grain: float = 0.0) -> Effect | None:
@@ -56,16 +45,11 @@ def mean_effect(values: Iterable[tuple[str, float]], grain: float = 0.0) -> Effe
     `grain`: what one question more or less would change, where values are 0 or 1. The error is at least that over the
     number of questions: a hundred answers alike do not prove that the next one is (the rule of three).
     """
-    clusters: dict[str, list[float]] = defaultdict(list)
-    for question, value in values:
-        clusters[question].append(value)
-    count, total = len(clusters), sum(map(len, clusters.values()))
-    if count < 2:
+    spread = spread_over_questions([Value(question, value) for question, value in values])
+    if spread is None:
         return None
-    mean = math.fsum(value for group in clusters.values() for value in group) / total
-    squares = math.fsum(math.fsum(value - mean for value in group) ** 2 for group in clusters.values())
-    error = math.sqrt(count / (count - 1) * squares) / total
-    return Effect(mean, max(error, grain / count), count - 1, count)
+    count = spread.freedom + 1
+    return Effect(spread.mean, max(spread.error, grain / count), spread.freedom, count)
 
 
 def contrast(one: Sequence[float], other: Sequence[float], grain: float = 0.0) -> Effect | None:
@@ -113,10 +97,7 @@ class Share:
 
     def ends(self, z: float = Z) -> tuple[float, float]:
         """Wilson's interval (1927)."""
-        centre = (self.mean + z * z / (2 * self.of)) / (1 + z * z / self.of)
-        spread = self.mean * (1 - self.mean) / self.of + z * z / (4 * self.of**2)
-        half = z / (1 + z * z / self.of) * math.sqrt(spread)
-        return max(0.0, min(centre - half, self.mean)), min(1.0, max(centre + half, self.mean))
+        return wilson(self.mean, self.of, z)
 
 
 def share_difference(one: Share, other: Share, z: float = Z) -> tuple[float, float]:
@@ -136,7 +117,7 @@ def share_above(one: Share, other: Share, margin: float) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if share_difference(one, other, middle)[0] > margin else (low, middle)
-    return 1 - NormalDist().cdf(low)
+    return distributions.normal_below(-low)
 
 
 @dataclass(frozen=True)
@@ -167,29 +148,31 @@ class Hypothesis:
 
 
 def hypothesis(
-    model: str, about: str, claim: str, effect: Effect | None, margin: float, *, two_sided: bool = False, unit: str = ""
+    model: str,
+    about: str,
+    claim: str,
+    found: Evidence | None,
+    margin: float,
+    *,
+    two_sided: bool = False,
+    unit: str = "",
 ) -> Hypothesis:
     """A hypothesis on a mean; with too few questions it has no p."""
-    if effect is None:
+    if found is None:
         return Hypothesis(model, about, claim, None, None, None, 0, margin, None, two_sided, unit)
-    p: float | None = effect.above(margin)
+    p: float | None = above(found, margin)
     if two_sided:
-        turned = Effect(-effect.mean, effect.error, effect.freedom, effect.n)
-        p = min(1.0, 2 * min(effect.above(margin), turned.above(margin)))
-    if effect.n < LEAST_QUESTIONS:
+        p = min(1.0, 2 * min(above(found, margin), found.p_at_most(-margin)))
+    n = questions_of(found)
+    if n < LEAST_QUESTIONS:
         p = None
-    return Hypothesis(model, about, claim, effect.mean, *effect.ends, effect.n, margin, p, two_sided, unit)
+    return Hypothesis(model, about, claim, found.mean, *found.ends(), n, margin, p, two_sided, unit)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
     """Each p corrected for all the others (Holm 1979); those that are None count for nothing."""
-    order = sorted((p, i) for i, p in enumerate(values) if p is not None)
-    corrected: list[float | None] = [None] * len(values)
-    highest = 0.0
-    for rank, (p, i) in enumerate(order):
-        highest = max(highest, min(1.0, p * (len(order) - rank)))
-        corrected[i] = highest
-    return corrected
+    known = iter(distributions.holm([p for p in values if p is not None]))
+    return [None if p is None else next(known) for p in values]
 
 
 def refuted(corrected: float | None) -> bool:

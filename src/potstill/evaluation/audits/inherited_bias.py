@@ -65,7 +65,7 @@ def inherited_bias(
                 beside = _effect(teacher, attribute, value, read)
                 rows.append((model, f"{attribute}: {value} − {against}", name, figure(effect), figure(beside)))
                 if effect is not None:
-                    points.append(Point(about, effect.mean, *effect.ends))
+                    points.append(Point(about, effect.mean, *effect.ends()))
         series.append(Series(model, tuple(points)))
     columns = ("model", "attribute", "of", "difference", "the teacher's")
     plot = Plot("", "paired difference", tuple(series), 0.0)

@@ -13,10 +13,10 @@ from statistics import median
 from typing import Any
 
 from potstill.evaluation.audits.base import Cell, Danger, Figure, Plot, Point, Series, figure
-from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, hypothesis, mean_effect
+from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, above, hypothesis, mean_effect
 from potstill.evaluation.audits.thresholds import LEAST_EVALUATIONS, PAST_OPTIMUM, RISE
-from potstill.evaluation.scores import SuiteResult
-from potstill.evaluation.statistics import Observation
+from potstill.evaluation.scores import Measure, SuiteResult
+from potstill.evaluation.statistics import Evidence, Observation, evidence, paired_rows
 from potstill.members import SEED, Member, read_member
 
 DANGER = Danger(
@@ -97,13 +97,12 @@ def _rise(model: str, held_out: Sequence[tuple[int, float]]) -> Hypothesis:
     lowest = min(losses)
     claim = f"ends above its lowest held-out loss, that of step {held_out[losses.index(lowest)][0]}"
     if len(losses) < LEAST_EVALUATIONS:
-        rise = losses[-1] / lowest - 1
-        return Hypothesis(model, "held-out loss", claim, rise, None, None, len(losses), RISE, None)
+        return Hypothesis(model, "held-out loss", claim, losses[-1] / lowest - 1, None, None, len(losses), RISE, None)
     bends = [abs(a - 2 * b + c) for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
     scatter = median(bends) / NORMAL_MEDIAN / math.sqrt(6)
-    effect = Effect((losses[-1] - lowest) / lowest, math.sqrt(2) * scatter / lowest, len(losses) - 2, len(losses))
-    p = min(1.0, effect.above(RISE) * (len(losses) - 1))
-    return Hypothesis(model, "held-out loss", claim, effect.mean, *effect.ends, effect.n, RISE, p)
+    rise = Effect((losses[-1] - lowest) / lowest, math.sqrt(2) * scatter / lowest, len(losses) - 2, len(losses))
+    p = min(1.0, above(rise, RISE) * (len(losses) - 1))
+    return Hypothesis(model, "held-out loss", claim, rise.mean, *rise.ends(), rise.n, RISE, p)
 
 
 def _curve_row(model: str, learning: Learning, one: Hypothesis) -> tuple[Cell, ...]:
@@ -132,19 +131,26 @@ def epoch_families(models: Sequence[str]) -> list[list[str]]:
 
 def _past_optimum(family: Sequence[str], suite: str, result: SuiteResult) -> tuple[list[Hypothesis], Series]:
     """The last against each earlier one; and the scores over the epochs."""
-    sign = 1.0 if result.measure.higher_is_better else -1.0
     last = result.observations[family[-1]]
     found, points = [], []
     for model in family:
         rows = result.observations[model]
         scores = mean_effect((row.question, row.value) for row in rows if row.value is not None)
         if scores is not None:
-            points.append(Point(_epochs(model), scores.mean, *scores.ends))
+            points.append(Point(_epochs(model), scores.mean, *scores.ends()))
         if model != family[-1]:
             margin = PAST_OPTIMUM * width(result, rows)
-            effect = mean_effect([(question, sign * value) for question, value in differences(rows, last)])
             claim = f"scores below {model} on {suite}: past its optimum"
-            found.append(hypothesis(family[-1], f"below {model}", claim, effect, margin, unit=result.measure.unit))
+            found.append(
+                hypothesis(
+                    family[-1],
+                    f"below {model}",
+                    claim,
+                    lost(last, rows, result.measure),
+                    margin,
+                    unit=result.measure.unit,
+                )
+            )
     seed = read_member(family[-1]).values.get(SEED)
     label = f"{read_member(family[-1]).family}{f' seed {seed}' if seed else ''}: {suite}"
     return found, Series(label, tuple(points))
@@ -159,15 +165,10 @@ def width(result: SuiteResult, rows: Sequence[Observation]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def differences(one: Sequence[Observation], other: Sequence[Observation]) -> list[tuple[str, float]]:
-    """(question, one minus the other) where both have a value on one scale."""
-    there = {(row.question, row.part): row for row in other if row.value is not None}
-    found = []
-    for row in one:
-        match = there.get((row.question, row.part))
-        if match is not None and row.value is not None and match.value is not None and row.weight == match.weight:
-            found.append((row.question, row.value - match.value))
-    return found
+def lost(later: Sequence[Observation], earlier: Sequence[Observation], measure: Measure) -> Evidence | None:
+    """By how much the later one does worse on the same questions; where it does better, less than 0."""
+    worse, better = (earlier, later) if measure.higher_is_better else (later, earlier)
+    return evidence(paired_rows(worse, better))
 
 
 def _epochs(model: str) -> float:
