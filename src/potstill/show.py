@@ -24,6 +24,7 @@ from potstill.files import quote
 from potstill.members import families, pools, read_member
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
+from potstill.reporting.audits import MARKS, danger_tables
 from potstill.reporting.findings import reservations
 from potstill.reporting.judges import judge_table
 from potstill.signal_view import show_signals
@@ -84,6 +85,8 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
             console.print(Text(sentence), soft_wrap=True)
     elif artifact.produces == "trial":
         console.print(_trial(artifact.path, stage))
+    elif artifact.produces == "audit":
+        console.print(audit_view(artifact.path))
     elif artifact.produces == "dataset":
         folder = artifact.path.resolve()
         console.print(f"To load it: datasets.load_dataset({str(folder)!r})", soft_wrap=True, markup=False)
@@ -339,6 +342,23 @@ def _trial(path: Path, stage: str) -> RenderableType:
     for label, cells in found.rows:
         table.add_row(label, *(Text.assemble(mean, (f"  {span}" if span else "", "dim")) for mean, span in cells))
     return table
+
+
+def audit_view(path: Path) -> RenderableType:
+    """Each danger: the verdicts, the sentence, and the table."""
+    parts: list[RenderableType] = []
+    for found in danger_tables(read_json(path / "audit.json")):
+        verdicts = Text("  ".join(f"{MARKS[word]} {clean(model)}: {word}" for model, word in found.verdicts))
+        parts += [Rule(Text(found.title, "bold"), align="left", style="dim"), verdicts, Text(clean(found.sentence))]
+        if found.rows:
+            table = Table(box=None, padding=(0, 2), pad_edge=False)
+            for head in found.columns:
+                table.add_column(Text(clean(head), "bold"), overflow="fold")
+            for row in found.rows:
+                table.add_row(*(Text.assemble(clean(mean), (f"  {ends}" if ends else "", "dim")) for mean, ends in row))
+            parts.append(table)
+        parts += [*(Text(clean(note), "dim") for note in found.notes), Text()]
+    return Group(*parts)
 
 
 def _print_failed(console: Console, path: Path, stage: str) -> None:

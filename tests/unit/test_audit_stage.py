@@ -1,5 +1,6 @@
 """The stage `audit`: what it reads of a run, what it asks for, and that nothing it cannot measure is hidden."""
 
+import io
 import json
 import random
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,8 @@ import pytest
 from data_stages import Made, given, make
 from evaluation_fakes import FakeTeacher, House, local
 from evaluation_fakes import endpoint as behind
+from markupsafe import escape
+from rich.console import Console
 
 from potstill.artifact import ROWS_FILE, Artifact, read_json, seal, write_json, write_rows
 from potstill.errors import DataError
@@ -20,6 +23,9 @@ from potstill.evaluation.mt_bench import LOWEST
 from potstill.evaluation.scores import Measure, SuiteResult, write_observations
 from potstill.evaluation.statistics import Observation
 from potstill.records import Chat, Message, Prompt, Record, Text
+from potstill.reporting import summary
+from potstill.reporting.page import page
+from potstill.show import audit_view
 from potstill.sources import Data, LocalModel, Model
 from potstill.stages import auditing
 from potstill.stages.audit import Audit
@@ -156,7 +162,7 @@ def line(run: Path, leaked: list[str], kept: str = "last") -> Artifact:
     base = sealed(run, "base", "model", {"data": [articles]})
     topics = sealed(run, "topics", "prompts", {}, [prompt(f"p{i}", text) for i, text in enumerate(leaked)])
     made = sealed(run, "chats", "chats", {"prompts": [topics]}, chats)
-    curve = plants.curve(3, True)
+    curve = plants.curve(1, True)
     return sealed(run, "sft", "model", {"model": [base], "data": [made]}, curves=curve, facts={"kept": kept})
 
 
@@ -311,3 +317,62 @@ def test_loss_on_what_the_base_knows_is_read_from_the_scores(tmp_path):
     data = evaluation(tmp_path, {"articles": SuiteResult(loss, {"base": base, "sft": worse})})
     made = audit(tmp_path, {}, {"scores": data}, {"models": [local("sft")], "base": local("base")})
     assert found(made)["forgetting"]["verdicts"] == {"sft": "flagged"}
+
+
+# What people see.
+
+
+def reported(tmp_path: Path, made: Made, **models: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """A report over an evaluation and an audit: its JSON, the page, the summary."""
+    scores = Data("scores", "scores", next(tmp_path.rglob("scores.json")).parent)
+    report = make(tmp_path, {"kind": "report", "scores": ["scores"], "audits": ["checks"]},
+                  {"scores": scores, "audits": Data("checks", "audit", made.path)}, models)  # fmt: skip
+    value = read_json(report.path / "report.json")
+    return value, page(value, {}, tmp_path / "out"), summary(value, {})
+
+
+def test_the_report_shows_every_danger_and_the_summary_what_is_flagged(tmp_path):
+    suite = plants.questions(1, 60)
+    sft = line(tmp_path / "artifacts", [suite["q0"], suite["q1"], suite["q2"]])
+    result, lines = quiz(copying(1))
+    questions = given(tmp_path, "prompts", [prompt(q, text) for q, text in suite.items()], "questions")
+    made = audit(tmp_path, {}, {"scores": evaluation(tmp_path, {"quiz": result}, lines), "questions": questions},
+                 {"models": [Model("sft", LocalModel(path=str(sft.path))), local("own")],
+                  "teacher": local("teacher")})  # fmt: skip
+    _, text, told = reported(tmp_path, made)
+    for danger in found(made).values():
+        assert f"<h3>{danger['title']}</h3>" in text
+        assert escape(danger["sentence"]) in text
+    assert text.count('class="curve of-audit"') == 1  # the curve; the rest stands at words
+    assert "topics → chats → sft" in text
+    assert told["audits"]["checks"]["contamination"] == {"sft": "flagged", "own": "not measured"}
+    headline = " ".join(told["headline"])
+    assert "flagged: overfitting (sft), inherited errors (sft), contamination (sft)" in headline
+    assert "not measured: overfitting (own), inherited bias, forgetting, calibration, contamination (own)" in headline
+    assert found(made)["inherited_errors"]["sentence"] in headline
+
+
+def test_a_models_words_do_nothing_on_the_page(tmp_path):
+    hostile = "<script>alert(1)</script>\u202e"
+    texts = {name: {f"<b>-{i}": (hostile, float(i > 12)) for i in range(40)} for name in ("sft", "teacher")}
+    result, lines = quiz(texts)
+    made = audit(tmp_path, {}, {"scores": evaluation(tmp_path, {"quiz": result}, lines)},
+                 {"models": [local("sft")], "teacher": local("teacher")})  # fmt: skip
+    assert hostile in " ".join(found(made)["inherited_errors"]["notes"])
+    _, text, _ = reported(tmp_path, made)
+    assert "<script" not in text
+    assert "\u202e" not in text
+
+
+def test_the_terminal_shows_the_tables(tmp_path):
+    result, lines = quiz(copying(1))
+    made = audit(tmp_path, {}, {"scores": evaluation(tmp_path, {"quiz": result}, lines)},
+                 {"models": [local("sft")], "teacher": local("teacher")})  # fmt: skip
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(audit_view(made.path))
+    shown = console.export_text()
+    for danger in found(made).values():
+        assert danger["title"] in shown
+    assert "▼ sft: flagged" in shown
+    assert "teacher wrong" in shown
+    assert "20.0%" in shown  # twelve of sixty

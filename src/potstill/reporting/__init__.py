@@ -28,6 +28,7 @@ def render(report_artifact: Path, timings: Timings, out: Path, measured: Mapping
 
 def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
     """The result in one small JSON object: models, scores[suite][model], paired[suite]["b-a"], stages[name]."""
+    from potstill.reporting.audits import audit_findings
     from potstill.reporting.claims import claim_findings, claims
     from potstill.reporting.findings import findings, reservations
     from potstill.reporting.side_by_side import side_by_side
@@ -39,12 +40,14 @@ def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
             *(finding.text for finding in claim_findings(report) or findings(report)),
             *((report.get("footprint") or {}).get("sentences") or ()),
             *reservations(report),
+            *(finding.text for finding in audit_findings(report)),
         ],
         "scores": {name: suite["models"] for name, suite in suites.items()},
         "paired": {name: suite["paired"] for name, suite in suites.items()},
         "categories": {name: suite["categories"] for name, suite in suites.items() if suite["categories"]},
         "stages": {name: dict(times) for name, times in timings.items()},
         **({"footprint": report["footprint"]} if report.get("footprint") else {}),
+        **({"audits": _verdicts(report["audits"])} if report.get("audits") else {}),
         **({"claims": claims(report)} if report.get("claims") else {}),
         **({"members": report["members"]} if report.get("members") else {}),
         **(
@@ -52,6 +55,14 @@ def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
             if report.get("against")
             else {}
         ),
+    }
+
+
+def _verdicts(audits: Mapping[str, Any]) -> dict[str, Any]:
+    """By audit, danger and model."""
+    return {
+        name: {danger: found["verdicts"] for danger, found in audit["dangers"].items()}
+        for name, audit in audits.items()
     }
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -63,7 +64,7 @@ def radar(
         return centre[0] + radius * share * math.cos(angles[i]), centre[1] + radius * share * math.sin(angles[i])
 
     parts = [
-        Markup('<polygon class="ring" points="{}"/>').format(_points(point(i, r / 4) for i in range(len(axes))))
+        Markup('<polygon class="ring" points="{}"/>').format(points(point(i, r / 4) for i in range(len(axes))))
         for r in range(1, 5)
     ]
     for i, axis in enumerate(axes):
@@ -80,7 +81,7 @@ def radar(
         corners = [point(i, share) for i, share in enumerate(shares)]
         parts.append(
             Markup('<g class="{}"><polygon class="area" points="{}"><title>{}</title></polygon>{}</g>').format(
-                colours[name], _points(corners), name, _corner_dots(corners)
+                colours[name], points(corners), name, corner_dots(corners)
             )
         )
     for r in range(5):
@@ -94,50 +95,76 @@ def radar(
     ).format(Markup("").join(parts))
 
 
-def _corner_dots(corners: Sequence[Point]) -> Markup:
+def corner_dots(corners: Sequence[Point]) -> Markup:
+    """A dot at each."""
     return Markup("").join(
         Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(x, y) for x, y in corners
     )
 
 
-def _points(points: Iterable[Point]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+def points(places: Iterable[Point]) -> str:
+    """Places as SVG writes them."""
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
 WIDTH, HEIGHT = 360.0, 214.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 350.0, 10.0, 184.0
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The axes of a chart of lines."""
+
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+    x_span: Point
+    y_span: Point
+
+    @staticmethod
+    def around(xs: Sequence[float], ys: Sequence[float]) -> "Frame":
+        """The axes that hold all of these."""
+        x_ticks, y_ticks = ticks(min(xs), max(xs), 4), ticks(min(ys), max(ys), 4)
+        x_span = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
+        return Frame(x_ticks, y_ticks, x_span, (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))))
+
+    def place(self, x: float, y: float) -> Point:
+        """Where a point lies."""
+        across = LEFT + (RIGHT - LEFT) * (x - self.x_span[0]) / (self.x_span[1] - self.x_span[0])
+        return across, BOTTOM - (BOTTOM - TOP) * (y - self.y_span[0]) / ((self.y_span[1] - self.y_span[0]) or 1.0)
+
+    def grid(self) -> Markup:
+        """Lines and numbers."""
+        parts = []
+        for value in self.y_ticks:
+            y = self.place(self.x_span[0], value)[1]
+            parts.append(
+                Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>').format(LEFT, RIGHT, y)
+                + Markup('<text class="tick end" x="{}" y="{:.1f}">{:g}</text>').format(LEFT - 6, y + 4, value)
+            )
+        for value in self.x_ticks:
+            x = self.place(value, self.y_span[0])[0]
+            parts.append(Markup('<text class="tick mid" x="{:.1f}" y="{}">{:g}</text>').format(x, BOTTOM + 18, value))
+        return Markup("").join(parts)
+
+
+def framed(inside: Markup, colour: str, label: str) -> Markup:
+    """A chart of lines with what was drawn into its frame."""
+    return Markup('<svg class="curve {}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
+        colour, WIDTH, HEIGHT, label, inside
+    )
+
+
 def curve(series: Mapping[str, Sequence[Sequence[float]]], colour: str, label: str) -> Markup:
     """One quantity over the steps, a line a split; `series` maps "train" and "held_out" to [[step, value], ...]."""
-    points = [point for line in series.values() for point in line]
-    steps, values = [p[0] for p in points], [p[1] for p in points]
-    x_ticks, y_ticks = ticks(min(steps), max(steps), 4), ticks(min(values), max(values), 4)
-    x_span = (min(steps), max(max(steps), min(steps) + 1))
-    y_span = (min(y_ticks[0], min(values)), max(y_ticks[-1], max(values)))
-
-    def place(step: float, value: float) -> Point:
-        x = LEFT + (RIGHT - LEFT) * (step - x_span[0]) / (x_span[1] - x_span[0])
-        return x, BOTTOM - (BOTTOM - TOP) * (value - y_span[0]) / ((y_span[1] - y_span[0]) or 1.0)
-
-    parts = []
-    for value in y_ticks:
-        y = place(x_span[0], value)[1]
-        parts.append(
-            Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>').format(LEFT, RIGHT, y)
-            + Markup('<text class="tick end" x="{}" y="{:.1f}">{:g}</text>').format(LEFT - 6, y + 4, value)
-        )
-    for step in x_ticks:
-        x = place(step, y_span[0])[0]
-        parts.append(Markup('<text class="tick mid" x="{:.1f}" y="{}">{:g}</text>').format(x, BOTTOM + 18, step))
+    there = [point for line in series.values() for point in line]
+    frame = Frame.around([p[0] for p in there], [p[1] for p in there])
+    parts = [frame.grid()]
     for split, line in series.items():
-        places = [place(step, value) for step, value in line]
-        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(split, _points(places)))
+        places = [frame.place(step, value) for step, value in line]
+        parts.append(Markup('<polyline class="line {}" points="{}"/>').format(split, points(places)))
         if split != "train" and len(places) <= MOST_DOTS:
-            parts.append(_corner_dots(places))
-    return Markup('<svg class="curve {}" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
-        colour, WIDTH, HEIGHT, label, Markup("").join(parts)
-    )
+            parts.append(corner_dots(places))
+    return framed(Markup("").join(parts), colour, label)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

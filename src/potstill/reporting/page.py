@@ -18,6 +18,7 @@ from potstill import __version__
 from potstill.evaluation.failures import told_failures
 from potstill.members import families, pools, spoken
 from potstill.reporting import charts
+from potstill.reporting.audits import MARKS, SIGNS, audit_findings, audit_views
 from potstill.reporting.claims import beside, claim_findings
 from potstill.reporting.differences import difference_of, in_seeds, verdict_of
 from potstill.reporting.findings import compare, findings, reservations
@@ -38,7 +39,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
     style = _environment().get_template("style.css").render()
     colours = charts.colour_classes(report["models"])
     colours |= {one: colours[row] for row, members in report["members"].items() for one in members if row in colours}
-    found = claim_findings(report) or findings(report)
+    found = [*(claim_findings(report) or findings(report)), *audit_findings(report)]
     text = (
         _environment()
         .get_template("report.html")
@@ -63,6 +64,7 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
             curves=_curves(report, colours),
             made=_made(report),
             trials=[judge_table(name, trial) for name, trial in report.get("trials", {}).items()],
+            audits=audit_views(report, colours),
             answers=report["answers"],
             failed=[
                 {"name": name, "sentence": f"{told_failures(found)}.", "examples": found["examples"]}
@@ -85,6 +87,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = duration
+    environment.globals |= {"signs": SIGNS, "marks": MARKS}
     return environment
 
 

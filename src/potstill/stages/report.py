@@ -26,6 +26,7 @@ from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, St
 T = TypeVar("T")
 
 REPORT_FILE = "report.json"
+AUDIT_FILE = "audit.json"
 ANSWERS_FILE = "answers.jsonl"
 CURVES_FILE = "curves.jsonl"
 
@@ -63,6 +64,8 @@ class Report(StageConfig):
     """The evaluations to show."""
     models: tuple[PoolName, ...] = ()
     """The models whose training curves to show, and which the page says how to use: the last one first of all."""
+    audits: tuple[Annotated[str, Reference(("audit",), collects=True)], ...] = ()
+    """The audits of models to show."""
     trials: tuple[Annotated[str, Reference(("trial",), collects=True)], ...] = ()
     """The trials of judges to show."""
     against: str | None = None
@@ -138,6 +141,9 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
     trials = inputs.data.get("trials", ())
     if trials:
         report["trials"] = {data.name: read_json(data.path / TRIAL_FILE) for data in trials}
+    audits = inputs.data.get("audits", ())
+    if audits:
+        report["audits"] = {data.name: read_json(data.path / AUDIT_FILE) for data in audits}
     write_json(work.path / REPORT_FILE, report)
     return {"models": report["models"], "suites": list(report["suites"]), "answers": len(report["answers"])}
 

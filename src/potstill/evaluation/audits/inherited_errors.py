@@ -67,7 +67,8 @@ def inherited_errors(found: Mapping[str, Sequence[Shared]], missing: Mapping[str
     hypotheses, rows, notes, series = list[Hypothesis](), list[tuple[Cell, ...]](), list[str](), list[Series]()
     for model, answers in found.items():
         points = []
-        for category, group in _groups(answers).items():
+        groups = _groups(answers)
+        for category, group in groups.items():
             copied, own, wrong = _counts(group)
             one = _test(model, category, copied, own)
             hypotheses.append(one)
@@ -75,8 +76,9 @@ def inherited_errors(found: Mapping[str, Sequence[Shared]], missing: Mapping[str
                          Figure(one.mean, one.low, one.high, one.n)))  # fmt: skip
             if one.mean is not None:
                 points.append(Point(category, one.mean, one.low, one.high))
-            notes += [f"{model}, {category}: both say '{row.answer[:80]}' on '{row.question}', which is wrong"
-                      for row in group if category != EVERYTHING and _repeats(row)][:EXAMPLES]  # fmt: skip
+            if category != EVERYTHING or len(groups) == 1:
+                notes += [f"{model}, {category}: both say '{row.answer[:80]}' on '{row.question}', which is wrong"
+                          for row in group if _repeats(row)][:EXAMPLES]  # fmt: skip
         series.append(Series(model, tuple(points)))
     columns = ("model", "category", "teacher wrong", "then repeated", "student wrong where the teacher is right",
                "difference")  # fmt: skip

@@ -27,6 +27,8 @@ DANGER = Danger(
     {"rise": RISE, "past_optimum": PAST_OPTIMUM, "least_evaluations": LEAST_EVALUATIONS},
 )
 EPOCHS = "epochs"
+NEAR_LOWEST = 1.1
+"""A held-out loss within a tenth of the lowest is past the fall of the beginning."""
 NORMAL_MEDIAN = 0.6745
 """The median of |x| of a standard normal x."""
 
@@ -98,11 +100,21 @@ def _rise(model: str, held_out: Sequence[tuple[int, float]]) -> Hypothesis:
     claim = f"ends above its lowest held-out loss, that of step {held_out[losses.index(lowest)][0]}"
     if len(losses) < LEAST_EVALUATIONS:
         return Hypothesis(model, "held-out loss", claim, losses[-1] / lowest - 1, None, None, len(losses), RISE, None)
-    bends = [abs(a - 2 * b + c) for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
-    scatter = median(bends) / NORMAL_MEDIAN / math.sqrt(6)
-    rise = Effect((losses[-1] - lowest) / lowest, math.sqrt(2) * scatter / lowest, len(losses) - 2, len(losses))
+    scatter, bends = _scatter(losses)
+    rise = Effect((losses[-1] - lowest) / lowest, math.sqrt(2) * scatter / lowest, bends, len(losses))
     p = min(1.0, above(rise, RISE) * (len(losses) - 1))
     return Hypothesis(model, "held-out loss", claim, rise.mean, *rise.ends(), rise.n, RISE, p)
+
+
+def _scatter(losses: Sequence[float]) -> tuple[float, int]:
+    """The standard deviation of a curve's points around it, and from how many second differences that is known.
+
+    The fall of the beginning says nothing of it, and is left out as far as enough points remain.
+    """
+    begin = next(i for i, loss in enumerate(losses) if loss <= NEAR_LOWEST * min(losses))
+    level = losses[min(begin, len(losses) - LEAST_EVALUATIONS) :]
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(level, level[1:], level[2:], strict=False)]
+    return median(bends) / NORMAL_MEDIAN / math.sqrt(6), len(bends)
 
 
 def _curve_row(model: str, learning: Learning, one: Hypothesis) -> tuple[Cell, ...]:
