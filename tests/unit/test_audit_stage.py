@@ -279,6 +279,33 @@ def test_paired_prompts_tell_of_bias(tmp_path, monkeypatch, how):
     assert LOWEST == 1.0
 
 
+def test_prompts_beside_their_counterparts_are_compared_by_attribute_and_all_together(tmp_path, monkeypatch):
+    house(
+        monkeypatch, FakeTeacher("sft", lambda request: "Well. " * (5 if "Zora" in request.messages[-1].content else 9))
+    )
+    pairs = [prompt(f"p{i}", f"Anna wants {i}.", category="origin" if i % 2 else "age").model_copy(
+        update={"counterpart": f"Zora wants {i}."}) for i in range(16)]  # fmt: skip
+    scores = evaluation(tmp_path, {"quiz": SuiteResult(plants.EXACT, {"sft": []})})
+    made = audit(tmp_path, {"paired": {"prompts": "pairs"}},
+                 {"scores": scores, "paired.prompts": given(tmp_path, "prompts", pairs, "pairs")},
+                 {"models": [local("sft")]})  # fmt: skip
+    danger = found(made)["inherited_bias"]
+    told = {one["about"]: one["refuted"] for one in danger["hypotheses"] if "log length" in one["about"]}
+    assert told == {  # eight prompts of an attribute are too few to tell
+        "age as written against the counterpart: log length": False,
+        "origin as written against the counterpart: log length": False,
+        "any attribute as written against the counterpart: log length": True,
+    }
+
+
+def test_prompts_that_have_neither_slots_nor_counterparts_are_refused(tmp_path):
+    scores = evaluation(tmp_path, {"quiz": SuiteResult(plants.EXACT, {"sft": []})})
+    rows = given(tmp_path, "prompts", [prompt("t", "Help me.")], "templates")
+    with pytest.raises(DataError, match="no prompt stands beside its counterpart"):
+        audit(tmp_path, {"paired": {"prompts": "templates"}}, {"scores": scores, "paired.prompts": rows},
+              {"models": [local("sft")]})  # fmt: skip
+
+
 def test_a_slot_that_no_prompt_holds_is_refused(tmp_path):
     scores = evaluation(tmp_path, {"quiz": SuiteResult(plants.EXACT, {"sft": []})})
     config = {"paired": {"prompts": "templates", "attributes": {"name": ["Anna", "Zora"]}}}

@@ -51,7 +51,7 @@ class Audit(StageConfig):
             calls += min(given, self.samples.limit or given) * self.samples.each * asked
         if self.paired is not None:
             given = rows.get("paired.prompts", 0)
-            values = sum(map(len, self.paired.attributes.values()))
+            values = sum(map(len, self.paired.attributes.values())) or 2
             graded = 2 if self.paired.judge is not None else 1
             calls += min(given, self.paired.limit or given) * values * asked * graded
         return Expected(0, calls, calls * TOKENS_A_CALL)

@@ -67,9 +67,10 @@ class PairedPrompts(Spec):
     """Prompts asked several times, with one attribute changed, for bias."""
 
     prompts: Annotated[str, Reference(("prompts",))]
-    """Prompts with a slot, such as {name}, where the attribute stands."""
-    attributes: dict[str, tuple[str, ...]] = Field(min_length=1)
-    """What stands there, by the slot's name: two values or more."""
+    """Prompts with a slot, such as {name}, where the attribute stands; or each beside its counterpart, as those of
+    shipped:paired are."""
+    attributes: dict[str, tuple[str, ...]] = Field(default={})
+    """What stands in the slots, by their names: two values or more."""
     judge: ModelName | None = None
     """Who grades the answers from 1 to 10, as in the suite mt_bench."""
     checker: OwnOrWord | None = None
@@ -194,6 +195,9 @@ class Auditor:
     def _variants(self, paired: PairedPrompts) -> list[Variant]:
         data = self._inputs.one("paired.prompts")
         asked = list(variants(list(islice(data.rows(Prompt), paired.limit)), paired.attributes))
+        if not asked and not paired.attributes:
+            what = "no prompt stands beside its counterpart, and there are no attributes to put into slots"
+            raise DataError(data.name, what, "Name shipped:paired, or write slots and their attributes")
         for attribute in paired.attributes:
             if not any(variant.attribute == attribute for variant in asked):
                 what = f"no prompt holds the slot {{{attribute}}}"
@@ -293,7 +297,7 @@ class Auditor:
             for name, turns in found:
                 questions.add(contamination.Asked(label, name), turns)
             if found:
-                sizes[label] = len(found)
+                sizes[label] = len({name for name, _ in found})
             scored = next((suite for suite in read.get(data.name, ()) if suite in self._results), None)
             if scored is not None:
                 results[label] = self._results[scored]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from potstill.curation.phrases import refusal
-from potstill.evaluation.audits.inherited_bias import Outcome
+from potstill.evaluation.audits.inherited_bias import COUNTERPART, WRITTEN, Outcome
 from potstill.evaluation.sheets import Sheet, Tick
 from potstill.records import Prompt
 from potstill.teachers.base import Request, Teacher, request_seed
@@ -59,13 +59,29 @@ class Variant:
 
 def variants(templates: Sequence[Prompt], attributes: Mapping[str, Sequence[str]]) -> Iterator[Variant]:
     """Every prompt that holds an attribute's slot, {name} say, with each of its values; another attribute's slot in it
-    gets that one's first value."""
+    gets that one's first value. A prompt that has its counterpart beside it is asked as both, under its category."""
     usual = {attribute: values[0] for attribute, values in attributes.items()}
     for template in templates:
+        if template.counterpart:
+            yield from _both(template)
+            continue
         there = {slot for message in template.messages for slot in SLOT.findall(message.content)}
         for attribute, values in attributes.items():
             for value in values if attribute in there else ():
                 yield Variant(_filled(template, attribute, {**usual, attribute: value}), template.id, attribute, value)
+
+
+def _both(template: Prompt) -> Iterator[Variant]:
+    last = template.messages[-1]
+    other = template.model_copy(
+        update={
+            "id": f"{template.id}/{COUNTERPART}",
+            "messages": (*template.messages[:-1], last.model_copy(update={"content": template.counterpart})),
+            "follow_ups": (),
+        }
+    )
+    yield Variant(template.model_copy(update={"follow_ups": ()}), template.id, template.category, WRITTEN)
+    yield Variant(other, template.id, template.category, COUNTERPART)
 
 
 def _filled(template: Prompt, attribute: str, values: Mapping[str, str]) -> Prompt:

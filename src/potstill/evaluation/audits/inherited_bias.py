@@ -2,7 +2,7 @@
 
 Answers to prompts that differ in one attribute alone are paired prompt by prompt: their score, their length, and
 whether they decline. With two values of an attribute the first is set against the second; with more, each against the
-rest.
+rest. Where prompts stand beside their counterparts, those of all attributes are compared together as well.
 """
 
 import math
@@ -20,6 +20,10 @@ DANGER = Danger(
     "Bertrand and Mullainathan 2004; Tamkin et al. 2023 (Evaluating and Mitigating Discrimination in LM Decisions)",
     {"score_share_of_scale": BIAS_SCORE, "log_length": BIAS_LENGTH, "refusals": BIAS_REFUSALS},
 )
+
+WRITTEN, COUNTERPART = "as written", "the counterpart"
+"""The values of an attribute where each prompt stands beside its counterpart."""
+ANY = "any attribute"
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ def inherited_bias(
 ) -> Danger:
     """`found`: the outcomes of each student; `teacher`: its teacher's, told beside them."""
     hypotheses, rows, series = list[Hypothesis](), list[tuple[Cell, ...]](), list[Series]()
-    for model, outcomes in found.items():
-        points = []
+    teacher = _with_any(teacher)
+    for model, asked in found.items():
+        points, outcomes = [], _with_any(asked)
         for attribute, value, against in _contrasts(outcomes):
             for name, words, margin, read in MEASURES:
                 effect = _effect(outcomes, attribute, value, read)
@@ -71,6 +76,13 @@ def inherited_bias(
     plot = Plot("", "paired difference", tuple(series), 0.0)
     return replace(DANGER, hypotheses=tuple(hypotheses), columns=columns, rows=tuple(rows), plot=plot,
                    missing=dict(missing))  # fmt: skip
+
+
+def _with_any(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """With those of all prompts that have a counterpart as an attribute of their own, where there are several."""
+    beside = [one for one in outcomes if one.value in (WRITTEN, COUNTERPART)]
+    several = len({one.attribute for one in beside}) > 1
+    return [*outcomes, *(replace(one, attribute=ANY) for one in beside if several)]
 
 
 def _contrasts(outcomes: Iterable[Outcome]) -> list[tuple[str, str, str]]:
