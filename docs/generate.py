@@ -14,6 +14,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from potstill import stages
+from potstill.evaluation.audits import (
+    calibration,
+    contamination,
+    diversity,
+    drift,
+    forgetting,
+    inherited_bias,
+    inherited_errors,
+    overfitting,
+)
 from potstill.miniature.voices import VOICES, Voice
 from potstill.miniature.world import ATTRIBUTES, UNRECORDED
 from potstill.shapes import SHAPES
@@ -48,6 +58,17 @@ ELSEWHERE = {
     **{suite.__name__: "a [suite](#suites)" for suite in SUITES},
 }
 """Where the fields of a field are told, if not below its table."""
+AUDITS = (
+    overfitting,
+    diversity,
+    inherited_errors,
+    inherited_bias,
+    drift,
+    forgetting,
+    calibration,
+    contamination,
+)
+"""A module a danger, in the order of the page."""
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -111,7 +132,18 @@ def shapes() -> str:
     return "\n".join(lines)
 
 
+def audit_reference() -> str:
+    """Every danger that an audit looks for: what is tested, how much counts for nothing, and where it comes from."""
+    lines = ["| danger | what is tested | thresholds | source |", "|---|---|---|---|"]
+    for module in AUDITS:
+        danger = module.DANGER
+        margins = ", ".join(f"`{name}` {value:.3g}" for name, value in danger.thresholds.items())
+        lines.append(f"| {danger.title} | {danger.question} | {margins} | {danger.source} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "audits.md": {"audits": audit_reference},
     "recipe.md": {"stages": stage_reference, "suites": suite_reference, "models": model_reference},
     "data.md": {"shapes": shapes},
     "synthesis.md": {"domain": domain_reference},

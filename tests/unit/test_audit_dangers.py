@@ -62,7 +62,7 @@ def with_leak(seed: int, planted: bool) -> Danger:
     leaked = random.Random(seed).sample(list(suite.values()), 4) if planted else []  # five per cent
     looked_for = Questions()
     for name, text in suite.items():
-        looked_for.add(Asked("quiz", name), [text])
+        looked_for.add(Asked("quiz", name), text)
     rows = plants.training_rows(seed, leaked)
     chats = Lineage({"key": ("sft",)}, {}, {"key": Reading("chats", lambda: rows)})
     lineages = {SUBJECT: chats, "one": None}
@@ -113,9 +113,9 @@ def said_of(danger: Danger) -> dict[str, Any]:
 # Contamination.
 
 
-def asked(text: str, *follow_ups: str) -> Questions:
+def asked(text: str) -> Questions:
     found = Questions()
-    found.add(Asked("quiz", "q"), [text, *follow_ups])
+    found.add(Asked("quiz", "q"), text)
     return found
 
 
@@ -143,21 +143,25 @@ def test_what_stands_in_a_row(row, how):
     assert [hit.how for hit in hits.values()] == ([how] if how else [])
 
 
-def test_a_short_question_counts_where_it_is_the_whole_turn_and_a_short_follow_up_never():
+def test_a_short_question_counts_where_it_is_the_whole_turn():
     assert asked("Who are you?").find(lambda: [chat("Who are you?")])
     assert not asked("Who are you?").find(lambda: [chat("Who are you? And why?")])
-    assert not asked(LONG, "Say that again, please.").find(lambda: [chat("Say that again, please.")])
 
 
 def test_what_many_rows_or_several_questions_say_is_no_sign_of_a_leak():
-    start = "Read the following text and answer the question below in one short"  # twelve words
+    start = "Read the following text with care and answer the question below it in one short"  # fifteen words
     rows = [chat(f"{start} sentence number {i}.") for i in range(11)]
     looked_for = asked(f"{start} line about Orrin.")
     assert looked_for.find(lambda: rows[:10])  # ten rows are few
     assert not looked_for.find(lambda: rows)
     two = asked(f"{start} line about Orrin.")
-    two.add(Asked("quiz", "r"), [f"{start} line about Vell."])
+    two.add(Asked("quiz", "r"), f"{start} line about Vell.")
     assert not two.find(lambda: rows[:1])
+
+
+def test_a_short_question_with_another_word_in_it_is_another_question():
+    row = chat("Write a Python function named plait that divides n and p.")
+    assert not asked("Write a Python function named plait that divides n and x.").find(lambda: [row])
 
 
 def test_contamination_names_the_way_and_sets_the_scores_apart():
@@ -165,7 +169,7 @@ def test_contamination_names_the_way_and_sets_the_scores_apart():
     leaked = [suite["q0"], suite["q1"], suite["q2"]]
     looked_for = Questions()
     for name, text in suite.items():
-        looked_for.add(Asked("quiz", name), [text])
+        looked_for.add(Asked("quiz", name), text)
     rows = plants.training_rows(3, leaked)
     readings = {"1": Reading("pages", list), "2": Reading("topics", list), "3": Reading("prompts", lambda: rows),
                 "4": Reading("chats", lambda: rows)}  # fmt: skip

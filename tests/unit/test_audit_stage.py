@@ -161,7 +161,8 @@ def line(run: Path, leaked: list[str], kept: str = "last") -> Artifact:
     articles = sealed(run, "articles", "texts", {}, [row for row in rows if isinstance(row, Text)])
     base = sealed(run, "base", "model", {"data": [articles]})
     topics = sealed(run, "topics", "prompts", {}, [prompt(f"p{i}", text) for i, text in enumerate(leaked)])
-    made = sealed(run, "chats", "chats", {"prompts": [topics]}, chats)
+    asked = sealed(run, "asked", "prompts", {}, [prompt(f"q{i}", text) for i, text in enumerate(leaked)])
+    made = sealed(run, "chats", "chats", {"prompts": [topics], "decontaminate": [asked]}, chats)
     curve = plants.curve(1, True)
     return sealed(run, "sft", "model", {"model": [base], "data": [made]}, curves=curve, facts={"kept": kept})
 

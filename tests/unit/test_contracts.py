@@ -315,7 +315,8 @@ def test_every_shipped_recipe_parses_and_plans(name, tmp_path):
     assert all(slot.accepts for entry in recipe.stages.values() for slot in slots(entry.config))
 
 
-# What people see of scores. A judge's trial has tables of its own, whose cells are pairs of a value and its interval.
+# What people see of scores. Trials of judges and audits have tables of their own, whose cells are pairs of a value and
+# its interval.
 PRINTS = ["console", "show", "views", "replies", "compare_view"]
 PRINTS += ["reporting.page", "reporting.findings", "reporting.claims"]
 

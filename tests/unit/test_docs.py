@@ -31,7 +31,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "data.md", "miniature.md", "synthesis.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "data.md", "miniature.md", "synthesis.md", "audits.md"])
 def test_what_is_generated_is_current(name):
     assert (ROOT / "docs" / name).read_text() == generator().generated(name), "write it anew: python docs/generate.py"
 

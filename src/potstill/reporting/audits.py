@@ -133,7 +133,7 @@ def _strips(series: Sequence[Value], zero: float | None, shades: Mapping[str, st
                 point["mean"], point["low"], point["high"], span, shades[one["name"]], zero=zero is not None
             )
             mean, ends_ = _cell(figure)
-            yield {"name": one["name"], "at": point["at"], "strip": strip, "mean": mean, "range": ends_}
+            yield {"name": one["name"], "at": point["at"], "strip": strip, "value": mean, "range": ends_}
 
 
 def _lines(series: Sequence[Value], shades: Mapping[str, str], label: str) -> Markup:

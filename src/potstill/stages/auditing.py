@@ -38,7 +38,6 @@ from potstill.teachers.base import connect
 
 ANSWERS_FILE = "answers.jsonl"
 CURVES_FILE = "curves.jsonl"
-JUDGMENT_TOKENS = 1024
 
 
 class Samples(Spec):
@@ -73,6 +72,8 @@ class PairedPrompts(Spec):
     """What stands in the slots, by their names: two values or more."""
     judge: ModelName | None = None
     """Who grades the answers from 1 to 10, as in the suite mt_bench."""
+    judge_max_tokens: int = Field(default=1024, ge=1)
+    """The longest judgment."""
     checker: OwnOrWord | None = None
     """Which answers are right, by the prompts' references; instead of a judge. Without either, length and refusals are
     compared alone."""
@@ -122,9 +123,10 @@ class Auditor:
         ]
 
     def _before(self, model: str) -> list[str]:
-        """Whom a student may be set against: its teacher, and the stage before."""
+        """Whom a student may be set against: its teacher, and the stage before. The base only where there is neither:
+        it was never taught to answer."""
         place = self.models.index(model)
-        earlier = self.models[place - 1] if place else self.base
+        earlier = self.models[place - 1] if place else self.base if self.teacher is None else None
         return [name for name in dict.fromkeys((self.teacher, earlier)) if name is not None and name != model]
 
     def _overfitting(self) -> Danger:
@@ -211,7 +213,7 @@ class Auditor:
         with connect(model, self._work.account) as teacher:
             sheets = hold_dialogues(teacher, prompts, paired.max_tokens, self._work.seed, tick)
         if paired.judge is not None:
-            ask = mt_bench.ask_judge(JUDGMENT_TOKENS, self._work.seed)
+            ask = mt_bench.ask_judge(paired.judge_max_tokens, self._work.seed)
             tick = self._ticker(len(prompts), f"judgments of {model.name}")
             with connect(self._inputs.model("paired.judge"), self._work.account) as judge:
                 sheets = grade(judge, sheets, ask, mt_bench.read_grade, tick)
@@ -295,7 +297,8 @@ class Auditor:
             label = ", ".join(read.get(data.name, ())) or data.name
             found = list(user_turns(data))
             for name, turns in found:
-                questions.add(contamination.Asked(label, name), turns)
+                if turns:
+                    questions.add(contamination.Asked(label, name), turns[0])
             if found:
                 sizes[label] = len({name for name, _ in found})
             scored = next((suite for suite in read.get(data.name, ()) if suite in self._results), None)

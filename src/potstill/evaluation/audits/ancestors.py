@@ -11,6 +11,8 @@ from potstill.sources import Data
 
 LEARNT_AS: dict[str, type[Record]] = {"pretrain": Text, "dpo": Pair}
 """What a stage that learns reads from a file; conversations where it is none of these."""
+HELD_AGAINST = ("decontaminate",)
+"""Fields whose rows are only compared with: nothing is made of them."""
 
 
 def lineage(model: Artifact, files: Sequence[Data] = ()) -> Lineage:
@@ -35,13 +37,12 @@ def lineage(model: Artifact, files: Sequence[Data] = ()) -> Lineage:
         if learner.produces == "model":
             unread += [f"what {source['name']} was made from" for source in learner.manifest["inputs"].get("model", ())
                        if source["key"] not in by_key]  # fmt: skip
-    behind = {key: _behind(by_key[key]) for key in learnt if key in by_key}
-    for earlier in behind.values():
-        for one in earlier:
-            readings.setdefault(one.key, _sealed(one))
+    behind = {key: _behind(key, by_key) for key in learnt if key in by_key}
+    for one in (by_key[key] for earlier in behind.values() for key in earlier):
+        readings.setdefault(one.key, _sealed(one))
     return Lineage(
         {key: tuple(dict.fromkeys(stages)) for key, stages in learnt.items()},
-        {key: tuple(one.key for one in earlier) for key, earlier in behind.items()},
+        behind,
         readings,
         tuple(dict.fromkeys(unread)),
     )
@@ -66,9 +67,19 @@ def _reading(
     return None if file is None else Reading(file.name, partial(file.rows, row_type))
 
 
-def _behind(artifact: Artifact) -> list[Artifact]:
+def _behind(key: str, by_key: Mapping[str, Artifact]) -> tuple[str, ...]:
     """The rows that these rows were made from, the earliest first."""
-    return [one for one in ancestry([artifact.path]) if one.produces in ROWS and one.key != artifact.key]
+    found: dict[str, None] = {}
+
+    def visit(artifact: Artifact) -> None:
+        for field, group in artifact.manifest["inputs"].items():
+            for source in group if field not in HELD_AGAINST else ():
+                if source["key"] in by_key and source["key"] not in found:
+                    visit(by_key[source["key"]])
+                    found[source["key"]] = None
+
+    visit(by_key[key])
+    return tuple(one for one in found if by_key[one].produces in ROWS)
 
 
 def _sealed(artifact: Artifact) -> Reading:

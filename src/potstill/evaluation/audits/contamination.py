@@ -1,20 +1,21 @@
 """Contamination: evaluation questions that stand in what a model learnt from, anywhere in its lineage.
 
 A question stands in a row as a whole where the row holds all its words in order (five at least, fewer only as a whole
-turn), or in parts where runs of eight words that it shares with one row cover two thirds of its words. Runs that are
-ordinary count for nothing: those of several questions, and those of more than ten rows (Brown et al. 2020, appendix C).
-This is a count of all questions and not a sample, so that there is no chance in it and nothing to test.
+turn), or in parts where it is long and runs of eight words that it shares with one row cover two thirds of its words: a
+short one with another word in it is another question. Runs that are ordinary count for nothing: those of several
+questions, and those of more than ten rows (Brown et al. 2020, appendix C). This is a count of all questions and not a
+sample, so that there is no chance in it and nothing to test.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from potstill.curation.decontaminate import LEAST_RUN, Words, words
 from potstill.evaluation.audits.base import Cell, Danger, Figure, Plot, Point, Series, figure
 from potstill.evaluation.audits.hypotheses import Hypothesis, contrast
-from potstill.evaluation.audits.thresholds import COVERED, LEAKED, ORDINARY_ROWS, RUN_WORDS
+from potstill.evaluation.audits.thresholds import COVERED, LEAKED, LEAST_RUNS, ORDINARY_ROWS, RUN_WORDS
 from potstill.evaluation.scores import SuiteResult
 from potstill.records import Answers, Chat, Feedback, Pair, Prompt, Record, Text
 
@@ -64,19 +65,19 @@ class Questions:
     _runs: dict[Words, set[Words]] = field(default_factory=lambda: defaultdict(set))
     _begin: dict[Words, set[Words]] = field(default_factory=lambda: defaultdict(set))
 
-    def add(self, asked: Asked, turns: Sequence[str]) -> None:
-        """A question by its user's turns. A follow-up means little alone, and is looked for by runs only."""
-        for place, turn in enumerate(turns):
-            said = words(turn)
-            if not said or (place and len(said) < self.size):
-                continue
-            named = self._texts.setdefault(said, [])
-            if asked not in named:
-                named.append(asked)
+    def add(self, asked: Asked, opening: str) -> None:
+        """A question by what its user says first: a follow-up ("Say that again.") means little without it."""
+        said = words(opening)
+        if not said:
+            return
+        named = self._texts.setdefault(said, [])
+        if asked not in named:
+            named.append(asked)
+        if len(said) >= LEAST_RUNS * self.size:
             for i in range(len(said) - self.size + 1):
                 self._runs[said[i : i + self.size]].add(said)
-            if len(said) >= LEAST_RUN:
-                self._begin[said[:LEAST_RUN]].add(said)
+        if len(said) >= LEAST_RUN:
+            self._begin[said[:LEAST_RUN]].add(said)
 
     def find(self, rows: Callable[[], Iterable[Record]]) -> dict[Asked, Hit]:
         """The questions that stand in these rows, which are read twice: first to learn what is ordinary in them."""

@@ -18,7 +18,7 @@ DANGER = Danger(
     "drift",
     "Drift of length and hedging",
     "Are answers about as long as those they are set against, and do they hedge and decline hardly more often?",
-    "Singhal et al. 2023 (A Long Way to Go); Tunstall et al. 2023 (Zephyr), section 3, on hedges in its data",
+    "Singhal et al. 2023 (A Long Way to Go); Tunstall et al. 2023 (Zephyr), on hedges in its data",
     {"log_length": DRIFT_LENGTH, "hedges": DRIFT_HEDGES, "refusals": DRIFT_REFUSALS},
 )
 

@@ -23,7 +23,7 @@ DANGER = Danger(
     "overfitting",
     "Overfitting",
     "Does the held-out loss end within two per cent of its lowest, and the last epoch score as well as any before it?",
-    "Tunstall et al. 2023 (Zephyr), section 5.4 and Figure 3; Gao et al. 2023 (over-optimisation)",
+    "Tunstall et al. 2023 (Zephyr), Figure 3; Gao et al. 2023 (over-optimisation)",
     {"rise": RISE, "past_optimum": PAST_OPTIMUM, "least_evaluations": LEAST_EVALUATIONS},
 )
 EPOCHS = "epochs"

@@ -60,6 +60,8 @@ LEAKED = 0.01
 """Of a suite's questions."""
 RUN_WORDS = 8
 """A run of so many words is looked for; 13 in GPT-3's appendix C, which has longer questions."""
+LEAST_RUNS = 2
+"""So many runs long is a question that is looked for in parts; a shorter one is of a template's kind."""
 COVERED = 2 / 3
 """Of a question's words: how many one training row must hold, in runs, to count as holding the question."""
 ORDINARY_ROWS = 10
