@@ -220,7 +220,7 @@ def test_every_field_of_every_config_is_explained():
 
 
 def test_every_stage_says_its_kind_what_it_makes_and_what_it_takes():
-    made = {*ROWS, "model", "signals", "scores", "trial", "report", "dataset"}
+    made = {*ROWS, "model", "signals", "scores", "trial", "audit", "report", "dataset"}
     taken = made | {"server", "file", "folder", "function", "word"}
     for kind in stages.MODULES:
         stage = stages.stage(kind)
