@@ -13,7 +13,7 @@ import pytest
 from potstill.evaluation.audits.base import Danger, conclude, flagged
 from potstill.evaluation.audits.calibration import calibration, calibration_error, self_consistency
 from potstill.evaluation.audits.contamination import Asked, Lineage, Questions, Reading, contamination, search
-from potstill.evaluation.audits.diversity import diversity
+from potstill.evaluation.audits.diversity import Compared, diversity
 from potstill.evaluation.audits.drift import drift
 from potstill.evaluation.audits.forgetting import forgetting
 from potstill.evaluation.audits.inherited_bias import inherited_bias
@@ -43,7 +43,7 @@ def with_bias(seed: int, planted: bool) -> Danger:
 def with_collapse(seed: int, planted: bool) -> Danger:
     teacher = plants.samples(97 * seed + 9, False)
     own = {name: plants.samples(97 * seed + i, planted and name == SUBJECT) for i, name in enumerate(MODELS)}
-    return diversity({name: ("teacher", said, teacher) for name, said in own.items()}, {})
+    return diversity([Compared(name, "teacher", "sampled", said, teacher) for name, said in own.items()], {})
 
 
 def with_epochs(seed: int, planted: bool) -> Danger:
@@ -235,8 +235,8 @@ def test_more_than_two_values_are_each_set_against_the_rest():
 def test_distinct_runs_and_likeness_by_hand():
     own = {"p": ["a b c", "a b c"], "q": ["a b c", "a b d"]}
     other = {"p": ["a b c", "d e f"], "q": ["g h i", "j k l"]}
-    said = said_of(diversity({"sft": ("teacher", own, other)}, {}))
-    rows = {row[0]: row[1:] for row in said["rows"]}
+    said = said_of(diversity([Compared("sft", "teacher", "sampled", own, other)], {}))
+    rows = {row[0].split(",")[0]: row[2:] for row in said["rows"]}
     # Pairs of neighbours of the student: ab bc, ab bc, ab bc, ab bd: 3 of 8. Of the teacher all 8.
     assert rows["sft"][1]["mean"] == pytest.approx(3 / 8)
     assert rows["teacher"][1]["mean"] == 1.0
@@ -250,7 +250,7 @@ def test_distinct_runs_and_likeness_by_hand():
 def test_a_longer_answer_is_not_less_diverse_for_its_length():
     """Distinct runs fall as a text grows, so that only as many words count as both have."""
     long, short = plants.samples(1, False, 40, 8), {p: said[:2] for p, said in plants.samples(2, False, 40, 8).items()}
-    assert subjects(diversity({"sft": ("teacher", long, short)}, {})) == []
+    assert subjects(diversity([Compared("sft", "teacher", "sampled", long, short)], {})) == []
 
 
 def dialogue(model: str, texts: list[str]) -> list[Said]:

@@ -140,14 +140,18 @@ class Auditor:
         return overfitting.overfitting(curves, self._results, self.models)
 
     def _diversity(self) -> Danger:
-        said = self._samples if self._how is not None else {m: _one_each(rows) for m, rows in self._answers.items()}
-        found, missing = {}, {}
-        for model in self.models:
-            others = [name for name in self._before(model) if said.get(name)]
-            if said.get(model) and others:
-                found[model] = (others[0], said[model], said[others[0]])
-            else:
-                missing[model] = "it needs answers of its own and of a teacher, or of a stage before it, in scores"
+        said = {"as evaluated": {model: _one_each(answers) for model, answers in self._answers.items()}}
+        if self._how is not None:
+            said["sampled"] = self._samples
+        found = [
+            diversity.Compared(model, other, where, answers[model], answers[other])
+            for where, answers in said.items()
+            for model in self.models
+            for other in [name for name in self._before(model) if answers.get(name)][:1]
+            if answers.get(model)
+        ]
+        why = "it needs answers of its own and of a teacher, or of a stage before it, in scores"
+        missing = {model: why for model in self.models if all(one.model != model for one in found)}
         return diversity.diversity(found, missing)
 
     def _inherited_errors(self) -> Danger:

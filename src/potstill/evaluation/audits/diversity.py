@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from potstill.curation.novelty import words
-from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, figure
+from potstill.evaluation.audits.base import Cell, Danger, Figure, Plot, Point, Series
 from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, hypothesis, jackknife, mean_effect
 from potstill.evaluation.audits.thresholds import ALIKE, DISTINCT
 
@@ -41,28 +42,34 @@ class Diverse:
     """Of which answer is given to a prompt, of the most that so many answers can have."""
 
 
-def diversity(found: Mapping[str, tuple[str, Samples, Samples]], missing: Mapping[str, str]) -> Danger:
-    """`found`: by student, what it is set against, its own answers, and those of the other."""
-    hypotheses, rows, points = list[Hypothesis](), list[tuple[Cell, ...]](), dict[str, list[Point]]()
-    shown: set[str] = set()
-    for model, (reference, own, other) in found.items():
-        both = [prompt for prompt in own if prompt in other]
-        texts, budgets = _words(own, both), _budgets(own, other, both)
-        others = _words(other, both)
-        hypotheses += _tests(model, reference, texts, others, budgets)
-        for name, said in ((reference, others), (model, texts)):
-            if name in shown and name != model:
-                continue
-            shown.add(name)
-            rows.append((name, *_cells(_measure(said, budgets))))
-            for what, effect in _named(_measure(said, budgets)).items():
-                if effect is not None:
-                    points.setdefault(name, []).append(Point(what, effect.mean, *effect.ends()))
-    columns = ("model", "distinct-1", "distinct-2", "distinct-3", "alike, one prompt", "alike, other prompts",
-               "entropy of answers")  # fmt: skip
-    plot = Plot("", "share", tuple(Series(name, tuple(group)) for name, group in points.items()))
-    return replace(DANGER, hypotheses=tuple(hypotheses), columns=columns, rows=tuple(rows), plot=plot,
-                   missing=dict(missing))  # fmt: skip
+class Compared(NamedTuple):
+    """A student's answers beside those of what it is set against."""
+
+    model: str
+    reference: str
+    where: str
+    """Which answers: "greedy", "sampled"."""
+    own: Samples
+    other: Samples
+
+
+def diversity(found: Sequence[Compared], missing: Mapping[str, str]) -> Danger:
+    """Of each student perhaps several comparisons: a collapse may show in its likeliest answers, or in drawn ones."""
+    hypotheses, rows, series = list[Hypothesis](), list[tuple[Cell, ...]](), list[Series]()
+    for one in found:
+        both = [prompt for prompt in one.own if prompt in one.other]
+        own, other, budgets = _words(one.own, both), _words(one.other, both), _budgets(one.own, one.other, both)
+        hypotheses += _tests(one, own, other, budgets)
+        for name, said in ((one.model, own), (f"{one.reference}, beside {one.model}", other)):
+            measured = _measure(said, budgets)
+            rows.append((name, one.where, *_cells(measured)))
+            points = [Point(f"{one.where}: {what}", effect.mean, *effect.ends())
+                      for what, effect in _named(measured).items() if effect is not None]  # fmt: skip
+            series.append(Series(name, tuple(points)))
+    columns = ("model", "answers", "distinct-1", "distinct-2", "distinct-3", "alike, one prompt",
+               "alike, other prompts", "entropy of answers")  # fmt: skip
+    return replace(DANGER, hypotheses=tuple(hypotheses), columns=columns, rows=tuple(rows),
+                   plot=Plot("", "share", tuple(series)), missing=dict(missing))  # fmt: skip
 
 
 Texts = Sequence[Sequence[Sequence[str]]]
@@ -78,28 +85,25 @@ def _budgets(own: Samples, other: Samples, prompts: Sequence[str]) -> list[int]:
     return [min(sum(len(words(text)) for text in samples[prompt]) for samples in (own, other)) for prompt in prompts]
 
 
-def _tests(model: str, reference: str, own: Texts, other: Texts, budgets: Sequence[int]) -> list[Hypothesis]:
+def _tests(one: Compared, own: Texts, other: Texts, budgets: Sequence[int]) -> list[Hypothesis]:
     """The student against the other."""
-    claims = {
-        "one prompt": f"gives answers to one prompt that are more alike than those of {reference}",
-        "other prompts": f"gives answers to different prompts that are more alike than those of {reference}",
-        "distinct-2": f"repeats its words more than {reference}",
-    }
-    found = [_distinct_difference(model, claims["distinct-2"], own, other, budgets)]
-    if any(len(group) > 1 for group in own):
-        within = [(str(i), _within(a) - _within(b)) for i, (a, b) in enumerate(zip(own, other, strict=True))
-                  if len(a) > 1 and len(b) > 1]  # fmt: skip
-        found.append(hypothesis(model, "one prompt", claims["one prompt"], mean_effect(within), ALIKE))
-    across = [(str(i), a - b) for i, (a, b) in enumerate(zip(_across(own), _across(other), strict=True))]
-    found.append(hypothesis(model, "other prompts", claims["other prompts"], _second_order(across), ALIKE))
-    return found
 
-
-def _distinct_difference(model: str, claim: str, own: Texts, other: Texts, budgets: Sequence[int]) -> Hypothesis:
     def lost(kept: Sequence[int]) -> float:
         return _distinct(other, budgets, 2, kept) - _distinct(own, budgets, 2, kept)
 
-    return hypothesis(model, "distinct-2", claim, jackknife(lost, len(own)), DISTINCT)
+    def test(about: str, claim: str, effect: Effect | None, margin: float) -> Hypothesis:
+        return hypothesis(one.model, f"{one.where}: {about}", f"{claim} ({one.where})", effect, margin)
+
+    found = [test("distinct-2", f"repeats its words more than {one.reference}", jackknife(lost, len(own)), DISTINCT)]
+    pairs = list(zip(own, other, strict=True))
+    if any(len(group) > 1 for group in own):
+        within = [(str(i), _within(a) - _within(b)) for i, (a, b) in enumerate(pairs) if len(a) > 1 and len(b) > 1]
+        claim = f"gives answers to one prompt that are more alike than those of {one.reference}"
+        found.append(test("one prompt", claim, mean_effect(within), ALIKE))
+    across = [(str(i), a - b) for i, (a, b) in enumerate(zip(_across(own), _across(other), strict=True))]
+    claim = f"gives answers to different prompts that are more alike than those of {one.reference}"
+    found.append(test("other prompts", claim, _second_order(across), ALIKE))
+    return found
 
 
 def _measure(said: Texts, budgets: Sequence[int]) -> Diverse:
@@ -120,8 +124,9 @@ def _named(found: Diverse) -> dict[str, Effect | None]:
 
 
 def _cells(found: Diverse) -> tuple[Cell, ...]:
+    """Shares, whose intervals no more leave 0 to 1 than they do."""
     return tuple(
-        figure(effect) if effect is not None else ""
+        Figure(effect.mean, max(0.0, effect.ends()[0]), min(1.0, effect.ends()[1]), effect.n) if effect else ""
         for effect in (*found.distinct, found.within, found.across, found.entropy)
     )
 
