@@ -346,3 +346,25 @@ def test_a_row_beyond_the_models_positions_is_named(model: Model) -> None:
         ModelError, match=r"row 'row-7': it has \d+ tokens, and the model reads 96 at most. Take the row"
     ):
         answer_logprobs(model, rows)
+
+
+def test_the_likeliest_first_tokens_are_the_models_own(model: Model, tmp_path: Path) -> None:
+    """At any temperature those of temperature 1; no row's depend on the batch; and nothing that was kept stands in."""
+    asked = [
+        Request(messages, max_tokens=3, seed=n, temperature=2.0 * (n % 2), top_logprobs=4)
+        for n, messages in enumerate(PROMPTS)
+    ]
+    with LocalTeacher(model, state=tmp_path) as teacher:
+        together = [reply.likeliest for reply in teacher.complete(asked)]
+        alone = [next(teacher.complete([request])).likeliest for request in asked]
+        for request, found, single in zip(asked, together, alone, strict=True):
+            ids = encode_prompt(teacher.tokenizer, request.messages)
+            with torch.no_grad():
+                logp = teacher.model(torch.tensor([ids.tolist()])).logits[0, -1].log_softmax(-1)
+            top = logp.topk(4)
+            assert [token for token, _ in found] == [teacher.tokenizer.decode([i]) for i in top.indices.tolist()]
+            assert [p for _, p in found] == pytest.approx(top.values.tolist(), abs=1e-4)
+            assert [p for _, p in single] == pytest.approx([p for _, p in found], abs=1e-4)
+    with LocalTeacher(model, state=tmp_path) as teacher:
+        assert [len(reply.likeliest) for reply in teacher.complete(asked)] == [4] * 4
+        assert next(teacher.complete([replace(asked[0], top_logprobs=0)])).likeliest == ()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import re
 
@@ -20,6 +21,15 @@ _ASPECT_SHEET = re.compile(r"\s*# Aspect: ([\w ]+)\n.*?# Instruction\n(.*?)# Tex
 _OTHER_SHEET = re.compile(r"\s*# (Review|Comparison)\n.*?# Instruction\n(.*?)# Texts\n(<text 1>\n.*)", re.S)
 _CONVERSATION = re.compile(r"\s*\[Conversation\]\n(.*)\[End of conversation\]", re.S)
 
+_TWO_CONVERSATIONS = re.compile(
+    r"\s*\[Two conversations\]\n<conversation A>\n(.*)</conversation A>\n<conversation B>\n(.*)</conversation B>\n"
+    r"\[End of conversations\]",
+    re.S,
+)
+
+# How a system turn asks for a comparison's verdict in one label.
+_LABELS = re.compile(r"Reply with one label and nothing else: (\S+) if text 1\b.*?, (\S+) if text 2\b")
+
 # What a chat template writes before a user's words, with nothing behind it: a model goes on as a user would.
 _USER_OPENING = re.compile(r"<\|user\|>\s*\Z")
 
@@ -28,15 +38,15 @@ Messages = list[dict[str, str]]
 
 def reply(world: World, model: str, messages: Messages, temperature: float, seed: int | None) -> str:
     """What the model of that name says. The same request always gets the same reply."""
-    voice = VOICES[model]
-    fingerprint = json.dumps([world.seed, model, messages, temperature, seed], sort_keys=True)
-    chance = random.Random(hashlib.sha256(fingerprint.encode()).hexdigest())
+    voice, chance = VOICES[model], _chance(world, model, messages, temperature, seed)
     text = messages[-1]["content"]
     # What a request is for stands at its beginning: further on, anybody's words may look like anything.
     if sheet := _ASPECT_SHEET.fullmatch(text):
         return _rate_aspect(world, voice, sheet, messages[0]["content"], chance)
     if sheet := _OTHER_SHEET.fullmatch(text):
         return _review_or_compare(world, voice, sheet, messages[0]["content"], chance)
+    if two := _TWO_CONVERSATIONS.match(text):
+        return _compare_last_answers(world, voice, two, chance)
     if conversation := _CONVERSATION.match(text):
         if "<assistant>\n" in conversation[1]:
             return _rate_last_answer(world, voice, conversation[1], chance)
@@ -51,6 +61,30 @@ def reply(world: World, model: str, messages: Messages, temperature: float, seed
     if re.search(r"^Task \d+:", text, re.M):
         return _new_tasks(world, text, chance)
     return _answer(world, voice, messages, chance)
+
+
+def _chance(world: World, model: str, messages: Messages, temperature: float, seed: int | None) -> random.Random:
+    fingerprint = json.dumps([world.seed, model, messages, temperature, seed], sort_keys=True)
+    return random.Random(hashlib.sha256(fingerprint.encode()).hexdigest())
+
+
+def label_odds(
+    world: World, model: str, messages: Messages, temperature: float, seed: int | None
+) -> dict[str, float] | None:
+    """Where a comparison's verdict is to be one label: the log-probability of each, in nats, the likelier first.
+
+    A point between two texts is worth one in log-odds. None where something else is asked.
+    """
+    sheet, labels = _OTHER_SHEET.fullmatch(messages[-1]["content"]), _LABELS.search(messages[0]["content"])
+    if sheet is None or labels is None or sheet[1] != "Comparison":
+        return None
+    ask = _instruction(world, sheet[2])
+    if ask is None:
+        return None
+    chance = _chance(world, model, messages, temperature, seed)
+    one, two = (_shift(overall(examine(ask, said)), VOICES[model], chance, 1, 10) for said in _texts(sheet[3]))
+    odds = {labels[1]: -math.log1p(math.exp(two - one)), labels[2]: -math.log1p(math.exp(one - two))}
+    return dict(sorted(odds.items(), key=lambda item: -item[1]))
 
 
 def call(
@@ -92,14 +126,29 @@ def _next_user_turn(world: World, conversation: str, chance: random.Random) -> s
     return follow_up(world, ask, chance) if ask else "Please tell me more about that."
 
 
-def _rate_last_answer(world: World, voice: Voice, conversation: str, chance: random.Random) -> str:
-    """Rate the last answer from 1 to 10, as an LLM judge of MT-Bench would write it."""
+def _last_answer(world: World, conversation: str) -> Findings | None:
+    """What is to be found in the last answer of a conversation; None where nobody knows what it answers."""
     users = re.findall(r"<user>\n(.*?)\n</user>", conversation, re.S)
     answers = re.findall(r"<assistant>\n(.*?)\n?</assistant>", conversation, re.S)
     ask = understand(world, [turn.strip() for turn in users])
-    if ask is None or not answers:
+    return examine(ask, answers[-1]) if ask is not None and answers else None
+
+
+def _compare_last_answers(world: World, voice: Voice, two: re.Match[str], chance: random.Random) -> str:
+    """Which of two conversations ends better, as an LLM judge of MT-Bench would write it."""
+    one, other = (_last_answer(world, conversation) for conversation in two.groups())
+    if one is None or other is None:
+        return "I do not understand the question, so I cannot compare the answers."
+    scores = [_shift(overall(found), voice, chance, 1, 10) for found in (one, other)]
+    verdict = "C" if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B"
+    return f"A: {explain(one)} B: {explain(other)} [[{verdict}]]"
+
+
+def _rate_last_answer(world: World, voice: Voice, conversation: str, chance: random.Random) -> str:
+    """Rate the last answer from 1 to 10, as an LLM judge of MT-Bench would write it."""
+    found = _last_answer(world, conversation)
+    if found is None:
         return "I do not understand the question, so I cannot rate the answer."
-    found = examine(ask, answers[-1])
     score = _shift(overall(found), voice, chance, 1, 10)
     return f"{explain(found)} Rating: [[{score}]]"
 
@@ -130,6 +179,8 @@ def _review_or_compare(world: World, voice: Voice, sheet: re.Match[str], form: s
     scores = [_shift(overall(each), voice, chance, 1, 10) for each in found]
     if task == "Review":
         return _written([(str(scores[0]), _WORDS[10][scores[0]], explain(found[0]))], form, whole=True)
+    if labels := _LABELS.search(form):
+        return labels[1] if scores[0] >= scores[1] else labels[2]
     better = "tie" if scores[0] == scores[1] else "1" if scores[0] > scores[1] else "2"
     told = " ".join(f"Text {number}: {explain(each)}" for number, each in enumerate(found, start=1))
     if "JSON" in form:

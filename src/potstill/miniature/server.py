@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from potstill.errors import TeacherError
-from potstill.miniature.mind import call, reply
+from potstill.miniature.mind import call, label_odds, reply
 from potstill.miniature.voices import VOICES
 from potstill.miniature.world import World, world
 from potstill.sources import MiniatureServer
@@ -53,7 +53,9 @@ def complete(known: World, body: Any) -> dict[str, Any]:
         said: dict[str, Any] = {"role": "assistant", "content": "".join(tokens)}
         if wish:
             said["tool_calls"] = [{"id": f"call-{len(messages)}", "type": "function", "function": wish}]
-        choices.append({"index": index, "message": said, "finish_reason": finish, "logprobs": None})
+        odds = label_odds(known, model, messages, temperature, seed_here) if body.get("logprobs") else None
+        told = _logprobs(tokens, odds, body.get("top_logprobs") or 0) if body.get("logprobs") else None
+        choices.append({"index": index, "message": said, "finish_reason": finish, "logprobs": told})
     read = sum(len(TOKEN.findall(message["content"])) + 3 for message in messages)
     return {
         "id": "chatcmpl-miniature",
@@ -63,6 +65,20 @@ def complete(known: World, body: Any) -> dict[str, Any]:
         "choices": choices,
         "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
     }
+
+
+def _logprobs(tokens: list[str], odds: dict[str, float] | None, top: int) -> dict[str, Any]:
+    """What the protocol tells of each token. A voice is sure of every word but the label of a comparison."""
+
+    def one(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+    content = []
+    for place, token in enumerate(tokens):
+        known = odds if odds and not place else {token: 0.0}
+        listed = [one(name, logprob) for name, logprob in list(known.items())[:top]]
+        content.append({**one(token, known.get(token, 0.0)), "top_logprobs": listed})
+    return {"content": content}
 
 
 def go_on(known: World, body: Any) -> dict[str, Any]:
@@ -95,6 +111,7 @@ _RANGES = (
     ("seed", int, -(2**63), 2**63 - 1),
     ("max_tokens", int, 1, 2**31),
     ("max_completion_tokens", int, 1, 2**31),
+    ("top_logprobs", int, 0, 20),
 )
 
 
@@ -117,6 +134,8 @@ def _validated(body: Any) -> tuple[list[dict[str, str]], str, int | None]:
         value = body.get(field)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high):
             raise BadRequest(f"'{field}' must lie between {low} and {high}", field)
+    if body.get("top_logprobs") is not None and body.get("logprobs") is not True:
+        raise BadRequest("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
     if not isinstance(body.get("stream_options"), dict | None):
         raise BadRequest("'stream_options' must be an object", "stream_options")
     tools = body.get("tools") or []

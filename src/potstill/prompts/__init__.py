@@ -19,8 +19,8 @@ _END = f"(?=[{_ENDS}]|\\Z)"
 # What marks the parts of a judge's prompt. A text under judgment must not be able to close its own frame, nor an answer
 # to look like the next speaker's turn. Runs are possessive, so that none is read more than once from one place.
 _MARK = re.compile(
-    rf"([<\[])(?={_ANY}*+(?:/{_ANY}*+)?(?:user|assistant|reference|text{_ANY}*+\d++|conversation"
-    rf"|end{_ANY}++of{_ANY}++conversation){_ANY}*+[>\]])",
+    rf"([<\[])(?={_ANY}*+(?:/{_ANY}*+)?(?:user|assistant|reference|text{_ANY}*+\d++"
+    rf"|(?:(?:two|end{_ANY}++of){_ANY}++)?conversations?+(?:{_ANY}++[ab])?){_ANY}*+[>\]])",
     re.I,
 )
 # A line that looks like one of a judge's own: where the judge quotes it, it must not be read as the judge's word.

@@ -43,6 +43,8 @@ class Request:
     """Token ids to be scored as they stand; `messages` are then empty. See `logprobs`."""
     listed: int = 0
     """Of how many of the likeliest tokens the log-probabilities are asked for, at each of these."""
+    top_logprobs: int = 0
+    """Of how many of the likeliest first tokens of the answer the log-probabilities are asked for."""
     attempts: int = 1
     """How often to ask, each time with another seed, until `accept` takes the reply; the last one stands."""
     accept: "Callable[[Reply], bool]" = is_whole
@@ -61,6 +63,9 @@ class Reply:
     reasoning: str = ""
     """What the model thought before it answered, where the server tells it apart from the answer."""
     tool_calls: tuple[ToolCall, ...] = ()
+    likeliest: tuple[tuple[str, float], ...] = ()
+    """What the answer might have begun with: tokens as text, each with its log-probability in nats, the likeliest
+    first. Empty where they were not asked for, or not given."""
     body: str = ""
     """The server's whole reply, where it speaks of the prompt's tokens: it is large, and read when it is needed."""
     origin: Literal["model", "journal", "nobody"] = "model"

@@ -113,7 +113,7 @@ class LocalTeacher:
                     asked[row] = _Asked(request, place)
                     waiting.append(row)
             ended = self._step(batch, waiting) if asked else []
-            self._spool.keep((_row_key(row), row.tokens) for row in ended if not row.known)
+            self._spool.keep((_row_key(row), row.tokens) for row in ended if not (row.known or row.listed))
             for row in ended:
                 its = asked.pop(row)
                 reply = with_tool_calls(self._reply(row, its.request), its.request)
@@ -203,8 +203,9 @@ class LocalTeacher:
             top_p=request.top_p,
             top_k=request.top_k,
             seed=request_seed(seed, request.sample),
+            listed=request.top_logprobs,
         )
-        row.known = self._spool.take(_row_key(row)) or ()
+        row.known = () if row.listed else self._spool.take(_row_key(row)) or ()
         return row
 
     def _fault(self, row: Row) -> Reply | None:
@@ -227,7 +228,8 @@ class LocalTeacher:
             finish, reason = "length", f"not finished after {len(row.tokens)} tokens"
         elif not text.strip():
             finish, reason = "empty", "the answer is empty"
-        return Reply(text, finish, reason, len(row.prompt_ids), len(row.tokens), reasoning)
+        likeliest = tuple((str(self.tokenizer.decode([token])), logp) for token, logp in row.likeliest)
+        return Reply(text, finish, reason, len(row.prompt_ids), len(row.tokens), reasoning, likeliest=likeliest)
 
     def _text(self, row: Row) -> str:
         said = row.tokens[:-1] if row.tokens[-1:] and row.tokens[-1] in self.stops else row.tokens

@@ -35,12 +35,20 @@ SCHEMA = json.dumps(closed_object({"rationale": {"type": "string"}, "better": {"
 
 
 def render_pair_prompt(
-    conversation: Sequence[Message], texts: Sequence[str], *, structured: bool = False, render: Render = render_prompt
+    conversation: Sequence[Message],
+    texts: Sequence[str],
+    *,
+    structured: bool = False,
+    labels: tuple[str, str] | None = None,
+    render: Render = render_prompt,
 ) -> tuple[Message, ...]:
-    """What the judge is asked: which of two texts, in the order given, serves better."""
+    """What the judge is asked: which of two texts, in the order given, serves better. `labels`: to be said in one."""
     assert len(texts) == 2
+    form = (
+        render("pairwise_label_system", labels=labels) if labels else render("pairwise_system", structured=structured)
+    )
     return (
-        Message(role="system", content=render("pairwise_system", structured=structured)),
+        Message(role="system", content=form),
         Message(role="user", content=render("pairwise_user", conversation=conversation, texts=texts)),
     )
 

@@ -43,6 +43,8 @@ def request_body(spec: EndpointModel, request: Request) -> dict[str, Any]:
     if request.schema and spec.structured:
         form = {"name": "answer", "schema": json.loads(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
+    if request.top_logprobs:
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     body |= {
         spec.token_limit: request.max_tokens,
         "temperature": request.temperature,
@@ -125,9 +127,19 @@ def _reply(raw: str) -> Reply:
         completion_tokens=completion_tokens,
         reasoning=whole_text(reasoning) if isinstance(reasoning, str) else "",
         tool_calls=calls,
+        likeliest=_likeliest(choice.get("logprobs")),
         body=raw if choice.get("prompt_logprobs") is not None else "",
         origin="journal",
     )
+
+
+def _likeliest(said: Any) -> tuple[tuple[str, float], ...]:
+    """The alternatives to the answer's first token. What cannot be read is not there: whoever needs it says so."""
+    try:
+        found = [(whole_text(str(one["token"])), float(one["logprob"])) for one in said["content"][0]["top_logprobs"]]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return ()
+    return tuple(sorted(((token, logp) for token, logp in found if logp <= 1e-3), key=lambda one: -one[1]))
 
 
 def usage(raw: str) -> tuple[int, int]:

@@ -55,8 +55,12 @@ class Row:
     seed: int
     known: Sequence[int] = ()
     """Its whole answer, where an earlier run has written it: nothing is computed for it alone."""
+    listed: int = 0
+    """Of how many of the likeliest first tokens the log-probabilities are kept."""
     tokens: list[int] = field(default_factory=list)
     """The answer so far; the last is a stop token where the model ended it."""
+    likeliest: list[tuple[int, float]] = field(default_factory=list)
+    """Those first tokens with their log-probabilities at temperature 1, in nats, the likeliest first."""
 
     def __post_init__(self) -> None:
         self._randomness = torch.Generator().manual_seed(self.seed)
@@ -217,6 +221,8 @@ class Batch:
         Without logits where all of them are known.
         """
         rows = self.rows[first:]
+        if logits_RV is not None:
+            _list_first(logits_RV, rows)
         drawn = choose(logits_RV, rows) if logits_RV is not None else [0] * len(rows)
         for row, token in zip(rows, drawn, strict=True):
             row.tokens.append(row.known[len(row.tokens)] if row.known else token)
@@ -322,6 +328,14 @@ def _first_group(rows: list[Row]) -> tuple[list[Row], list[Row]]:
             break
         count += 1
     return rows[:count], rows[count:]
+
+
+def _list_first(logits_RV: Tensor, rows: Sequence[Row]) -> None:
+    """Keep what each row that has no token yet might begin with, where that is asked for."""
+    for index, row in enumerate(rows):
+        if row.listed and not row.tokens:
+            logp_K, ids_K = logits_RV[index].float().log_softmax(-1).topk(min(row.listed, logits_RV.shape[1]))
+            row.likeliest = list(zip(ids_K.tolist(), logp_K.tolist(), strict=True))
 
 
 def choose(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
