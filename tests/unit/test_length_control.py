@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval, length_control
 from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.length_control import STRENGTHS, Difficulty, Gamed, Weights, controlled, fit
+from potstill.evaluation.statistics import Observation, mean_estimate
 from potstill.files import read_lines
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
@@ -308,3 +310,47 @@ def test_difficulties_with_gaps_are_refused(tmp_path):
     path.write_text("index,instruction_difficulty\n0,0.5\n2,0.5\n")
     with pytest.raises(DataError, match="places are 0 to 2 with gaps"):
         length_control.read_difficulty(read_lines(path), str(path))
+
+
+# What each annotation adds to a rate that is fitted here.
+
+
+@real
+@pytest.mark.parametrize("hard", [True, False])
+def test_what_the_annotations_add_gives_the_rate_and_its_interval(hard: bool) -> None:
+    found = fit(vicuna(), difficulty() if hard else None, "vicuna")
+    rows = [Observation(str(at), "", value) for at, value in enumerate(found.values)]
+    estimate = mean_estimate(rows)
+    assert estimate.mean == pytest.approx(found.controlled.win_rate, abs=1e-9)
+    assert (estimate.n, estimate.coverage) == (805, 1.0)
+    assert (estimate.low, estimate.high) == pytest.approx((found.low, found.high), abs=1e-9)
+    assert bool(found.by) == hard
+    assert (found.weights.difficulty == 0.0) != hard
+
+
+def test_without_difficulties_length_and_a_constant_are_told_apart() -> None:
+    """Preferences made of length and a constant alone: the fit finds both, and the rate is the constant's."""
+    draw = np.random.default_rng(3)
+    longer = draw.integers(-300, 300, 400)
+    feature = np.tanh(longer / longer.std(ddof=1))
+    rows = [
+        Annotation(f"i{at}", "b", "m", 1 + float(1 / (1 + np.exp(-(0.4 - 2 * f)))), "x" * (500 + int(d)), "x" * 500)
+        for at, (d, f) in enumerate(zip(longer, feature, strict=True))
+    ]
+    found = fit(rows, None, "made")
+    assert (found.weights.length, found.weights.constant) == pytest.approx((-2.0, 0.4), abs=1e-6)
+    assert found.controlled.win_rate == pytest.approx(100 / (1 + math.exp(-0.4)), abs=1e-6)
+
+
+def test_rows_that_nobody_answered_or_judged_are_left_out() -> None:
+    draw = np.random.default_rng(4)
+    rows = [
+        Annotation(f"i{at}", "b", "m", 1 + float(draw.random()), "x" * int(draw.integers(9, 99)), "x" * 50)
+        for at in range(60)
+    ]
+    gaps = [*rows[:10], replace(rows[10], output_2=None, preference=None), *rows[11:]]
+    found = fit(gaps, None, "made")
+    assert found.values[10] is None
+    assert found.controlled == fit([*rows[:10], *rows[11:]], None, "made").controlled
+    with pytest.raises(DataError, match="1 rows lack output_1 or output_2"):
+        fit([*rows[:10], replace(rows[10], output_2=None), *rows[11:]], None, "made")

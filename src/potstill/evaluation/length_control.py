@@ -92,7 +92,10 @@ class Fit:
     strength: float | None
     """The chosen one of STRENGTHS. None: without penalty and gamed rows."""
     by: str
-    """How difficulties were matched: instruction or place."""
+    """How difficulties were matched: instruction or place; empty where there are none."""
+    values: tuple[float | None, ...] = ()
+    """What each annotation adds, in percent: their mean is the win rate, their spread the interval's, and differences
+    of two models' are paired (pseudo-values of the infinitesimal jackknife). None: it holds no preference."""
 
 
 def difference(model: Weights, baseline: Weights) -> Weights:
@@ -187,29 +190,46 @@ def _controlled(weights: Weights, difficulty_N: Floats) -> Controlled:
     return Controlled(rate, error, max(0.0, rate - half), min(100.0, rate + half), n)
 
 
-def fit(annotations: Sequence[Annotation], difficulty: Difficulty, where: str) -> Fit:
+def fit(annotations: Sequence[Annotation], difficulty: Difficulty | None, where: str) -> Fit:
     """The regression of one model's annotations: as published with gamed rows, else plain maximum likelihood.
 
+    Without `difficulty` the regression has no such feature. Rows that nobody answered or judged are left out.
     DataError where an answer or a difficulty is missing, or where the rows cannot tell the weights.
     """
-    difficulty_N, by = _matched(annotations, difficulty, where)
-    features, shares, known = _features(annotations, difficulty_N, where)
+    difficulty_N, by = _matched(annotations, difficulty, where) if difficulty else (np.zeros(len(annotations)), "")
+    rows = [at for at, row in enumerate(annotations) if row.preference is not None or _answered(row)]
+    features, shares, known = _features([annotations[at] for at in rows], difficulty_N[rows], where)
     x, y, w = features[known], shares[known], np.ones(int(known.sum()))
     strength = None
-    if difficulty.gamed is not None:
+    if difficulty is not None and difficulty.gamed is not None:
         x = np.concatenate([difficulty.gamed.features, x])
         y = np.concatenate([difficulty.gamed.shares, y])
         w = np.concatenate([np.full(len(difficulty.gamed.shares), GAMED_WEIGHT), w])
         strength = _choose(x, y, w)
-    full = np.linalg.matrix_rank(x) == x.shape[1]
-    theta = _minimise(x, y, w, 0.0 if strength is None else 1 / strength) if full else None
-    if theta is None:
+    used = [0, 1, 2] if difficulty else [0, 2]
+    theta, full = np.zeros(3), np.linalg.matrix_rank(x[:, used]) == len(used)
+    found = _minimise(x[:, used], y, w, 0.0 if strength is None else 1 / strength) if full else None
+    if found is None:
         what = "the preferences have no one finite fit: length, difficulty and a constant cannot be told apart in them"
         raise DataError(where, what, "Give more annotations, or df_gamed.csv as --difficulty, whose rows bound it")
-    weights = Weights(*map(float, theta))
-    found = _controlled(weights, difficulty_N)
-    low, high = _interval(theta, (x, y, w), features, shares, known)
-    return Fit(weights, found, low, high, strength, by)
+    theta[used] = found
+    level, moved_N = _influence(theta, used, (x, w), features, shares, known)
+    low, high = _interval(level, moved_N)
+    told = 100 * (level + moved_N - moved_N[known].mean())
+    values = dict(zip(rows, (float(v) if k else None for v, k in zip(told, known, strict=True)), strict=True))
+    return Fit(
+        Weights(*map(float, theta)),
+        _controlled(Weights(*map(float, theta)), difficulty_N[rows]),
+        low,
+        high,
+        strength,
+        by,
+        tuple(values.get(at) for at in range(len(annotations))),
+    )
+
+
+def _answered(row: Annotation) -> bool:
+    return row.output_1 is not None and row.output_2 is not None
 
 
 def _matched(annotations: Sequence[Annotation], difficulty: Difficulty, where: str) -> tuple[Floats, str]:
@@ -312,12 +332,11 @@ def _loss(x: Floats, y: Floats, w: Floats, theta: Floats, penalty: float) -> flo
     return float(w @ (np.logaddexp(0, z) - y * z)) + penalty * float(np.abs(theta).sum())
 
 
-def _interval(
-    theta: Floats, fitted: tuple[Floats, Floats, Floats], features: Floats, shares: Floats, known: Any
-) -> tuple[float | None, float | None]:
-    """95%, by how much each instruction moves the win rate, through its own prediction and through the weights."""
-    x, _, w = fitted
-    n = len(features)
+def _influence(
+    theta: Floats, used: list[int], fitted: tuple[Floats, Floats], features: Floats, shares: Floats, known: Any
+) -> tuple[float, Floats]:
+    """The win rate, and how much each instruction moves it, through its own prediction and through the weights."""
+    (x, w), n = fitted, len(features)
     p = _logistic(x @ theta)
     curvature = (x * (w * p * (1 - p))[:, None]).T @ x
     even = features.copy()
@@ -325,12 +344,18 @@ def _interval(
     level_N = _logistic(even @ theta)
     slope = (even * (level_N * (1 - level_N))[:, None]).mean(axis=0)
     residual_N = np.where(known, np.nan_to_num(shares) - _logistic(features @ theta), 0.0)
-    moved_N = level_N - level_N.mean() + n * (features * residual_N[:, None]) @ np.linalg.lstsq(curvature, slope)[0]
+    step = np.linalg.lstsq(curvature[np.ix_(used, used)], slope[used])[0]
+    moved_N = level_N - level_N.mean() + n * (features[:, used] * residual_N[:, None]) @ step
+    return float(level_N.mean()), np.asarray(moved_N)
+
+
+def _interval(level: float, moved_N: Floats) -> tuple[float | None, float | None]:
+    """95%, in percent."""
+    n = len(moved_N)
     if n < 2:
         return None, None
     half = student_quantile(n - 1) * float(moved_N.std(ddof=1)) / math.sqrt(n)
-    mean = float(level_N.mean())
-    return 100 * max(0.0, mean - half), 100 * min(1.0, mean + half)
+    return 100 * max(0.0, level - half), 100 * min(1.0, level + half)
 
 
 def _logistic(z: Floats) -> Floats:
