@@ -77,7 +77,7 @@ def true_as_number(given: Any, taken: Any, steps: Steps = ()) -> Iterator[Steps]
         # YAML's keys are text, and may be taken as numbers, "01" as 1; they keep their order.
         for (key, item), value in zip(given.items(), _in_order(given, taken), strict=True):
             yield from true_as_number(item, value, (*steps, key))
-    elif isinstance(given, list):
+    elif isinstance(given, list) and isinstance(taken, list | tuple):  # a list of words may be short for a mapping
         for position, item in enumerate(given):
             yield from true_as_number(item, taken[position], (*steps, position))
 

@@ -329,7 +329,13 @@ def test_no_question_and_the_same_twice(house, tmp_path):
     [
         ({"judge": None}, "suite 'chat' needs a judge"),
         ({"models": ["a", "a"]}, "twice"),
-        ({"models": []}, "at least 1"),
+        ({"models": []}, "suite 'chat' has nobody to measure"),
+        ({"suites": ["mt_bench", "mt_bench"]}, "the same protocol stands there twice"),
+        ({"suites": ["mt_bench", "bleu"]}, "bleu"),
+        (
+            {"models": [], "suites": {"a": {"protocol": "alpaca_eval", "recorded": {"x": "y"}}}},
+            "suite 'a' has nothing to compare with: name a baseline",
+        ),
         ({"suites": {"a/b": {"protocol": "answer_loss", "chats": "x"}}}, "slash"),
         ({"suites": {"a": {"protocol": "bleu", "chats": "x"}}}, "mt_bench"),
         ({"suites": {"a": {"protocol": "answer_loss", "chats": "x", "pairs": "y"}}}, "pairs"),

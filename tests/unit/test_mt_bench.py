@@ -92,7 +92,7 @@ def test_an_answer_that_failed_is_missing_and_an_empty_one_is_judged():
         return Reply("half an", "length") if asked == "Question number 1?" else ""
 
     sheets = hold_dialogues(FakeTeacher("m", speak), heated(questions(3)), 99, 0)
-    graded = grade(FakeTeacher("j", judge_by_length), sheets, mt_bench.ask_judge(99, 0), mt_bench.read_grade)
+    graded = grade(lambda: FakeTeacher("j", judge_by_length), sheets, mt_bench.ask_judge(99, 0), mt_bench.read_grade)
     assert [[turn.score for turn in sheet.turns] for sheet in graded] == [[None, None], [3.0, 1.0], [1.0, 1.0]]
     assert [turn.reason for turn in graded[0].turns] == ["the server gave up", "an earlier turn has no answer"]
     assert mean_estimate(observations(graded)).coverage == pytest.approx(4 / 6)
@@ -101,7 +101,7 @@ def test_an_answer_that_failed_is_missing_and_an_empty_one_is_judged():
 def test_the_judge_sees_the_dialogue_up_to_the_turn_with_its_reference():
     judge = FakeTeacher("j", judge_by_length)
     sheets = hold_dialogues(FakeTeacher("m", lambda r: "so </assistant> be it"), heated(questions(4)), 9, 0)
-    grade(judge, sheets, mt_bench.ask_judge(77, 0), mt_bench.read_grade)
+    grade(lambda: judge, sheets, mt_bench.ask_judge(77, 0), mt_bench.read_grade)
     of_math = [r for r in judge.asked if "Question number 3?" in r.messages[-1].content]
     first, second = (request.messages[-1].content for request in of_math)
     assert first.startswith(
@@ -118,7 +118,7 @@ def test_the_judge_sees_the_dialogue_up_to_the_turn_with_its_reference():
 def test_a_judge_of_whom_nothing_can_be_read_is_an_error():
     sheets = hold_dialogues(FakeTeacher("m", lambda r: "yes"), heated(questions(2)), 9, 0)
     with pytest.raises(TeacherError, match=r"judge j: none of its 4 judgments could be read.*'bla'"):
-        grade(FakeTeacher("j", lambda r: "bla"), sheets, mt_bench.ask_judge(9, 0), mt_bench.read_grade)
+        grade(lambda: FakeTeacher("j", lambda r: "bla"), sheets, mt_bench.ask_judge(9, 0), mt_bench.read_grade)
 
 
 def _lines(path):

@@ -36,14 +36,14 @@ def ask_judge(max_tokens: int, seed: int) -> Ask:
     def ask(sheet: Sheet, turn: int) -> Request:
         messages = (
             Message(role="system", content=render_prompt("mt_bench_system")),
-            Message(role="user", content=render_prompt("mt_bench_user", turns=_shown(sheet, turn))),
+            Message(role="user", content=render_prompt("mt_bench_user", turns=shown(sheet, turn))),
         )
         return Request(messages, max_tokens, seed=request_seed(seed, sheet.prompt.id, "mt_bench", turn + 1))
 
     return ask
 
 
-def _shown(sheet: Sheet, turn: int) -> list[dict[str, str]]:
+def shown(sheet: Sheet, turn: int) -> list[dict[str, str]]:
     """The dialogue up to that turn, with what the prompt itself holds before its last message."""
     references = (*sheet.prompt.references, *[""] * len(sheet.turns))
     parts: list[dict[str, str]] = []
@@ -54,9 +54,9 @@ def _shown(sheet: Sheet, turn: int) -> list[dict[str, str]]:
             said = []
         else:
             said.append(message.content)
-    for i, shown in enumerate(sheet.turns[: turn + 1]):
-        user = "\n\n".join([*said, shown.user])
-        parts.append({"user": user, "reference": references[i], "assistant": shown.assistant or ""})
+    for i, each in enumerate(sheet.turns[: turn + 1]):
+        user = "\n\n".join([*said, each.user])
+        parts.append({"user": user, "reference": references[i], "assistant": each.assistant or ""})
         said = []
     return parts
 

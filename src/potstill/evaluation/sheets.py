@@ -14,6 +14,22 @@ Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a judge said of an answer beside another one, shown in one order."""
+
+    model_first: bool
+    share: float | None
+    """Of the win, that of the sheet's own model. None: it could not be read."""
+    judgment: str
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in answers.jsonl."""
+        line = {"model_first": self.model_first, "share": self.share, "judgment": self.judgment}
+        return {**line, "reason": self.reason} if self.reason else line
+
+
+@dataclass(frozen=True)
 class Turn:
     """A user's message and the model's answer to it, which a judge may have graded."""
 
@@ -26,6 +42,8 @@ class Turn:
     """Why there is no answer, or no score."""
     applies: bool = True
     """False: the judge was understood and said that there is nothing here to score."""
+    verdicts: tuple[Verdict, ...] = ()
+    """Of a comparison: one an order. The score is what they come to, as the model's share of the win."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in answers.jsonl."""
@@ -35,6 +53,7 @@ class Turn:
             "score": self.score,
             "judgment": self.judgment,
         }
+        line |= {"verdicts": [verdict.to_json() for verdict in self.verdicts]} if self.verdicts else {}
         return {**line, "reason": self.reason} if self.reason else line
 
 
@@ -125,31 +144,48 @@ Read = Callable[[Turn, str], Turn]
 
 
 def grade(
-    judge: Teacher, sheets: Sequence[Sheet], ask: Ask, read: Read, tick: Tick = lambda: None, again: int = 0
+    judge: Callable[[], Teacher],
+    sheets: Sequence[Sheet],
+    ask: Ask,
+    read: Read,
+    tick: Tick = lambda: None,
+    ask_again: int = 0,
 ) -> list[Sheet]:
-    """Every answered turn of the sheets, graded. A judge of whom nothing at all can be read raises TeacherError.
+    """Every answered turn of the sheets that has no score yet, graded.
 
-    `again`: how often to ask once more, with another seed, for a judgment that cannot be read; the last one stands.
+    `judge` is called where there is something to ask; a reply that cannot be read is asked for `ask_again` times more.
+    A judge of whom nothing at all can be read raises TeacherError.
     """
-    places = [(i, t) for i, s in enumerate(sheets) for t, turn in enumerate(s.turns) if turn.assistant is not None]
+    places = ungraded(sheets)
     graded = [list(sheet.turns) for sheet in sheets]
-    replies = judge.complete(_insisting(ask(sheets[i], t), sheets[i].turns[t], read, again) for i, t in places)
+    if not places:
+        return list(sheets)
+    asker = judge()
+    requests = (_until_read(ask(sheets[i], t), sheets[i].turns[t], read, ask_again) for i, t in places)
     first: Reply | None = None
-    for (i, t), reply in zip(places, replies, strict=True):
+    for (i, t), reply in zip(places, asker.complete(requests), strict=True):
         first = first or reply
         graded[i][t] = _graded(graded[i][t], reply, read)
         tick()
-    read_at_all = any(_is_read(turn) for turns in graded for turn in turns)
-    if first and not read_at_all:
-        raise _unreadable(judge.name, [graded[i][t] for i, t in places], first)
+    found = [graded[i][t] for i, t in places]
+    if first and not any(map(_was_read, found)):
+        raise unreadable(asker.name, len(found), found[0].reason, first)
     return [replace(sheet, turns=tuple(turns)) for sheet, turns in zip(sheets, graded, strict=True)]
 
 
-def _insisting(request: Request, turn: Turn, read: Read, again: int) -> Request:
-    return replace(request, attempts=1 + again, accept=lambda reply: _is_read(_graded(turn, reply, read)))
+def ungraded(sheets: Sequence[Sheet]) -> list[tuple[int, int]]:
+    """What there is to grade: the sheet and the turn, each by its place."""
+    turns = [(i, t, turn) for i, sheet in enumerate(sheets) for t, turn in enumerate(sheet.turns)]
+    return [(i, t) for i, t, turn in turns if turn.assistant is not None and turn.score is None]
 
 
-def _is_read(turn: Turn) -> bool:
+def _until_read(request: Request, turn: Turn, read: Read, ask_again: int) -> Request:
+    if not ask_again:
+        return request
+    return replace(request, attempts=1 + ask_again, accept=lambda reply: _was_read(_graded(turn, reply, read)))
+
+
+def _was_read(turn: Turn) -> bool:
     return turn.score is not None or not turn.applies
 
 
@@ -159,13 +195,13 @@ def _graded(turn: Turn, reply: Reply, read: Read) -> Turn:
     return replace(turn, judgment=reply.text, reason=reply.reason or f"no judgment: {reply.finish}")
 
 
-def _unreadable(judge: str, turns: Sequence[Turn], reply: Reply) -> TeacherError:
-    first = turns[0]
+def unreadable(judge: str, asked: int, why: str, first: Reply) -> TeacherError:
+    """What to say where nothing could be read of all that a judge said."""
     return TeacherError(
         f"judge {judge}",
-        f"none of its {len(turns)} judgments could be read ({first.reason}); the first: {first.judgment[:80]!r}",
+        f"none of its {asked} judgments could be read ({why}); the first: {first.text[:80]!r}",
         remedy(
-            reply, "Use a judge that keeps to the asked format, or give its replies more room with judge_max_tokens"
+            first, "Use a judge that keeps to the asked format, or give its replies more room with judge_max_tokens"
         ),
     )
 

@@ -121,6 +121,8 @@ def corrected(paired: Mapping[str, Any]) -> str:
 
 
 def _scale(suite: Mapping[str, Any]) -> str:
+    if suite["unit"] == "share won":
+        return " won"
     if Form.of(suite).percent:
         return f" of {suite['unit'].removeprefix('share of ')}"
     high = suite["scale"][1]

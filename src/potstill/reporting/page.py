@@ -134,6 +134,12 @@ EXPLANATIONS = {
     "answer_loss": "How surprised each model is by given answers it never trained on. Lower is better.",
     "preference": "In how many held-out pairs a model's implicit reward prefers the answer that was preferred, "
     "beside what can be had without preference training. Higher is better.",
+    "mt_bench_pairs": "Every turn is compared with a baseline's in both orders: won only where both say so, else a "
+    "tie, which counts as half. Higher is better.",
+    "alpaca_eval": "How often a judge prefers each model's answer when it is compared with a baseline's. Longer "
+    "answers are often preferred for their length alone. Higher is better.",
+    "alpaca_eval_length_controlled": "What the win rate against the baseline would be if all answers were of its "
+    "length, by a regression. Higher is better.",
     "exact": "How many answers a checker finds right. Higher is better.",
     "leaderboard": "How often a model finds the right choice the likeliest, asked as the Open LLM Leaderboard asked. "
     "Higher is better.",

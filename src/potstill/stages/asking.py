@@ -50,11 +50,12 @@ class Asking(StageConfig):
 class Prompts:
     """The prompts of a stage: the user's own file where there is one, potstill's otherwise."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, under: str = "") -> None:
+        """`under`: where in the config the field `prompt_files` stands, with a dot at its end."""
         self._own: dict[str, Any] = {}
         for slot, data in inputs.data.items():
-            head, _, name = slot.partition(".")
-            if head == "prompt_files" and name:
+            head, _, name = slot.removeprefix(under).partition(".")
+            if slot.startswith(under) and head == "prompt_files" and name:
                 (file,) = data
                 try:
                     if file.path.stat().st_size > LARGEST_PROMPT:

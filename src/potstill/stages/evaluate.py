@@ -26,7 +26,7 @@ from potstill.stages.base import (
     Work,
 )
 from potstill.stages.judging import Bar, check_trials, hold_to_bar
-from potstill.stages.suites import Suite
+from potstill.stages.suites import Suites
 from potstill.stages.suites.base import ANSWERS, Bench, JudgedSuite, Loads, calls
 
 # For `potstill plan`, which knows neither the questions nor the models: an answer is as long as most of MT-Bench's, and
@@ -43,10 +43,12 @@ class Evaluate(StageConfig):
     """Scores of several models on several suites."""
 
     kind: Literal["evaluate"]
-    models: tuple[PoolName, ...] = Field(min_length=1)
-    """The models, in the order of the tables: from the base to the last. Differences are later minus earlier."""
-    suites: dict[str, Suite] = Field(min_length=1)
-    """What to measure, by name."""
+    models: tuple[PoolName, ...] = ()
+    """The models, in the order of the tables: from the base to the last. Differences are later minus earlier. None are
+    needed where every suite has `recorded` answers."""
+    suites: Suites = Field(min_length=1)
+    """What to measure, by name. A list of protocols, [mt_bench, leaderboard], is short for those with their defaults,
+    each under its own name."""
     judge: ModelName | None = None
     """The judge of every suite that names none of its own."""
     trial: Annotated[str | tuple[str, ...], Reference(("trial",))] = ()
@@ -73,6 +75,8 @@ class Evaluate(StageConfig):
         if len(set(self.models)) < len(self.models):
             raise ValueError("the same model stands in 'models' twice")
         for name, suite in self.suites.items():
+            if fault := suite.fault(self.models):
+                raise ValueError(f"suite '{name}' {fault}")
             if "/" in name:
                 raise ValueError(f"suite '{name}' has a slash in its name, which stands between suite and aspect")
             if isinstance(suite, JudgedSuite) and (suite.judge or self.judge) is None:
@@ -114,7 +118,7 @@ class Evaluate(StageConfig):
     def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
         for name, suite in self.suites.items():
             suite.check(name)
-            behind = [model.name for model in models["models"] if isinstance(model.spec, EndpointModel)]
+            behind = [model.name for model in models.get("models", ()) if isinstance(model.spec, EndpointModel)]
             if behind and suite.WEIGHTS:
                 what = (
                     f"suite '{name}' is of protocol {suite.protocol}, which needs log-probabilities, and '{behind[0]}' "
@@ -134,7 +138,8 @@ class Evaluate(StageConfig):
         loads, models = {}, rows.get("models", len(self.models))
         for name, suite in self.suites.items():
             given = rows.get(f"suites.{name}.{suite.SOURCE}", 0)
-            loads[name] = suite.load(suite.rows(given, self.limit), models)
+            crowd = suite.crowd(models, self.models, rows.get(f"suites.{name}.baseline", 0))
+            loads[name] = suite.load(suite.rows(given, self.limit), crowd)
         parts = self._parts(loads)
         scored = sum(load.scored for load in loads.values())
         return Expected(
@@ -159,7 +164,7 @@ class Evaluate(StageConfig):
 
 def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
     """Ask, judge, score; writes scores.json, observations.jsonl and answers.jsonl."""
-    bench = Bench(config, inputs, work, inputs.models["models"])
+    bench = Bench(config, inputs, work, inputs.models.get("models", ()))
     judged = [name for name, suite in config.suites.items() if isinstance(suite, JudgedSuite)]
     judges = dict.fromkeys(bench.judge(name).name for name in judged)
     held = {} if config.bar is None else hold_to_bar(config.bar, inputs.data["trial"], tuple(judges), config.trust)
@@ -170,24 +175,45 @@ def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
 
 
 def _ask_models(bench: Bench) -> dict[str, list[Sheet]]:
-    """Every model's dialogues, by suite. A question that several suites ask in the same way is answered once."""
-    asked = {
-        name: [(prompt, suite.temperature(prompt.category)) for prompt in suite.prompts(bench, name)]
-        for name, suite in bench.config.suites.items()
-    }
-    questions = {_question(*one): one for found in asked.values() for one in found}
-    turns = sum(1 + len(prompt.follow_ups) for prompt, _ in questions.values())
-    tick = bench.ticker(turns * len(bench.models), "answers")
-    sheets: dict[str, list[Sheet]] = {name: [] for name in asked}
-    for model in bench.models if questions else ():
+    """Everybody's dialogues, by suite: recorded ones first. A question that several suites ask in the same way is
+    answered once."""
+    asked: dict[str, list[tuple[Prompt, float]]] = {}
+    sheets: dict[str, list[Sheet]] = {}
+    for name, suite in bench.config.suites.items():
+        prompts = suite.prompts(bench, name)
+        asked[name] = [(prompt, suite.answer_temperature(prompt.category)) for prompt in prompts]
+        sheets[name] = [replace(sheet, suite=name) for sheet in suite.recorded_sheets(bench, name, prompts)]
+    askings = [(model, _questions(asked, names)) for model, names in _askers(bench)]
+    turns = sum(1 + len(prompt.follow_ups) for _, found in askings for prompt, _ in found.values())
+    tick = bench.ticker(turns, "answers")
+    for (model, names), (_, questions) in zip(_askers(bench), askings, strict=True):
+        if not questions:
+            continue
         with bench.connect(model) as teacher:
             held = hold_dialogues(teacher, list(questions.values()), bench.config.max_tokens, bench.work.seed, tick)
         answered = dict(zip(questions, held, strict=True))
-        for name, found in asked.items():
+        for name in names:
             sheets[name] += [
-                replace(answered[_question(*one)], suite=name, model=model.name, prompt=one[0]) for one in found
+                replace(answered[_question(*one)], suite=name, model=model.name, prompt=one[0]) for one in asked[name]
             ]
     return sheets
+
+
+def _askers(bench: Bench) -> list[tuple[Model, list[str]]]:
+    """Who is asked, and for which suites: the models for all, a baseline for its own."""
+    suites = bench.config.suites
+    found = {model.name: (model, list(suites)) for model in bench.models}
+    for name, suite in suites.items():
+        for model in suite.others(bench, name):
+            found.setdefault(model.name, (model, []))[1].append(name)
+    return list(found.values())
+
+
+def _questions(
+    asked: Mapping[str, Sequence[tuple[Prompt, float]]], names: Sequence[str]
+) -> dict[Any, tuple[Prompt, float]]:
+    """What those suites ask, each question once."""
+    return {_question(*one): one for name in names for one in asked[name]}
 
 
 def _question(prompt: Prompt, temperature: float) -> tuple[Any, ...]:
@@ -196,7 +222,8 @@ def _question(prompt: Prompt, temperature: float) -> tuple[Any, ...]:
 
 
 def _write(bench: Bench, held: Mapping[str, Any]) -> Facts:
-    models = [model.name for model in bench.models]
+    recorded = [row for suite in bench.config.suites.values() for row in getattr(suite, "recorded", ())]
+    models = list(dict.fromkeys([*recorded, *(model.name for model in bench.models)]))
     found = {name: result.to_json() for name, result in bench.results.items()}
     write_json(bench.work.path / SCORES_FILE, {"models": models, "suites": found, **held})
     write_observations(bench.work.path, bench.results)
@@ -214,7 +241,8 @@ def _write(bench: Bench, held: Mapping[str, Any]) -> Facts:
 
 def _counts(result: SuiteResult, sheets: Sequence[Sheet], name: str) -> dict[str, int]:
     rows = [row for found in result.observations.values() for row in found]
-    turns = [turn for sheet in sheets if sheet.suite == name for turn in sheet.turns]
+    scored = (sheet for sheet in sheets if sheet.suite == name and sheet.model in result.observations)
+    turns = [turn for sheet in scored for turn in sheet.turns]
     counts = {
         "questions": len({row.question for row in rows}),
         "scored": sum(row.value is not None for row in rows),

@@ -228,7 +228,7 @@ def _answers(scores: Sequence[Data], wanted: int, seed: int) -> list[dict[str, A
     """Some questions with the answers of every model, from the first suite of dialogues that there is."""
     for data in scores:
         for name, suite in _read_suites(data).items():
-            if suite["protocol"] in ("mt_bench", "aspects", "exact"):
+            if suite["protocol"] in ("mt_bench", "aspects", "exact", "mt_bench_pairs", "alpaca_eval"):
                 lines = [line for line in _read_lines(data.path / ANSWERS_FILE) if line["suite"] == name]
                 return _side_by_side(lines, wanted, seed)
     return []

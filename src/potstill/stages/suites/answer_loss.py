@@ -9,7 +9,7 @@ from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
 from potstill.records import Chat
 from potstill.stages.base import Reference
-from potstill.stages.suites.base import Bench, Load, SuiteConfig
+from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
 
 MEASURE = Measure("answer_loss", (0.0, None), higher_is_better=False, unit="nats per token")
 
@@ -24,8 +24,8 @@ class AnswerLossSuite(SuiteConfig):
     chats: Annotated[str, Reference(("chats",))]
     """Conversations held out from training."""
 
-    def load(self, rows: int, models: int) -> Load:
-        return Load(scored=rows * models)
+    def load(self, rows: int, crowd: Crowd) -> Load:
+        return Load(scored=rows * crowd.models)
 
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         chats = bench.read(name, Chat)

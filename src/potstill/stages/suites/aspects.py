@@ -8,7 +8,7 @@ from pydantic import Field
 from potstill.evaluation import aspects
 from potstill.evaluation.scores import Measure
 from potstill.evaluation.sheets import Sheet
-from potstill.stages.suites.base import TURNS_A_QUESTION, Bench, JudgedSuite, Load
+from potstill.stages.suites.base import TURNS_A_QUESTION, Bench, Crowd, JudgedSuite, Load
 from potstill.teachers.aspects import ASPECTS, HIGHEST, LOWEST, Aspect
 
 MEASURE = Measure("aspects", (LOWEST, HIGHEST), unit="points")
@@ -22,14 +22,10 @@ class AspectsSuite(JudgedSuite):
     aspects: tuple[Aspect, ...] = Field(default=ASPECTS, min_length=1)
     """What to rate. Each aspect is a suite of its own in the scores, named SUITE/ASPECT."""
 
-    def load(self, rows: int, models: int) -> Load:
-        turns = rows * models * TURNS_A_QUESTION
-        return Load(
-            lines=rows * models * len(self.aspects),
-            answers=turns,
-            asks=self.questions,
-            judgments=turns * len(self.aspects),
-        )
+    def load(self, rows: int, crowd: Crowd) -> Load:
+        judged = rows * crowd.rows * len(self.aspects)
+        answers = rows * crowd.models * TURNS_A_QUESTION
+        return Load(lines=judged, answers=answers, asks=self.questions, judgments=judged * TURNS_A_QUESTION)
 
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         for aspect in self.aspects:

@@ -1,20 +1,24 @@
 """What a suite of `evaluate` is: its rows, what it asks models, what it will cost, and how its scores come about."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
+from pydantic import Field
+
 from potstill.errors import DataError
-from potstill.evaluation import mt_bench
+from potstill.evaluation import comparing, mt_bench
+from potstill.evaluation.comparing import Contest, Form, Orders
+from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.scores import Measure, SuiteResult
-from potstill.evaluation.sheets import Ask, Read, Sheet, grade
+from potstill.evaluation.sheets import Ask, Read, Sheet, grade, ungraded
 from potstill.evaluation.statistics import Observation
 from potstill.money import Gauge
 from potstill.records import Chat, Pair, Prompt
-from potstill.sources import Inputs, Model, Spec
+from potstill.sources import Data, EndpointModel, Inputs, Model, Spec
 from potstill.stages.base import Facts, ModelName, Reference, Work
 from potstill.teachers.base import Exchange, Teacher, connect
 
@@ -47,6 +51,18 @@ class Load:
     """Rows that are scored without a call."""
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """How many rows of scores there will be, for a forecast."""
+
+    models: int
+    """Of the stage."""
+    others: int = 0
+    """Models beside those that answer too, and have no row: baselines."""
+    rows: int = 0
+    """Of a suite that is judged: models and recorded answers, without a baseline."""
+
+
 class SuiteConfig(Spec):
     """One entry of `suites`. Its `protocol` says which."""
 
@@ -61,7 +77,7 @@ class SuiteConfig(Spec):
         """The dialogues that every model is to hold for `measure`."""
         return []
 
-    def temperature(self, category: str) -> float:
+    def answer_temperature(self, category: str) -> float:
         """Of the models' answers in those dialogues."""
         return mt_bench.temperature(category)
 
@@ -72,8 +88,24 @@ class SuiteConfig(Spec):
         """How many will be measured of so many; `limit` is the stage's."""
         return given if limit is None else min(given, limit)
 
-    def load(self, rows: int, models: int) -> Load:
-        """What so many rows come to with so many models."""
+    def others(self, bench: "Bench", name: str) -> tuple[Model, ...]:
+        """Who is to hold those dialogues beside the models of the stage."""
+        return ()
+
+    def recorded_sheets(self, bench: "Bench", name: str, prompts: Sequence[Prompt]) -> list[Sheet]:
+        """The dialogues of models that are known by their answers alone."""
+        return []
+
+    def fault(self, models: Sequence[str]) -> str:
+        """Why it cannot be measured with the models of the stage; empty where it can."""
+        return "" if models else "has nobody to measure: name models of the stage"
+
+    def crowd(self, models: int, named: Sequence[str], baselines: int) -> Crowd:
+        """Who takes part: so many models of the stage, by these names, and so many that a baseline may stand for."""
+        return Crowd(models, 0, models)
+
+    def load(self, rows: int, crowd: Crowd) -> Load:
+        """What so many rows come to."""
         raise NotImplementedError
 
     def measure(self, bench: "Bench", name: str, sheets: Sequence[Sheet]) -> None:
@@ -81,16 +113,43 @@ class SuiteConfig(Spec):
         raise NotImplementedError
 
 
+FilePath = Annotated[str, Reference(("file",))]
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
 class JudgedSuite(SuiteConfig):
     """A suite whose answers a judge reads."""
 
-    questions: Annotated[str, Reference(("prompts",))]
-    """Questions with their follow-ups, held out from training."""
+    questions: Annotated[str, Reference(("prompts",))] = "shipped:dialogues"
+    """Questions with their follow-ups, held out from training. Default: those that come with potstill, which are its
+    own: scores on them do not compare with published ones."""
     judge: ModelName | None = None
     """Who judges; without it the judge of the stage."""
+    recorded: dict[RowName, FilePath] = Field(default_factory=dict)
+    """Models that are known by their answers alone, {name: file}: FastChat's model_answer, AlpacaEval's
+    model_outputs.json, or the answers.jsonl of an evaluation. They are rows beside the models, judged and never asked.
+    Of a file that holds several models, the one of that name."""
 
     def prompts(self, bench: "Bench", name: str) -> list[Prompt]:
         return bench.read(name, Prompt)
+
+    def fault(self, models: Sequence[str]) -> str:
+        both = [row for row in self.recorded if row in models]
+        if both:
+            return f"has recorded answers of '{both[0]}', which is a model of the stage: rename one"
+        if not (models or self.recorded):
+            return "has nobody to measure: name models of the stage, or recorded answers"
+        return ""
+
+    def crowd(self, models: int, named: Sequence[str], baselines: int) -> Crowd:
+        return Crowd(models, 0, models + len(self.recorded))
+
+    def recorded_sheets(self, bench: "Bench", name: str, prompts: Sequence[Prompt]) -> list[Sheet]:
+        sheets = []
+        for row in self.recorded:
+            file = bench.inputs.one(f"suites.{name}.recorded.{row}")
+            sheets += recorded_sheets(row, read_recorded(file.path, file.name, row), prompts, file.name)
+        return sheets
 
 
 @dataclass
@@ -128,6 +187,10 @@ class Bench:
         own = self.inputs.models.get(f"suites.{suite}.judge", ())
         return own[0] if own else self.inputs.model("judge")
 
+    def file(self, suite: str, field: str) -> Data | None:
+        """The file that a field of a suite names, where it may be left out."""
+        return next(iter(self.inputs.data.get(f"suites.{suite}.{field}", ())), None)
+
     @contextmanager
     def connect(self, model: Model, purpose: str = ANSWERS) -> Iterator[Teacher]:
         """A model of the recipe as somebody to ask. What is asked counts under that purpose: for a judge, the suite's
@@ -164,18 +227,36 @@ class Bench:
         return lambda: self.work.progress(min(next(done), total), total, unit)
 
     def grade(self, judge: Model, ask: Ask, read: Read, sheets: Sequence[Sheet]) -> list[Sheet]:
-        """The sheets with what that judge says of every answer."""
-        tick = self.ticker(sum(turn.assistant is not None for sheet in sheets for turn in sheet.turns), "judgments")
-        with self.connect(judge, sheets[0].suite if sheets else "") as teacher:
-            return grade(teacher, sheets, ask, read, tick, self.config.ask_again)
+        """The sheets with what that judge says of every answer that has no score yet."""
+        tick = self.ticker(len(ungraded(sheets)), "judgments")
+        with ExitStack() as stack:
+            again = self.config.ask_again
+            return grade(
+                lambda: stack.enter_context(self.connect(judge, sheets[0].suite)), sheets, ask, read, tick, again
+            )
+
+    def compare(self, judge: Model, contests: Sequence[Contest], orders: Orders, form: Form) -> list[Sheet]:
+        """The models' sheets with what that judge says of them beside the baseline's."""
+        missing = len(ungraded([contest.model for contest in contests])) * (2 if orders == "both" else 1)
+        tick = self.ticker(missing, "judgments")
+        with ExitStack() as stack:
+            suite, form = contests[0].model.suite, replace(form, again=self.config.ask_again)
+            return comparing.compare(
+                lambda: stack.enter_context(self.connect(judge, suite)), contests, orders, form, self.work.seed, tick
+            )
 
     def keep(self, name: str, measure: Measure, sheets: Sequence[Sheet]) -> None:
         """Graded sheets as the result of that name: a row a model."""
         self.sheets += [replace(sheet, suite=name) for sheet in sheets]
-        observations: dict[str, list[Observation]] = {model.name: [] for model in self.models}
+        observations: dict[str, list[Observation]] = {}
         for sheet in sheets:
-            observations[sheet.model] += sheet.observations()
+            observations.setdefault(sheet.model, []).extend(sheet.observations())
         self.results[name] = SuiteResult(measure, observations)
+
+
+def names_of(judge: Model) -> set[str]:
+    """What a judge is called in files: as the recipe names it, or as its server does."""
+    return {judge.name, judge.spec.name} if isinstance(judge.spec, EndpointModel) else {judge.name}
 
 
 def local_scorer(model: Model, exchanges: list[Exchange], state: Path | None = None) -> list[tuple[float, int]]:

@@ -16,7 +16,7 @@ from potstill.skills.boxes import check_tools, open_toolbox
 from potstill.skills.checkers import can_read, check_name, find_checker
 from potstill.skills.dialogue import hold
 from potstill.stages.base import Reference, ServerName
-from potstill.stages.suites.base import Bench, Load, SuiteConfig
+from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
 
 MEASURE = Measure("exact", (0.0, 1.0), share=True, unit="share of questions")
 
@@ -49,8 +49,8 @@ class ExactSuite(SuiteConfig):
         check_tools(self.tools, self.server is not None)
         return self
 
-    def load(self, rows: int, models: int) -> Load:
-        return Load(lines=rows * models, answers=rows * models * (2 if self.tools else 1))
+    def load(self, rows: int, crowd: Crowd) -> Load:
+        return Load(lines=rows * crowd.models, answers=rows * crowd.models * (2 if self.tools else 1))
 
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         questions = self._questions(bench, name)

@@ -17,7 +17,7 @@ from potstill.evaluation.sheets import Sheet
 from potstill.evaluation.statistics import Observation
 from potstill.evaluation.task_files import FORMATS
 from potstill.stages.base import Facts, Reference
-from potstill.stages.suites.base import Bench, Load, SuiteConfig
+from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
 
 TEMPLATED = "/template"
 """What stands behind a suite's name where its questions went through the models' chat templates."""
@@ -70,8 +70,8 @@ class LeaderboardSuite(SuiteConfig):
         sizes = (V1[task] for task in self.tasks if task in V1)
         return sum(one.questions if limit is None else min(one.questions, limit * one.parts) for one in sizes)
 
-    def load(self, rows: int, models: int) -> Load:
-        return Load(scored=rows * models * (2 if self.chat_template == "both" else 1))
+    def load(self, rows: int, crowd: Crowd) -> Load:
+        return Load(scored=rows * crowd.models * (2 if self.chat_template == "both" else 1))
 
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         harness = _harness(name)

@@ -8,7 +8,7 @@ from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
 from potstill.records import Pair
 from potstill.stages.base import LocalModelName, Reference
-from potstill.stages.suites.base import Bench, Load, SuiteConfig
+from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
 
 MEASURE = Measure("preference", (0.0, 1.0), share=True, unit="share of pairs")
 
@@ -25,8 +25,8 @@ class PreferenceSuite(SuiteConfig):
     reference: LocalModelName
     """The model that preference training started from. It has no accuracy of its own: its likelihood is a baseline."""
 
-    def load(self, rows: int, models: int) -> Load:
-        return Load(scored=rows * models)
+    def load(self, rows: int, crowd: Crowd) -> Load:
+        return Load(scored=rows * crowd.models)
 
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         pairs = bench.read(name, Pair)
