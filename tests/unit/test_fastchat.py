@@ -10,6 +10,7 @@ import pytest
 from potstill.errors import DataError
 from potstill.evaluation import fastchat, fastchat_scores, fastchat_sheets
 from potstill.evaluation.fastchat import Answer, Judgment, PairJudgment, Question
+from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.sheets import Sheet, Turn
 from potstill.files import read_lines
 from potstill.records import Message, Prompt
@@ -327,59 +328,25 @@ GRADED = sheet(
 )
 
 
-def test_questions_come_back_as_the_prompts_that_they_were(tmp_path):
+def test_questions_come_back_as_they_were(tmp_path):
     plain = Prompt(id="own-1", messages=(Message(role="user", content="Why?"),), category="writing")
     questions = fastchat_sheets.questions_of([PROMPT, plain])
     assert [row.question_id for row in questions] == [111, "own-1"]
     fastchat.write_rows(tmp_path / "question.jsonl", questions)
     again = fastchat.read_questions(read_lines(tmp_path / "question.jsonl"), "q")
-    assert fastchat_sheets.prompts_of(again) == [PROMPT, plain]
+    assert [(row.turns, row.category, row.reference) for row in again] == [
+        (("What is 2 + 2?", "Twice that?"), "math", ("4", "8")),
+        (("Why?",), "writing", ()),
+    ]
 
 
-def test_answers_come_back_as_the_dialogues_that_they_were():
+def test_answers_come_back_as_the_dialogues_that_they_were(tmp_path):
     unanswered = sheet(Turn("What is 2 + 2?", None), model="silent")
     answers = fastchat_sheets.answers_of([GRADED, unanswered])
     assert answers == [Answer(111, "m", (("4", "8"),))]
-    (again,) = fastchat_sheets.sheets_of("mt_bench", [PROMPT], answers)
-    assert again == sheet(Turn("What is 2 + 2?", "4"), Turn("Twice that?", "8"))
-
-
-def test_judgments_are_stored_under_fastchats_names_and_gone_on_with():
-    rows = fastchat_sheets.judgments_of([GRADED], "gpt-4")
-    assert [(row.prompt_name, row.turn, row.score) for row in rows] == [
-        ("single-math-v1", 1, 9.0),
-        ("single-math-v1-multi-turn", 2, None),
-    ]
-    bare = fastchat_sheets.sheets_of("mt_bench", [PROMPT], fastchat_sheets.answers_of([GRADED]))
-    assert fastchat_sheets.unjudged(bare) == [("m", 111, 1), ("m", 111, 2)]
-    resumed = fastchat_sheets.with_judgments(bare, rows[:1], "gpt-4")
-    assert [turn.score for turn in resumed[0].turns] == [9.0, None]
-    assert fastchat_sheets.unjudged(resumed) == [("m", 111, 2)]
-    whole = fastchat_sheets.with_judgments(bare, rows, "gpt-4")
-    assert fastchat_sheets.unjudged(whole) == []
-    assert fastchat_sheets.unjudged(whole, failed=True) == [("m", 111, 2)]
-    assert fastchat_sheets.unjudged(fastchat_sheets.with_judgments(bare, rows, "other")) == [
-        ("m", 111, 1),
-        ("m", 111, 2),
-    ]
-
-
-def test_a_question_without_references_has_the_plain_judge_prompt():
-    plain = sheet(Turn("Why?", "So.", 5.0, "[[5]]"), prompt=Prompt(id="81", messages=PROMPT.messages))
-    assert [row.prompt_name for row in fastchat_sheets.judgments_of([plain], "j")] == ["single-v1"]
-
-
-@real
-def test_a_published_run_is_judged_to_the_end_of_one_model():
-    """Of mistral-orpo's 160 turns one judgment failed in one of its two runs, and none is missing."""
-    prompts = fastchat_sheets.prompts_of(fastchat.read_questions(read_lines(DATA / "question.jsonl"), "q"))
-    file = DATA / "model_answer" / "mistral-orpo.jsonl"
-    sheets = fastchat_sheets.sheets_of("mt_bench", prompts, fastchat.read_answers(read_lines(file), "a"))
-    assert len(fastchat_sheets.unjudged(sheets)) == 160
-    rows = read_judgments(ORPO)
-    assert fastchat_sheets.unjudged(fastchat_sheets.with_judgments(sheets, rows, "gpt-4")) == []
-    cut = [row for row in rows if row.model == "mistral-orpo"][:100]
-    assert len(fastchat_sheets.unjudged(fastchat_sheets.with_judgments(sheets, cut, "gpt-4"))) == 60
+    fastchat.write_rows(tmp_path / "m.jsonl", answers)
+    (again,) = recorded_sheets("m", read_recorded(tmp_path / "m.jsonl", "m.jsonl"), [PROMPT], "m.jsonl")
+    assert again.turns == (Turn("What is 2 + 2?", "4"), Turn("Twice that?", "8"))
 
 
 def test_questions_keep_what_else_stands_in_their_rows(tmp_path):

@@ -10,10 +10,9 @@ from potstill.evaluation.alpaca_eval import LOWEST, Annotation, Output
 from potstill.evaluation.comparing import SAME, Contest, Orders
 from potstill.evaluation.continued import ORDERS_COLUMN
 from potstill.evaluation.fastchat import ERROR, TIE, Judgment, PairJudgment
-from potstill.evaluation.fastchat_sheets import answers_of, questions_of
+from potstill.evaluation.fastchat_sheets import answers_of, question_id, questions_of
 from potstill.evaluation.judge_prompts import Examiner
 from potstill.evaluation.sheets import Ask, Sheet, Turn
-from potstill.records import Prompt
 
 FASTCHAT, ALPACA_EVAL = "fastchat", "alpaca_eval"
 """The folders of an evaluation that these lie in, one below them for each suite."""
@@ -32,7 +31,7 @@ def write_grades(folder: Path, judge: str, sheets: Sequence[Sheet], examiner: Ex
     """model_judgment/JUDGE_single.jsonl: every turn, one without a grade too, as a -1."""
     rows = [
         Judgment(
-            question_id=_id(sheet.prompt),
+            question_id=question_id(sheet.prompt),
             model=sheet.model,
             judge=judge,
             prompt_name=examiner.filed_under(sheet, t),
@@ -65,7 +64,7 @@ def _pair(contest: Contest, t: int, judge: str, examiner: Examiner) -> PairJudgm
     turn = contest.model.turns[t]
     games = [_game(turn, model_first) for model_first in (True, False)]
     return PairJudgment(
-        question_id=_id(contest.model.prompt),
+        question_id=question_id(contest.model.prompt),
         model_1=contest.model.model,
         model_2=contest.baseline.model,
         winners=(games[0][0], games[1][0]),
@@ -132,11 +131,6 @@ def _file_side(model_first: bool) -> str:
 def _output(sheet: Sheet) -> Output:
     (turn,) = sheet.turns
     return Output(turn.user, turn.assistant or "", sheet.model, sheet.prompt.category)
-
-
-def _id(prompt: Prompt) -> int | str:
-    """A number where it is one: FastChat's are."""
-    return int(prompt.id) if prompt.id.isdecimal() and str(int(prompt.id)) == prompt.id else prompt.id
 
 
 def _sent(ask: Ask, sheet: Sheet, turn: int) -> str:
