@@ -11,8 +11,10 @@ from test_compared_suites import fair, first, odds, run, suite
 from potstill import results
 from potstill.artifact import read_json
 from potstill.errors import DataError
+from potstill.evaluation.alpaca_eval import read_annotations
 from potstill.evaluation.continued import take_grades
 from potstill.evaluation.fastchat import read_judgments
+from potstill.evaluation.length_control import fit, read_difficulty
 from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.scores import read_results
 from potstill.evaluation.sheets import Turn
@@ -338,6 +340,48 @@ def test_grades_of_other_answers_are_not_taken():
         for turn in range(2)
     )
     assert take_grades(shown, stored, {"gpt-4"}, {}).count == alike < 20
+
+
+def published_wins(folder, judge, baseline):
+    """vicuna-13b as published: its answers, that baseline's and that judge's annotations."""
+    path = SHARED / "alpaca_eval"
+    files = {
+        "suites.wins.recorded.vicuna-13b": path / "vicuna-13b/model_outputs.json",
+        "suites.wins.baseline": path / f"baselines/{baseline}/model_outputs.json",
+        "suites.wins.judgments": path / f"vicuna-13b/{judge}/annotations.json",
+        "suites.wins.difficulty": path / "leaderboards/instruction_difficulty_recovered.csv",
+    }
+    asked = list(Data("questions", "file", files["suites.wins.baseline"]).rows(Prompt))
+    wins = {"protocol": "alpaca_eval", "questions": "x", "baseline": "x", "recorded": {"vicuna-13b": "x"}}
+    suites = {"wins": {**wins, "judgments": "x", "difficulty": "x"}}
+    found = evaluated(folder, suites, files, rows=asked, judge=lambda r: "Better: tie", judge_name=judge)
+    return found, files
+
+
+@needs_shared
+def test_a_published_alpaca_eval_run_is_taken_over_whole(tmp_path):
+    """Nobody is asked, and its win rate is the published one; at equal length it is what the annotations alone give."""
+    judge = "weighted_alpaca_eval_gpt4_turbo"
+    (scores, facts, _, teachers), files = published_wins(tmp_path, judge, "gpt4_1106_preview")
+    assert (facts["notes"]["wins"]["judgments_taken"], teachers[judge].asked) == (805, [])
+    assert scores["suites"]["wins"]["models"]["vicuna-13b"]["mean"] == pytest.approx(0.05831, abs=1e-5)
+    annotations = read_annotations(read_lines(files["suites.wins.judgments"]), "x")
+    fitted = fit(annotations, read_difficulty(read_lines(files["suites.wins.difficulty"]), "y"), "x")
+    row = scores["suites"]["wins/length_controlled"]["models"]["vicuna-13b"]
+    expected = (fitted.controlled.win_rate, fitted.low, fitted.high)
+    assert [100 * row[part] for part in ("mean", "low", "high")] == pytest.approx(expected, abs=1e-9)
+
+
+@needs_shared
+def test_annotations_of_another_baselines_answers_are_not_taken(tmp_path):
+    """The published outputs of text_davinci_003 are not those that GPT-4 once saw: 20 of 805 are the same."""
+    (_, facts, _, teachers), files = published_wins(tmp_path, "alpaca_eval_gpt4", "text_davinci_003")
+    said = {row["instruction"]: row["output"] for row in json.loads(files["suites.wins.baseline"].read_text())}
+    rows = json.loads(files["suites.wins.judgments"].read_text())
+    alike = sum(row["output_1"] == said[row["instruction"]] for row in rows)
+    same = facts["notes"]["wins"]["same"]
+    assert facts["notes"]["wins"]["judgments_taken"] == alike == 20
+    assert len(teachers["alpaca_eval_gpt4"].asked) == 805 - 20 - same
 
 
 # The benchmark's own words.
