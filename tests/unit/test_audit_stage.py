@@ -24,6 +24,7 @@ from potstill.evaluation.scores import Measure, SuiteResult, write_observations
 from potstill.evaluation.statistics import Observation
 from potstill.records import Chat, Message, Prompt, Record, Text
 from potstill.reporting import summary
+from potstill.reporting.footprint import with_footprint
 from potstill.reporting.page import page
 from potstill.show import audit_view
 from potstill.sources import Data, LocalModel, Model
@@ -355,7 +356,7 @@ def reported(tmp_path: Path, made: Made, **models: Any) -> tuple[dict[str, Any],
     scores = Data("scores", "scores", next(tmp_path.rglob("scores.json")).parent)
     report = make(tmp_path, {"kind": "report", "scores": ["scores"], "audits": ["checks"]},
                   {"scores": scores, "audits": Data("checks", "audit", made.path)}, models)  # fmt: skip
-    value = read_json(report.path / "report.json")
+    value = with_footprint(read_json(report.path / "report.json"), {})
     return value, page(value, {}, tmp_path / "out"), summary(value, {})
 
 

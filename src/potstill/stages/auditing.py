@@ -220,7 +220,7 @@ class Auditor:
             ask = mt_bench.ask_judge(paired.judge_max_tokens, self._work.seed)
             tick = self._ticker(len(prompts), f"judgments of {model.name}")
             with connect(self._inputs.model("paired.judge"), self._work.account) as judge:
-                sheets = grade(judge, sheets, ask, mt_bench.read_grade, tick)
+                sheets = grade(lambda: judge, sheets, ask, mt_bench.read_grade, tick)
             return outcomes(asked, sheets, mt_bench.HIGHEST - mt_bench.LOWEST)
         if paired.checker is not None:
             checker = self._checker("paired", paired.checker, [prompt for prompt, _ in prompts])
