@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import IO, Any
 
 from rich.console import Console
@@ -31,7 +32,6 @@ N_WIDTH = 6
 """Room for how many values are in it."""
 MOST_COLUMNS = 6
 """Of models, before they become rows."""
-USUAL = Form(2)
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -331,23 +331,27 @@ def side_by_side_table(summary: Mapping[str, Any], width: int) -> Table:
     for row in rows:
         label = Text.assemble(row["name"], (f"  ×{len(row['seeds'])}" if row["seeds"] else "", "dim"))
         cells: list[Text] = []
-        for found in row["suites"].values():
-            cells += [_cell(found, between), _difference(found and found["difference"], between)]
+        for suite, found in row["suites"].items():
+            form = _form(summary, suite)
+            cells += [_cell(found, between, form), _difference(found and found["difference"], between, form)]
         took = "" if row["seconds"] is None else duration(row["seconds"])
         figures = ["" if row[one] is None else f"{row[one]:,.0f}" for one in ("steps", "bytes_per_token") if roomy]
         table.add_row(label, *cells, took, *figures)
     return table
 
 
-def _tall_table(summary: Mapping[str, Any]) -> Table:
+def _tall_table(summary: Mapping[str, Any], width: int) -> Table:
     """Models by suites: for more models than a terminal has columns for."""
+    suites = summary["scores"]
+    names = 2 + max(map(len, summary["models"]))
+    between = " " if names + CELL_WIDTH * len(suites) <= width else "\n"
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("mean [95% interval]", header_style="dim", no_wrap=True)
-    for suite in summary["scores"]:
-        table.add_column(suite.replace("_", " "), justify="right")
+    table.add_column("mean [95% interval]" if names > 20 else "mean", header_style="dim", no_wrap=True)
+    for suite, found in suites.items():
+        table.add_column(Text(f"{suite.replace('_', ' ')}\nn {_counts(found)}"), justify="right")
     for model in summary["models"]:
-        found = [summary["scores"][suite].get(model) for suite in summary["scores"]]
-        table.add_row(Text(model), *(_cell(one, " ") for one in found))
+        cells = [_cell(suites[suite].get(model), between, _form(summary, suite), n=False) for suite in suites]
+        table.add_row(Text(model), *cells)
     return table
 
 
@@ -361,7 +365,7 @@ def score_table(summary: Mapping[str, Any], width: int) -> Table:
     names = 4 + max(len(part) for suite in suites for part in suite.split("/"))
     room = (width - names) // CELL_WIDTH
     if len(models) > max(MOST_COLUMNS, room):
-        return _tall_table(summary)
+        return _tall_table(summary, width)
     pair = f"{models[-1]}-{models[-2]}" if 1 < len(models) < room else ""
     between = " " if len(models) <= room else "\n"
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -374,22 +378,33 @@ def score_table(summary: Mapping[str, Any], width: int) -> Table:
         if above != group and above:
             table.add_row(above)
         group = above
-        form = Form(3 if 0 < widest(list(scores.values())) < 0.1 else 2)
+        form = _form(summary, suite)
         cells = [_cell(scores.get(model), between, form, n=False) for model in models]
         if pair:
             cells.append(_difference(summary["paired"].get(suite, {}).get(pair), between, form))
-        counts = sorted({one["n"] for one in scores.values()})
-        n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
-        table.add_row(f"  {name.replace('_', ' ')}" if above else name.replace("_", " "), *cells, n)
+        table.add_row(f"  {name.replace('_', ' ')}" if above else name.replace("_", " "), *cells, _counts(scores))
     return table
 
 
-def _cell(score: Mapping[str, Any] | None, between: str, form: Form = USUAL, *, n: bool = True) -> Text:
+def _form(summary: Mapping[str, Any], suite: str) -> Form:
+    """How a suite's numbers are written: closer where its intervals are narrow."""
+    form = Form.of(summary["measures"][suite])
+    narrow = 0 < form.scale * widest(list(summary["scores"][suite].values())) < 0.1
+    return replace(form, digits=form.digits + 1) if narrow else form
+
+
+def _counts(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of how many values the means of a suite are."""
+    counts = sorted({one["n"] for one in scores.values()})
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
+
+
+def _cell(score: Mapping[str, Any] | None, between: str, form: Form, *, n: bool = True) -> Text:
     """An estimate with its interval, beside it or below it."""
     return Text("-", "dim") if score is None else Text.assemble(*told(score, form).marked(between, n=n))
 
 
-def _difference(found: Mapping[str, Any] | None, between: str, form: Form = USUAL) -> Text:
+def _difference(found: Mapping[str, Any] | None, between: str, form: Form) -> Text:
     """A paired difference; one that is beyond chance stands out."""
     if found is None:
         return Text("-", "dim")

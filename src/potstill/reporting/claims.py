@@ -1,6 +1,7 @@
 """Orderings that were named before the run: whether each holds, beside what was published of such models."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from potstill.evaluation.distributions import LEVEL, holm
@@ -69,16 +70,17 @@ def _finding(claim: Mapping[str, Any], report: Mapping[str, Any]) -> Finding:
     detail = str(told_difference(difference, Form.of(report["suites"][name])))
     detail += f", of this sign in {seeds}" if (seeds := in_seeds(difference)) else ""
     if claim["published"] is not None:
-        published = claim["published"]
-        detail += f"; {published['source']}: {shown(published['better'])} against {shown(published['worse'])}"
+        published, suite = claim["published"], report["suites"][name]
+        detail += f"; published: {shown(published['better'], suite)} against {shown(published['worse'], suite)}"
     return Finding(name, better, worse, WORDS[claim["outcome"]], opening, f"{detail}.")
 
 
-def shown(published: float | Sequence[float]) -> str:
+def shown(published: float | Sequence[float], suite: Mapping[str, Any]) -> str:
     """A published score as its source writes it, with its standard error where there is one."""
+    form = replace(Form.of(suite), digits=2)
     if isinstance(published, int | float):
-        return f"{published:.2f}"
-    return f"{published[0]:.2f} ({published[1]:.2f})"
+        return form(published)
+    return f"{form(published[0])} ({form(published[1]).removesuffix('%')})"
 
 
 def beside(report: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -93,7 +95,7 @@ def beside(report: Mapping[str, Any]) -> dict[str, Any] | None:
             "name": model,
             "cells": [
                 {
-                    "published": shown(published["scores"][model][suite])
+                    "published": shown(published["scores"][model][suite], report["suites"][suite])
                     if suite in published["scores"].get(model, {})
                     else "",
                     "here": _here(report["suites"][suite], model),
