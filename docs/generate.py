@@ -32,11 +32,11 @@ from potstill.stages.asking import Asking
 from potstill.stages.base import Reference, Stage
 from potstill.stages.domain import Domain
 from potstill.stages.prompting import Prompting
-from potstill.stages.suites import AnswerLossSuite, AspectsSuite, ExactSuite, MtBenchSuite, PreferenceSuite
+from potstill.stages.suites import Suite
 from potstill.stages.training import TrainingConfig
 
 FOLDER = Path(__file__).parent
-SUITES = (MtBenchSuite, AspectsSuite, AnswerLossSuite, PreferenceSuite, ExactSuite)
+SUITES = get_args(get_args(Suite)[0])
 PLAIN = {
     str: "text",
     int: "whole number",

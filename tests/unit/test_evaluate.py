@@ -134,7 +134,7 @@ def test_the_same_question_is_answered_once(scored):
 
 
 def test_each_suite_keeps_its_own_references(house, tmp_path):
-    asked = questions(2)
+    asked = [prompt.model_copy(update={"category": "math"}) for prompt in questions(2)]
     told = [prompt.model_copy(update={"references": ("the truth",)}) for prompt in asked]
     suites = {name: {"protocol": "mt_bench", "questions": name} for name in ("asked", "told")}
     rows = {"asked": asked, "told": told}

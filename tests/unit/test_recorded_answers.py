@@ -13,11 +13,12 @@ from potstill.artifact import read_json
 from potstill.errors import DataError
 from potstill.evaluation.alpaca_eval import read_annotations
 from potstill.evaluation.continued import take_grades
-from potstill.evaluation.fastchat import read_judgments
+from potstill.evaluation.fastchat import read_judge_prompts, read_judgments
+from potstill.evaluation.judge_prompts import Examiner
 from potstill.evaluation.length_control import fit, read_difficulty
 from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.scores import read_results
-from potstill.evaluation.sheets import Turn
+from potstill.evaluation.sheets import Sheet, Turn
 from potstill.files import read_lines
 from potstill.records import Message, Prompt
 from potstill.sources import Data
@@ -163,12 +164,13 @@ def test_bad_files_of_answers(tmp_path, rows, words):
 
 
 def test_references_of_a_file_of_their_own(tmp_path):
-    told = fastchat_answers(tmp_path / "told.jsonl", "gpt-4", 1, "the truth {turn}")
+    """They replace the questions' own, and are shown where the benchmark shows any: in math, not in writing."""
+    told = fastchat_answers(tmp_path / "told.jsonl", "gpt-4", 4, "the truth {turn}")
     suites = {"chat": {"protocol": "mt_bench", "questions": "questions", "references": "told.jsonl"}}
     _, _, _, teachers = evaluated(tmp_path, suites, {"suites.chat.references": told}, models=("one",))
     prompts = [request.messages[-1].content for request in teachers["judge"].asked]
-    assert ["the truth 1" in prompt for prompt in prompts] == [True, True] + [False] * 14
-    assert ["the truth 2" in prompt for prompt in prompts] == [False, True] + [False] * 14
+    assert ["the truth 1" in prompt for prompt in prompts] == [False] * 4 + [True] * 4 + [False] * 8
+    assert ["the truth 2" in prompt for prompt in prompts] == [False] * 5 + [True, False, True] + [False] * 8
     assert not any("reference 3" in prompt for prompt in prompts)  # the question's own, which the file replaces
 
 
@@ -324,6 +326,21 @@ def test_the_benchmarks_own_words_are_asked_word_for_word(tmp_path):
 
 
 @needs_shared
+def test_references_are_shown_where_the_published_run_showed_them():
+    """Its file of questions has reference answers for some of extraction, stem and roleplay too, and lacks one."""
+    folder = SHARED / "mt_bench"
+    asked = {row.id: row for row in Data("q", "file", folder / "question.jsonl").rows(Prompt)}
+    assert sum(any(prompt.references) for prompt in asked.values()) == 39
+    words = Examiner("single", 64, 0, {"any": read_judge_prompts(read_lines(folder / "judge_prompts.jsonl"), "p")[0]})
+    stored = read_judgments(read_lines(folder / "model_judgment/alvarobartt_gpt-4_single.jsonl"), "judgments")
+    sheets = {name: Sheet("chat", "m", prompt) for name, prompt in asked.items()}
+    said = {(str(row.question_id), row.turn): row.prompt_name for row in stored}
+    other = {name for (name, turn), prompt in said.items() if words.filed_under(sheets[name], turn - 1) != prompt}
+    assert [asked[name].category for name in other] == ["coding"]
+    assert not any(asked[name].references for name in other)
+
+
+@needs_shared
 def test_grades_of_other_answers_are_not_taken():
     """The published judgments of one model say nothing of another's answers, though a row were named so."""
     folder = SHARED / "mt_bench"
@@ -417,7 +434,8 @@ def prompt_rows():
 
 def test_which_of_the_benchmarks_prompts_is_filled_with_what(tmp_path):
     prompts = lines(tmp_path / "judge_prompts.jsonl", prompt_rows())
-    asked = [one.model_copy(update={"references": ("ref {x}",)} if one.id == "q1" else {}) for one in questions(2)]
+    known = {"references": ("ref {x}",), "category": "coding"}
+    asked = [one.model_copy(update=known if one.id == "q1" else {}) for one in questions(2)]
     suites = {"chat": {"protocol": "mt_bench", "questions": "questions", "judge_prompts": "x"}}
     _, _, _, teachers = evaluated(
         tmp_path, suites, {"suites.chat.judge_prompts": prompts}, models=("one",), rows=asked, judge=lambda r: "[[5]]"

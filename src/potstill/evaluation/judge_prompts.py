@@ -68,7 +68,7 @@ class Examiner:
         """The name of the prompt that a turn is asked with."""
         if not self.prompts:
             return OURS[self.type]
-        return NAMES[self.type, any(sheet.prompt.references)] + ("-multi-turn" if turn else "")
+        return NAMES[self.type, any(mt_bench.references(sheet.prompt))] + ("-multi-turn" if turn else "")
 
     def _request(self, messages: tuple[Message, ...], sheet: Sheet, turn: int, what: str) -> Request:
         return Request(messages, self.max_tokens, seed=request_seed(self.seed, sheet.prompt.id, what, turn + 1))
@@ -101,7 +101,7 @@ def _blanks(sheets: Sequence[Sheet], turn: int) -> dict[str, str]:
     """What FastChat's templates may ask for. Of several answers it speaks as a and b; of several turns as 1 and 2."""
     prompt, turns = sheets[0].prompt, range(1, turn + 2)
     questions = (prompt.messages[-1].content, *prompt.follow_ups)
-    references = (*prompt.references, *[""] * len(questions))
+    references = (*mt_bench.references(prompt), *[""] * len(questions))
     blanks = {f"ref_answer_{number}": references[number - 1] for number in turns}
     blanks |= {"question": questions[0]} | {f"question_{number}": questions[number - 1] for number in turns}
     for letter, sheet in zip("ab" if len(sheets) > 1 else ("",), sheets, strict=True):

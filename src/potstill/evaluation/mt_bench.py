@@ -11,12 +11,15 @@ from dataclasses import replace
 
 from potstill.evaluation.sheets import Ask, Sheet, Turn
 from potstill.prompts import render_prompt
-from potstill.records import Message
+from potstill.records import Message, Prompt
 from potstill.teachers.base import Request, request_seed
 
 LOWEST, HIGHEST = 1.0, 10.0
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """By category; greedy in every other. The judge is always greedy."""
+WITHOUT_REFERENCES = ("writing", "roleplay", "extraction", "stem", "humanities")
+"""The benchmark's categories whose judge is shown no reference answer, though its file holds some. In math, reasoning
+and coding it is."""
 
 _DOUBLE = re.compile(r"\[\[(\d++(?:\.\d*+)?)\]\]")
 _SINGLE = re.compile(r"\[(\d++(?:\.\d*+)?)\]")
@@ -28,10 +31,7 @@ def temperature(category: str) -> float:
 
 
 def ask_judge(max_tokens: int, seed: int) -> Ask:
-    """How a judge is asked for a turn: the dialogue up to it, with the references that the question brings.
-
-    The benchmark brings references for math, reasoning and coding.
-    """
+    """How a judge is asked for a turn: the dialogue up to it, with its `references`."""
 
     def ask(sheet: Sheet, turn: int) -> Request:
         messages = (
@@ -43,9 +43,14 @@ def ask_judge(max_tokens: int, seed: int) -> Ask:
     return ask
 
 
+def references(prompt: Prompt) -> tuple[str, ...]:
+    """The reference answers that a judge is shown. Of categories that are none of the benchmark's, all there are."""
+    return () if prompt.category in WITHOUT_REFERENCES else prompt.references
+
+
 def shown(sheet: Sheet, turn: int) -> list[dict[str, str]]:
     """The dialogue up to that turn, with what the prompt itself holds before its last message."""
-    references = (*sheet.prompt.references, *[""] * len(sheet.turns))
+    known = (*references(sheet.prompt), *[""] * len(sheet.turns))
     parts: list[dict[str, str]] = []
     said: list[str] = []
     for message in sheet.prompt.messages[:-1]:
@@ -56,7 +61,7 @@ def shown(sheet: Sheet, turn: int) -> list[dict[str, str]]:
             said.append(message.content)
     for i, each in enumerate(sheet.turns[: turn + 1]):
         user = "\n\n".join([*said, each.user])
-        parts.append({"user": user, "reference": references[i], "assistant": each.assistant or ""})
+        parts.append({"user": user, "reference": known[i], "assistant": each.assistant or ""})
         said = []
     return parts
 
