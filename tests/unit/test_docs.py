@@ -114,7 +114,7 @@ def test_the_recipes_on_feedback_fit_together(tmp_path):
 
 def test_the_recipe_on_judges_on_trial_is_whole(tmp_path):
     """It can be planned: its trials measure what its bar is set on."""
-    page = (ROOT / "docs" / "evaluation.md").read_text().partition("## Judges on trial")[2]
+    page = (ROOT / "docs" / "judges.md").read_text()
     (snippet, *_) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "labelled.jsonl").write_text('{"prompt": "Q", "chosen": "A", "rejected": "B"}\n')
     (tmp_path / "questions.jsonl").write_text('{"prompt": "Name a colour."}\n')
@@ -150,7 +150,7 @@ def blocks(page: Path) -> dict[str, str]:
 
 
 def test_the_leaderboards_recipe_is_one(tmp_path):
-    (tmp_path / "leaderboard.yaml").write_text(blocks(ROOT / "docs" / "evaluation.md")["leaderboard.yaml"])
+    (tmp_path / "leaderboard.yaml").write_text(blocks(ROOT / "docs" / "leaderboard.md")["leaderboard.yaml"])
     for task in ("arc", "hellaswag", "mmlu"):
         (tmp_path / "tasks" / task).mkdir(parents=True)
     (tmp_path / "tasks" / "truthful.jsonl").write_text("{}\n")
@@ -160,7 +160,7 @@ def test_the_leaderboards_recipe_is_one(tmp_path):
 
 def test_what_is_said_of_the_leaderboard_is_what_is_asked():
     """The table of its tasks has the shots and metrics that the code has."""
-    table = (ROOT / "docs" / "evaluation.md").read_text().partition("## The Open LLM Leaderboard")[2]
+    table = (ROOT / "docs" / "leaderboard.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.*) \|$", table, re.MULTILINE)
     assert [(task, int(shots)) for task, shots, _ in rows] == [(task, one.shots) for task, one in V1.items()]
     told = {task: re.findall(r"`(acc\w*)`", text) for task, _, text in rows}
