@@ -79,3 +79,22 @@ LADDER = (
 def ladder(out: Path) -> list[str]:
     """The command that runs the reduced ladder in a folder."""
     return [sys.executable, "-m", "potstill.cli", "run", "miniature-ladder", *LADDER, "--out", str(out)]
+
+
+ABLATION = (
+    "runs=[3]",
+    "articles.editions=1",
+    "seeds.per_category=1",
+    "questions.per_category=2",
+    *(f"base.{field}" for field in ("width=64", "heads=2", "kv_heads=1", "block_length=128", "batch_tokens=1024")),
+    "prompts.count=140",
+    "sft_prompts.limit=64",
+    "dpo_prompts.skip=64",
+    "dpo_prompts.limit=32",
+    "scores.max_tokens=24",
+)
+
+
+def ablation(out: Path) -> list[str]:
+    """The command that runs the reduced ablation in a folder."""
+    return [sys.executable, "-m", "potstill.cli", "run", "miniature-ablation", *ABLATION, "--out", str(out)]
