@@ -18,7 +18,7 @@ from potstill.errors import DataError
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
-from potstill.reporting.differences import in_seeds, only_against
+from potstill.reporting.differences import in_seeds, only_against, without
 from potstill.reporting.findings import findings
 from potstill.reporting.page import amount, duration, size
 from potstill.sources import Data
@@ -252,6 +252,16 @@ def test_against_one_only_its_comparisons_count():
     assert given["paired"]["kto-dpo"]["comparisons"] == 6
     lowest = min(meant.values(), key=lambda one: one["p"])
     assert lowest["p_adjusted"] == pytest.approx(3 * lowest["p"])
+
+
+def test_a_teacher_is_no_rival_of_its_students():
+    """What they keep of its score is told elsewhere; what they are among themselves is corrected for those alone."""
+    given = without(suite({"tutor": 8.0, "base": 5.0, "sft": 6.0, "dpo": 6.1}), "tutor")
+    assert {given["paired"][name]["comparisons"] for name in ("sft-base", "dpo-base", "dpo-sft")} == {3}
+    asked = {"models": ["base", "sft", "dpo", "tutor"], "suites": {"chat": given}}
+    assert {name for one in findings(asked) for name in (one.later, one.earlier)} == {"base", "sft", "dpo", "tutor"}
+    found = findings({**asked, "footprint": {"teacher": "tutor"}})
+    assert [(one.later, one.earlier) for one in found] == [("dpo", "sft"), ("sft", "base")]
 
 
 def test_one_seed_is_not_said_to_be_one_of_one():

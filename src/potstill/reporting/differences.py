@@ -1,6 +1,7 @@
 """What may be claimed of a paired difference as it stands in scores.json. Says nothing in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import Any, Literal
 
 from potstill.evaluation.distributions import holm
@@ -64,9 +65,17 @@ def in_seeds(paired: Mapping[str, Any]) -> str:
 
 def only_against(suite: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The suite where only the comparisons with one row were asked for: each p is corrected for those alone (Holm)."""
-    meant = [one for one in suite["models"] if difference_of(suite, one, name) is not None]
-    keys = [key for one in meant for key in (f"{one}-{name}", f"{name}-{one}") if key in suite["paired"]]
-    keys = [key for key in keys if suite["paired"][key]["p"] is not None]
+    return _asked_for(suite, [(one, name) for one in suite["models"] if one != name])
+
+
+def without(suite: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The suite where nobody asked for a comparison with that row: the others are corrected for their own number."""
+    return _asked_for(suite, combinations([one for one in suite["models"] if one != name], 2))
+
+
+def _asked_for(suite: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    named = [key for one, other in pairs for key in (f"{one}-{other}", f"{other}-{one}") if key in suite["paired"]]
+    keys = [key for key in named if suite["paired"][key]["p"] is not None]
     adjusted = holm([suite["paired"][key]["p"] for key in keys])
     paired = {
         key: {**suite["paired"][key], "p_adjusted": p, "comparisons": len(keys)}

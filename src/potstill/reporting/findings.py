@@ -45,8 +45,10 @@ def findings(report: Mapping[str, Any]) -> list[Finding]:
     against = report.get("against")
     if against is not None:
         return [finding for name in order for finding in _against(name, suites[name], report["models"], against)]
-    found = [finding for name in order for finding in _of_suite(name, suites[name], report["models"])]
-    return sorted(found, key=lambda finding: finding.later != report["models"][-1])
+    teacher = (report.get("footprint") or {}).get("teacher")  # of which is told elsewhere what each keeps
+    students = [model for model in report["models"] if model != teacher]
+    found = [finding for name in order for finding in _of_suite(name, suites[name], students, teacher)]
+    return sorted(found, key=lambda finding: finding.later != students[-1])
 
 
 def reservations(report: Mapping[str, Any]) -> list[str]:
@@ -77,10 +79,11 @@ def _against(name: str, suite: Mapping[str, Any], models: Sequence[str], against
     yield from found
 
 
-def _of_suite(name: str, suite: Mapping[str, Any], models: Sequence[str]) -> Iterator[Finding]:
+def _of_suite(name: str, suite: Mapping[str, Any], models: Sequence[str], teacher: str | None) -> Iterator[Finding]:
     """Neighbours in the order of the models; in a suite with baselines, the last model with each of those instead."""
-    present = [model for model in models if model in suite["models"]]
-    baselines = [row for row in suite["models"] if row not in models]
+    rows = [row for row in suite["models"] if row != teacher]
+    present = [model for model in models if model in rows]
+    baselines = [row for row in rows if row not in models]
     pairs = [(present[-1], row) for row in baselines] if baselines and present else []
     pairs = pairs or [(later, earlier) for earlier, later in pairwise(present)][::-1]
     for later, earlier in pairs:

@@ -19,7 +19,7 @@ from potstill.evaluation.scores import SCORES_FILE, read_results
 from potstill.lineage import folder_name
 from potstill.members import pools
 from potstill.records import ROWS
-from potstill.reporting.differences import only_against
+from potstill.reporting.differences import only_against, without
 from potstill.sources import Data, Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
@@ -105,7 +105,7 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
     models = inputs.models.get("models", ())
     stages = {model.name: made for model in models if (made := _made_by_a_stage(model)) is not None}
     scored = dict.fromkeys(name for data in scores for name in read_json(data.path / SCORES_FILE)["models"])
-    suites = _suites(scores, config.against)
+    suites = _suites(scores, config.against, config.teacher)
     for place, claim in enumerate(config.claims):
         if claim.suite not in suites:
             what = f"claims.{place} is about the suite '{claim.suite}', which none of the scores has"
@@ -181,14 +181,18 @@ def _bytes(artifact: Artifact) -> int:
     return files.get(ROWS_FILE, 0) if artifact.produces in ROWS else 0
 
 
-def _suites(scores: Sequence[Data], against: str | None) -> dict[str, Any]:
+def _suites(scores: Sequence[Data], against: str | None, teacher: str | None) -> dict[str, Any]:
     """The suites of all evaluations; a name that two of them use is told apart by the evaluation's.
 
-    Where all are set against one, only those comparisons count: the others were not asked for.
+    Where all are set against one, only those comparisons count: the others were not asked for. Nor are those with the
+    teacher: of it the report says what share others keep.
     """
     found = [(data.name, name, _folded(suite)) for data in scores for name, suite in _read_suites(data).items()]
-    told = [(o, name, suite if against is None else only_against(suite, against)) for o, name, suite in found]
-    return _told_apart(told)
+    if against is not None:
+        found = [(origin, name, only_against(suite, against)) for origin, name, suite in found]
+    elif teacher is not None:
+        found = [(origin, name, without(suite, teacher)) for origin, name, suite in found]
+    return _told_apart(found)
 
 
 def _told_apart(found: Sequence[tuple[str, str, T]]) -> dict[str, T]:
