@@ -5,7 +5,6 @@ import re
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import IO, Any
 
 from rich.console import Console
@@ -19,19 +18,13 @@ from potstill.members import families, read_member, spoken
 from potstill.pipeline import Listener
 from potstill.plan import Plan, Step
 from potstill.records import ROWS
-from potstill.reporting.differences import verdict_of
-from potstill.reporting.told import Form, told, told_difference, widest
+from potstill.reporting.tables import score_table, side_by_side_table
+from potstill.reporting.told import duration
 from potstill.workspace import Workspace
 
 SECONDS_BETWEEN_LINES = 10.0
 FACTS_SHOWN = 4
 TOOK_WIDTH = 7
-CELL_WIDTH = 22
-"""Room for a mean and its interval: +0.52 [+0.31, +0.74]."""
-N_WIDTH = 6
-"""Room for how many values are in it."""
-MOST_COLUMNS = 6
-"""Of models, before they become rows."""
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -77,15 +70,6 @@ class Pace:
 def clean(text: str) -> str:
     """A text that others wrote, without the signs that command a terminal."""
     return CONTROL.sub("", text)
-
-
-def duration(seconds: float) -> str:
-    """As a person says it: 0.4 s, 12 s, 3:05, 2:00:10."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def figure(name: str, value: float) -> str:
@@ -300,7 +284,8 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
     if summary is not None:
         console.print()
         beside = "side_by_side" in summary
-        console.print(side_by_side_table(summary, console.width) if beside else score_table(summary, console.width))
+        table = side_by_side_table if beside else score_table
+        console.print(table(summary, console.width))
         console.print()
         for finding in summary.get("headline", ()):
             console.print(Text(finding), soft_wrap=True)
@@ -312,101 +297,3 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
         console.print()
     for label, command in rows:
         console.print(Text.assemble((f"{label:<12}", "dim"), command), soft_wrap=True, highlight=False)
-
-
-def side_by_side_table(summary: Mapping[str, Any], width: int) -> Table:
-    """Models, or families of them, by what each scored and took; beside each score the difference to the one that all
-    are set against, which stands out where it is beyond chance. Where there is little room, intervals stand below."""
-    rows, against = summary["side_by_side"], summary["against"]
-    names, each = max(len(row["name"]) for row in rows) + 6, len(rows[0]["suites"])
-    whole = width >= names + (2 * CELL_WIDTH + N_WIDTH) * each + len("training  steps  bytes/token")
-    between, roomy = " " if whole else "\n", width >= names + 32 * each + len("training  steps  bytes/token")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("mean [95% interval]" if names > 20 else "", header_style="dim", no_wrap=True)
-    for suite in rows[0]["suites"]:
-        table.add_column(suite, justify="right")
-        table.add_column(Text(f"− {against}"), justify="right")
-    for name in ("training", "steps", "bytes/token") if roomy else ("training",):
-        table.add_column(name, justify="right")
-    for row in rows:
-        label = Text.assemble(row["name"], (f"  ×{len(row['seeds'])}" if row["seeds"] else "", "dim"))
-        cells: list[Text] = []
-        for suite, found in row["suites"].items():
-            form = _form(summary, suite)
-            cells += [_cell(found, between, form), _difference(found and found["difference"], between, form)]
-        took = "" if row["seconds"] is None else duration(row["seconds"])
-        figures = ["" if row[one] is None else f"{row[one]:,.0f}" for one in ("steps", "bytes_per_token") if roomy]
-        table.add_row(label, *cells, took, *figures)
-    return table
-
-
-def _tall_table(summary: Mapping[str, Any], width: int) -> Table:
-    """Models by suites: for more models than a terminal has columns for."""
-    suites = summary["scores"]
-    names = 2 + max(map(len, summary["models"]))
-    between = " " if names + CELL_WIDTH * len(suites) <= width else "\n"
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("mean [95% interval]" if names > 20 else "mean", header_style="dim", no_wrap=True)
-    for suite, found in suites.items():
-        table.add_column(Text(f"{suite.replace('_', ' ')}\nn {_counts(found)}"), justify="right")
-    for model in summary["models"]:
-        cells = [_cell(suites[suite].get(model), between, _form(summary, suite), n=False) for suite in suites]
-        table.add_row(Text(model), *cells)
-    return table
-
-
-def score_table(summary: Mapping[str, Any], width: int) -> Table:
-    """Suites by models: the mean and its 95% interval, beside it or, where there is little room, below it.
-
-    Where there is much, a column sets the last model against the one before; a difference stands out where it is beyond
-    chance, corrected for all comparisons of the suite. The last column counts the values in each mean.
-    """
-    models, suites = list(summary["models"]), summary["scores"]
-    names = 4 + max(len(part) for suite in suites for part in suite.split("/"))
-    room = (width - names) // CELL_WIDTH
-    if len(models) > max(MOST_COLUMNS, room):
-        return _tall_table(summary, width)
-    pair = f"{models[-1]}-{models[-2]}" if 1 < len(models) < room else ""
-    between = " " if len(models) <= room else "\n"
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("mean [95% interval]" if names > 20 else "mean", header_style="dim", no_wrap=True)
-    for head in [*models, *([f"{models[-1]} − {models[-2]}"] if pair else []), "n"]:
-        table.add_column(Text(head), justify="right")
-    group = ""
-    for suite, scores in suites.items():
-        above, _, name = suite.rpartition("/")
-        if above != group and above:
-            table.add_row(above)
-        group = above
-        form = _form(summary, suite)
-        cells = [_cell(scores.get(model), between, form, n=False) for model in models]
-        if pair:
-            cells.append(_difference(summary["paired"].get(suite, {}).get(pair), between, form))
-        table.add_row(f"  {name.replace('_', ' ')}" if above else name.replace("_", " "), *cells, _counts(scores))
-    return table
-
-
-def _form(summary: Mapping[str, Any], suite: str) -> Form:
-    """How a suite's numbers are written: closer where its intervals are narrow."""
-    form = Form.of(summary["measures"][suite])
-    narrow = 0 < form.scale * widest(list(summary["scores"][suite].values())) < 0.1
-    return replace(form, digits=form.digits + 1) if narrow else form
-
-
-def _counts(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of how many values the means of a suite are."""
-    counts = sorted({one["n"] for one in scores.values()})
-    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
-
-
-def _cell(score: Mapping[str, Any] | None, between: str, form: Form, *, n: bool = True) -> Text:
-    """An estimate with its interval, beside it or below it."""
-    return Text("-", "dim") if score is None else Text.assemble(*told(score, form).marked(between, n=n))
-
-
-def _difference(found: Mapping[str, Any] | None, between: str, form: Form) -> Text:
-    """A paired difference; one that is beyond chance stands out."""
-    if found is None:
-        return Text("-", "dim")
-    clear = verdict_of(found, higher_is_better=True) != "unclear"
-    return Text.assemble(*told_difference(found, form).marked(between, clear=clear, n=False))

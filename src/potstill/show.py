@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
-from potstill.console import clean, facts_line, number, score_table
+from potstill.console import clean, facts_line, number
 from potstill.errors import StorageError
 from potstill.evaluation.failures import failed_judgments, told_failures
 from potstill.evaluation.judge_trial import TRIAL_FILE
@@ -25,8 +25,9 @@ from potstill.members import families, pools, read_member
 from potstill.records import ROWS, Answers, Candidate, Chat, Dropped, Feedback, Message, Pair, Prompt, Rating, Record
 from potstill.records import Text as TextRecord
 from potstill.reporting.audits import MARKS, danger_tables
-from potstill.reporting.findings import reservations
+from potstill.reporting.findings import noted, reservations
 from potstill.reporting.judges import judge_table
+from potstill.reporting.tables import score_table
 from potstill.signal_view import show_signals
 from potstill.stages.evaluate import ANSWERS_FILE
 from potstill.stages.kept import ALIGNMENT_FILE
@@ -78,7 +79,7 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
     elif artifact.produces == "signals":
         show_signals(console, artifact.path, rows)
     elif artifact.produces == "scores":
-        console.print(_scores(artifact.path, console.width))
+        console.print(_scores(artifact, console.width))
         _print_failed(console, artifact.path, stage)
         bar = read_json(artifact.path / "scores.json").get("bar")
         for sentence in reservations({"bars": {stage: bar}} if bar else {}):
@@ -382,12 +383,16 @@ def _print_failed(console: Console, path: Path, stage: str) -> None:
     console.print(Text(line, "dim"), soft_wrap=True)
 
 
-def _scores(path: Path, width: int) -> RenderableType:
-    scores = read_json(path / "scores.json")
-    suites = {name: {**suite, **suite.get("pooled", {})} for name, suite in scores["suites"].items()}
+def _scores(artifact: Artifact, width: int) -> RenderableType:
+    scores = read_json(artifact.path / "scores.json")
+    notes = artifact.facts.get("notes", {})
+    suites = {
+        name: noted({**suite, **suite.get("pooled", {})}, name, notes) for name, suite in scores["suites"].items()
+    }
     return score_table(
         {
             "models": list(pools(scores["models"])),
+            "measures": suites,
             "scores": {name: suite["models"] for name, suite in suites.items()},
             "paired": {name: suite["paired"] for name, suite in suites.items()},
         },

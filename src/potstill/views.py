@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.artifact import find
-from potstill.console import duration, facts_line
+from potstill.console import facts_line
 from potstill.members import families, spoken
 from potstill.plan import Plan, Step
+from potstill.reporting.told import duration
 from potstill.sources import EndpointModel, Model, ModelSpec, Price
 from potstill.stages.base import Expected, Part, Range
 from potstill.teachers.journal import JOURNAL, Journal, Total

@@ -20,6 +20,7 @@ from potstill.artifact import Artifact
 from potstill.chat import Options, chat
 from potstill.cli import main
 from potstill.errors import ModelError
+from potstill.reporting import tables
 from potstill.reporting.told import Form, told_difference
 from potstill.show import sparkline
 
@@ -338,12 +339,13 @@ SUMMARY = {
         "held/wins": {"sft": estimate(None, None, None, 0)},
     },
     "paired": {"chat": {"dpo-sft": gain(1.25, 0.5, 2.0)}},
+    "measures": {name: {"share": False, "unit": "points"} for name in ("chat", "held/loss", "held/wins")},
 }
 
 
 def table_at(width):
     out = io.StringIO()
-    Console(file=out, width=width).print(console.score_table(SUMMARY, width))
+    Console(file=out, width=width).print(tables.score_table(SUMMARY, width))
     return [re.split(r"  +", line.strip()) for line in out.getvalue().splitlines()]
 
 
@@ -358,8 +360,28 @@ def test_the_table_of_scores_shows_means_intervals_and_what_has_none():
 
 
 def test_the_table_of_scores_fits_a_narrow_terminal():
-    rows = table_at(40)
+    rows = table_at(50)
     assert rows[:3] == [["mean", "sft", "dpo", "n"], ["chat", "5.00", "6.25", "80"], ["[4.50, 5.50]", "[6.00, 6.50]"]]
+
+
+@pytest.mark.parametrize("width", [44, 60, 80, 120])
+def test_no_number_of_a_table_is_cut(width):
+    """Shares of 100% with wide intervals, five long names, six suites: every figure stands whole on one line."""
+    models = ["teacher", "mistral-orpo-capybara", "sft_raw", "sft", "dpo"]
+    suites = ["chat", "wins", "wins/length_controlled", *(f"aspects/{name}_following" for name in "abc")]
+    share = {"share": True, "unit": "share won", "baseline": "gold", "explained_by": "length alone"}
+    summary = {
+        "models": models,
+        "scores": {suite: {name: estimate(1.0, 0.954, 1.0, 1234) for name in models} for suite in suites},
+        "paired": {},
+        "measures": dict.fromkeys(suites, share),
+    }
+    out = io.StringIO()
+    Console(file=out, width=width).print(tables.score_table(summary, width))
+    text = out.getvalue()
+    assert 2 * text.count("[95.4%, 100.0%]") == text.count("100.0%") == 2 * len(models) * len(suites)
+    assert "…" not in text
+    assert "wins: against gold" in text
 
 
 def test_a_difference_that_rounds_to_nothing_has_no_sign_and_one_that_does_not_is_seen():
@@ -386,11 +408,12 @@ def test_everything_against_one_fits_the_terminal():
         beside("text", 3.0, None),
         beside("start[model=random]", 4.25, gain(1.25, 0.5, 2.0), ()),
     ]
-    summary = {"side_by_side": rows, "against": "text"}
+    summary = {"side_by_side": rows, "against": "text", "measures": {"chat": {"share": False, "unit": "points"}}}
+    summary["scores"] = {"chat": {row["name"]: row["suites"]["chat"] for row in rows}}
 
     def lines(width):
         out = io.StringIO()
-        Console(file=out, width=width).print(console.side_by_side_table(summary, width))
+        Console(file=out, width=width).print(tables.side_by_side_table(summary, width))
         return [re.split(r"  +", line.strip()) for line in out.getvalue().splitlines()]
 
     assert lines(120) == [
@@ -415,10 +438,11 @@ def test_many_models_are_rows_not_columns():
         "models": names,
         "scores": {"chat": {name: estimate(1.0, None, None, 1) for name in names}},
         "paired": {},
+        "measures": {"chat": {"share": False, "unit": "points"}},
     }
     out = io.StringIO()
-    Console(file=out, width=80).print(console.score_table(summary, 80))
-    assert [line.split()[0] for line in out.getvalue().splitlines()[1:]] == names
+    Console(file=out, width=80).print(tables.score_table(summary, 80))
+    assert [line.split()[0] for line in out.getvalue().splitlines()[2:]] == names
 
 
 def test_facts_in_few_words():
@@ -546,7 +570,7 @@ def test_summary_and_headline_end_the_run(tmp_path):
 
     out = io.StringIO()
     summary = {"models": ["a"], "scores": {"chat": {"a": estimate(5.0, 4.0, 6.0)}}, "paired": {},
-               "headline": ["it got better"]}  # fmt: skip
+               "measures": {"chat": {"share": False, "unit": "points"}}, "headline": ["it got better"]}  # fmt: skip
     plan = Plan(load_recipe("tiny.yaml"), {})
     console.closing(Console(file=out, width=80), plan, Workspace(Path("runs/tiny")), json.loads(json.dumps(summary)))
     assert "5.00 [4.00, 6.00]" in out.getvalue()

@@ -11,6 +11,7 @@ from kills import Killed, kill_in
 from test_spool import small
 
 from potstill.artifact import hash_file, read_json
+from potstill.cli import main
 from potstill.errors import DataError
 from potstill.evaluation.footprint import amounts, kept
 from potstill.evaluation.scores import Measure, SuiteResult
@@ -211,6 +212,13 @@ def whole(folder: Path, name: str, teacher: str = "scribe") -> Path:
     (folder / f"{name}.yaml").write_text(RECIPE.format(teacher=teacher))
     run(load_recipe(str(folder / f"{name}.yaml")), folder / name)
     return folder / name
+
+
+def test_scores_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = whole(folder, "shown")
+    assert main(["show", str(out), "scores"]) == 0
+    mean = 100 * read_json(out / "summary.json")["scores"]["right"]["student"]["mean"]
+    assert f"{mean:.1f}%" in capsys.readouterr().out
 
 
 def test_a_report_has_a_row_a_model_and_nothing_measured_is_sealed(folder: Path) -> None:

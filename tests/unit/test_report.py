@@ -19,7 +19,7 @@ from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
 from potstill.reporting.differences import in_seeds, only_against, without
-from potstill.reporting.findings import findings
+from potstill.reporting.findings import findings, noted
 from potstill.reporting.page import amount, duration, size
 from potstill.sources import Data
 from potstill.stages import report
@@ -366,8 +366,27 @@ def test_the_page_tells_how_to_use_the_last_model(usual, tmp_path, monkeypatch):
 def test_a_report_without_answers_curves_or_a_second_model(tmp_path):
     given = [scores(tmp_path, "scores", {"s": suite({"only": 5.0}, count=1)}, models=["only"])]
     text = Collector(page(sealed_report(tmp_path, given), tmp_path / "out")).text
-    assert "There are not two models here to compare." in text
-    assert "no interval" in text
+    assert "only on s: 5.00 (no interval: one question, n 1) out of 10." in text
+
+
+def test_whom_a_suite_compares_with_is_said():
+    """And where length alone explains preferences: of the one model there is, and below the table."""
+    wins = {**suite({"sage": 0.9}, "alpaca_eval", (0.0, 1.0), count=30), "unit": "share won"}
+    notes = {"wins": {"baseline": "gold", "length_controlled": {"explained_by": "length alone"}}}
+    suites = {name: noted(wins, name, notes) for name in ("wins", "wins/length_controlled", "other")}
+    told = [finding.text for finding in findings({"models": ["sage"], "suites": suites})]
+    assert told[0].startswith("sage on wins, against gold: 9")
+    assert told[0].endswith(" won.")
+    assert "against gold, at equal length, as far as length alone can explain preferences: " in told[1]
+    assert told[2].startswith("sage on other: ")
+
+
+def test_means_over_other_questions_are_told_from_the_difference():
+    """Two models that each lack some: the difference is of what both have, which the sentence says."""
+    given = suite({"base": 5.0, "sft": 6.0})
+    given["paired"]["sft-base"] |= {"n": 9}
+    (finding,) = findings({"models": ["base", "sft"], "suites": {"s": given}})
+    assert "each of what it has a value for; of what both have, a difference of +1" in finding.text
 
 
 def test_drawing_needs_no_torch(usual, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 from potstill.artifact import read_json, storage_errors, write_json
 
 REPORT_FILE = "report.json"
-MEASURE = ("protocol", "unit", "share", "higher_is_better")
+MEASURE = ("protocol", "unit", "share", "higher_is_better", "baseline", "explained_by")
 """What of a suite says how its numbers are read."""
 
 Timings = Mapping[str, Mapping[str, float | bool]]
@@ -44,7 +44,7 @@ def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
             *reservations(report),
             *(finding.text for finding in audit_findings(report)),
         ],
-        "measures": {name: {key: suite[key] for key in MEASURE} for name, suite in suites.items()},
+        "measures": {name: {key: suite[key] for key in MEASURE if key in suite} for name, suite in suites.items()},
         "scores": {name: suite["models"] for name, suite in suites.items()},
         "paired": {name: suite["paired"] for name, suite in suites.items()},
         "categories": {name: suite["categories"] for name, suite in suites.items() if suite["categories"]},

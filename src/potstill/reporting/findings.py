@@ -35,8 +35,8 @@ def findings(report: Mapping[str, Any]) -> list[Finding]:
     """The comparisons that matter, the weightiest first: the last model with the one before it, on the first suite.
 
     Where the report sets all against one: each with that one, behind how many do better and worse. Otherwise those of
-    the last model on every suite, then the other neighbours in the order of the models. Aspects speak only
-    where nothing else was measured; their table is elsewhere.
+    the last model on every suite, then the other neighbours in the order of the models on the first. Aspects speak
+    only where nothing else was measured; their table is elsewhere.
     """
     silent = ("aspects", "template_effect")
     suites = {name: suite for name, suite in report["suites"].items() if suite["protocol"] not in silent}
@@ -48,7 +48,24 @@ def findings(report: Mapping[str, Any]) -> list[Finding]:
     teacher = (report.get("footprint") or {}).get("teacher")  # of which is told elsewhere what each keeps
     students = [model for model in report["models"] if model != teacher]
     found = [finding for name in order for finding in _of_suite(name, suites[name], students, teacher)]
-    return sorted(found, key=lambda finding: finding.later != students[-1])
+    last = [finding for finding in found if finding.later in (students[-1], "")]
+    return last + [finding for finding in found if finding not in last and finding.suite == order[0]]
+
+
+def noted(suite: Mapping[str, Any], name: str, notes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The suite with what its evaluation's facts say of it: whom it compares with, and what its regression knows."""
+    own = notes.get(name.removesuffix("/length_controlled"), {})
+    control = own.get("length_controlled", {}) if name.endswith("/length_controlled") else {}
+    found = {"baseline": own.get("baseline"), "explained_by": control.get("explained_by")}
+    return {**suite, **{key: value for key, value in found.items() if value is not None}}
+
+
+def remark(suite: Mapping[str, Any]) -> str:
+    """What has to be known to read a suite's numbers; mostly nothing."""
+    said = [f"against {suite['baseline']}"] if "baseline" in suite else []
+    if "explained_by" in suite:
+        said.append(f"at equal length, as far as {suite['explained_by']} can explain preferences")
+    return ", ".join(said)
 
 
 def reservations(report: Mapping[str, Any]) -> list[str]:
@@ -90,6 +107,9 @@ def _of_suite(name: str, suite: Mapping[str, Any], models: Sequence[str], teache
         finding = compare(name, suite, later, earlier)
         if finding is not None:
             yield finding
+    if not pairs and present:
+        whom = f", {remark(suite)}" if remark(suite) else ""
+        yield Finding(name, "", "", "unclear", f"{present[-1]} on {name}{whom}", f"{_alone(suite, present[-1])}.")
 
 
 def compare(name: str, suite: Mapping[str, Any], later: str, earlier: str) -> Finding | None:
@@ -115,7 +135,13 @@ def _detail(suite: Mapping[str, Any], later: str, earlier: str, paired: Mapping[
     seeds = f", of this sign in {found}" if (found := in_seeds(paired)) else ""
     values = f"{ends[0]} against {ends[1]}{_scale(suite)}"
     difference = f"a difference of {told_difference(paired, form)}"
+    if any(suite["models"][row]["n"] > paired["n"] for row in (later, earlier)):
+        difference = f"each of what it has a value for; of what both have, {difference}"
     return f"{values}, {difference}{seeds}{corrected(paired)}.{_caution(suite, (later, earlier))}"
+
+
+def _alone(suite: Mapping[str, Any], row: str) -> str:
+    return f"{told(suite['models'][row], Form.of(suite))}{_scale(suite)}"
 
 
 def corrected(paired: Mapping[str, Any]) -> str:

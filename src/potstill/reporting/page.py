@@ -21,7 +21,7 @@ from potstill.reporting import charts
 from potstill.reporting.audits import MARKS, SIGNS, audit_findings, audit_views
 from potstill.reporting.claims import beside, claim_findings
 from potstill.reporting.differences import difference_of, in_seeds, verdict_of
-from potstill.reporting.findings import compare, findings, reservations
+from potstill.reporting.findings import compare, findings, remark, reservations
 from potstill.reporting.footprint import footprint_table
 from potstill.reporting.judges import judge_table
 from potstill.reporting.side_by_side import side_by_side
@@ -115,7 +115,7 @@ def _suite(
         "name": name,
         "protocol": suite["protocol"],
         "unit": suite["unit"],
-        "explanation": EXPLANATIONS[suite["protocol"]],
+        "explanation": EXPLANATIONS[suite["protocol"]] + (f" Here {words}." if (words := remark(suite)) else ""),
         "rows": [_row(row, estimate, suite, span, colours) for row, estimate in suite["models"].items()],
         "ends": [f"{100 * end:g}%" if form.percent else f"{end:.3g}" for end in span],
         "models": models,

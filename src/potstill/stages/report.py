@@ -20,6 +20,7 @@ from potstill.lineage import folder_name
 from potstill.members import pools
 from potstill.records import ROWS
 from potstill.reporting.differences import only_against, without
+from potstill.reporting.findings import noted
 from potstill.sources import Data, Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
 
@@ -187,7 +188,11 @@ def _suites(scores: Sequence[Data], against: str | None, teacher: str | None) ->
     Where all are set against one, only those comparisons count: the others were not asked for. Nor are those with the
     teacher: of it the report says what share others keep.
     """
-    found = [(data.name, name, _folded(suite)) for data in scores for name, suite in _read_suites(data).items()]
+    found = [
+        (data.name, name, noted(_folded(suite), name, _notes(data)))
+        for data in scores
+        for name, suite in _read_suites(data).items()
+    ]
     if against is not None:
         found = [(origin, name, only_against(suite, against)) for origin, name, suite in found]
     elif teacher is not None:
@@ -221,6 +226,12 @@ def _footprint(config: Report, scores: Sequence[Data], models: Sequence[str]) ->
 def _folded(suite: Mapping[str, Any]) -> dict[str, Any]:
     """With the members of a family as one row."""
     return {**{key: value for key, value in suite.items() if key != "pooled"}, **suite.get("pooled", {})}
+
+
+def _notes(data: Data) -> Mapping[str, Any]:
+    """What the evaluation's facts say of its suites."""
+    made = find(data.path)
+    return made.facts.get("notes", {}) if made is not None else {}
 
 
 def _read_suites(data: Data) -> dict[str, Any]:
