@@ -80,7 +80,7 @@ def shown(published: float | Sequence[float], suite: Mapping[str, Any]) -> str:
     form = replace(Form.of(suite), digits=2)
     if isinstance(published, int | float):
         return form(published)
-    return f"{form(published[0])} ({form(published[1]).removesuffix('%')})"
+    return f"{form(published[0])} (standard error {form(published[1]).removesuffix('%')})"
 
 
 def beside(report: Mapping[str, Any]) -> dict[str, Any] | None:
