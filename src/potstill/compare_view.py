@@ -26,6 +26,8 @@ def compare_view(console: Console, found: Mapping[str, Any]) -> None:
             console.print(Text(line, "dim"), soft_wrap=True)
     for name, why in found["not_compared"].items():
         console.print(Text(f"{name} is left out: {why}.", "dim"), soft_wrap=True)
+    for note in found["notes"]:
+        console.print(Text(f"Note: {note}.", "yellow"), soft_wrap=True)
 
 
 def _table(*heads: str) -> Table:
@@ -39,25 +41,31 @@ def _differences(found: Mapping[str, Any]) -> RenderableType:
     table = _table("suite", "before", "after", "after − before", "")
     for name, suite in found["suites"].items():
         form = Form.of(suite)
-        difference = told_difference(suite["difference"], form)
         ends = [Text.assemble(*told(suite[side], form).marked("\n")) for side in ("before", "after")]
         word = "the same" if same_everywhere(suite["difference"]) else suite["verdict"]
         verdict = Text("cannot tell" if word == "unclear" else word, STYLES.get(word, ""))
         lower = Text("" if suite["higher_is_better"] else "\nlower is better", "dim")
-        table.add_row(Text(name) + lower, *ends, Text.assemble(*difference.marked("\n")), verdict)
+        table.add_row(Text(name) + lower, *ends, _difference(suite["difference"], form), verdict)
     count = max(suite["difference"]["comparisons"] for suite in found["suites"].values())
     note = f" Verdicts are corrected for {count} comparisons (Holm)." if count > 1 else ""
     return Group(table, Text(f"Intervals are of 95%, clustered by question.{note}", "dim"))
+
+
+def _difference(found: Mapping[str, Any], form: Form) -> Text:
+    """With the number of questions, of which there are fewer than values where each has several turns or seeds."""
+    parts = told_difference(found, form).marked("\n")
+    if 1 < found["questions"] < found["n"]:
+        parts.append((f"\nof {found['questions']:,} questions", "dim"))
+    return Text.assemble(*parts)
 
 
 def _requirements(found: Mapping[str, Any]) -> RenderableType:
     table = _table("required", "after − before, better above 0", "")
     for one in found["requirements"]:
         suite = found["suites"][one["suite"]]
-        shown = told_difference(one, Form.of(suite))
         word = Text(one["verdict"], f"bold {STYLES.get(one['verdict'], 'yellow')}")
         table.add_row(
-            Text(one["requirement"]), Text.assemble(*shown.marked("\n")), Group(word, Text(reason(one, suite), "dim"))
+            Text(one["requirement"]), _difference(one, Form.of(suite)), Group(word, Text(reason(one, suite), "dim"))
         )
     note = f"Each end of an interval is a one-sided bound of {1 - found['level']:.1%}, clustered by question."
     count = len(found["requirements"])

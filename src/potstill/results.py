@@ -4,16 +4,18 @@ What a file holds is told by its rows, never by its name. A folder is a run, a s
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from potstill.artifact import MANIFEST
 from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval, fastchat, fastchat_scores, scores
 from potstill.evaluation.alpaca_eval import Annotation
-from potstill.evaluation.fastchat import Judgment, PairJudgment
+from potstill.evaluation.fastchat import Judgment, PairJudgment, Question
 from potstill.evaluation.scores import OBSERVATIONS_FILE, SCORES_FILE, SuiteResult
+from potstill.evaluation.terms import Terms, annotated_terms, judged_terms, sealed_terms
 from potstill.files import Line, read_lines
 from potstill.turns import kind_of
 from potstill.workspace import Workspace
@@ -42,36 +44,27 @@ class Results:
     """By model, as they are stored; none for potstill's own evaluations."""
     questions: Path | None = None
     """Where the categories are from, where a file beside the judgments tells them."""
+    terms: Terms = field(default_factory=Terms)
+    """Under which it came about."""
 
 
-def read_results(path: Path) -> dict[str, SuiteResult]:
-    """What a file, an evaluation or a run holds, by suite. DataError where that is nothing, or not to be told apart.
+def read_suites(path: Path) -> dict[str, list[Results]]:
+    """What a file, an evaluation or a run holds, by suite. DataError where that is nothing.
 
     A suite is called mt_bench, mt_bench_pairs or alpaca_eval, or as the recipe calls it. Where several judges or
-    baselines would share a name, they stand behind it: alpaca_eval@JUDGE@BASELINE.
+    baselines would share a name, they stand behind it: alpaca_eval@JUDGE@BASELINE. Several files, or several stages of
+    a run, may hold models of one suite.
     """
-    found: dict[tuple[str, str, str | None], SuiteResult] = {}
+    found: dict[tuple[str, str, str | None], list[Results]] = {}
     for one in read_all(path):
-        key = (one.suite, one.judge, one.baseline)
-        found[key] = _joined(path, found.get(key), one)
+        found.setdefault((one.suite, one.judge, one.baseline), []).append(one)
     if not found:
         raise DataError(str(path), f"nothing here was scored; expected {KNOWN}", "Name another file or folder")
     alike = Counter(suite for suite, _, _ in found)
     return {
-        suite if alike[suite] == 1 else "@".join([suite, judge, *([baseline] if baseline else [])]): result
-        for (suite, judge, baseline), result in found.items()
+        suite if alike[suite] == 1 else "@".join([suite, judge, *([baseline] if baseline else [])]): results
+        for (suite, judge, baseline), results in found.items()
     }
-
-
-def _joined(path: Path, earlier: SuiteResult | None, later: Results) -> SuiteResult:
-    """The models of two files of one suite side by side."""
-    if earlier is None:
-        return later.result
-    both = earlier.observations.keys() & later.result.observations.keys()
-    if both:
-        what = f"'{min(both)}' is scored in more than one file for {later.suite}; expected one of them"
-        raise DataError(str(path), what, "Name the file that is meant")
-    return replace(earlier, observations={**earlier.observations, **later.result.observations})
 
 
 def read_all(path: Path) -> list[Results]:
@@ -147,7 +140,8 @@ def _annotations(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
     for (judge, baseline), models in alpaca_eval.by_comparison(rows).items():
         observations = {model: alpaca_eval.observations(found) for model, found in models.items()}
         result = SuiteResult(alpaca_eval.WIN_RATE, observations)
-        yield Results(path, alpaca_eval.WIN_RATE.protocol, result, judge, baseline, models)
+        terms = annotated_terms(judge, baseline, chain.from_iterable(models.values()))
+        yield Results(path, alpaca_eval.WIN_RATE.protocol, result, judge, baseline, models, terms=terms)
 
 
 def _judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
@@ -159,7 +153,8 @@ def _judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
         observations = fastchat_scores.observations(rows, category)
         models = {model: [row for row in rows if row.model == model] for model in observations}
         result = SuiteResult(fastchat_scores.GRADE, observations)
-        yield Results(path, fastchat_scores.GRADE.protocol, result, judge, None, models, questions)
+        terms = judged_terms(judge, None, rows, _questions(questions))
+        yield Results(path, fastchat_scores.GRADE.protocol, result, judge, None, models, questions, terms)
 
 
 def _pair_judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
@@ -172,7 +167,8 @@ def _pair_judgments(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
         observations = fastchat_scores.pair_observations(rows, category, baseline)
         models = {model: [row for row in rows if model in (row.model_1, row.model_2)] for model in observations}
         result = SuiteResult(fastchat_scores.WON, observations)
-        yield Results(path, fastchat_scores.WON.protocol, result, judge, baseline, models, questions)
+        terms = judged_terms(judge, baseline, rows, _questions(questions))
+        yield Results(path, fastchat_scores.WON.protocol, result, judge, baseline, models, questions, terms)
 
 
 _KINDS = (
@@ -187,15 +183,21 @@ def _categories(path: Path) -> tuple[Path | None, dict[str, str]]:
     file = path.parent.parent / QUESTIONS
     if not file.is_file():
         return None, fastchat_scores.categories()
-    return file, fastchat_scores.categories(fastchat.read_questions(read_lines(file), str(file)))
+    return file, fastchat_scores.categories(_questions(file)())
+
+
+def _questions(file: Path | None) -> Callable[[], list[Question]]:
+    """What stands in a file of questions, for whoever asks."""
+    return lambda: [] if file is None else fastchat.read_questions(read_lines(file), str(file))
 
 
 def _evaluation(folder: Path) -> Iterator[Results]:
     """The suites of a sealed evaluation."""
     try:
         found = scores.read_results(folder)
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        what = f"{SCORES_FILE} and {OBSERVATIONS_FILE} are not there as potstill writes them"
+        terms = sealed_terms(folder, found)
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        what = f"{SCORES_FILE}, {OBSERVATIONS_FILE} or {MANIFEST} are not as potstill writes them"
         raise DataError(str(folder), what, "Run the evaluation again, which seals them anew") from error
     for name, result in found.items():
-        yield Results(folder, name, result)
+        yield Results(folder, name, result, terms=terms[name])

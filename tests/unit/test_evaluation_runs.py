@@ -18,7 +18,7 @@ from potstill.miniature.world import world
 from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import Message
-from potstill.results import read_results as read_file
+from potstill.results import read_suites
 from potstill.sources import EndpointModel
 from potstill.teachers.base import Request
 from potstill.teachers.pairwise import render_pair_prompt
@@ -77,11 +77,11 @@ def test_a_run_that_compares(
         assert rows["sage"]["low"] > rows["forger"]["mean"]  # it knows; the other invents
     facts = read_json(duel / "manifest.json")["facts"]["notes"]
     assert facts["words"]["contradictory"] == facts["pairs"]["contradictory"] == 0  # a judge that checks likes no place
-    (alone,) = read_file(duel / "alpaca_eval/labels/sage/annotations.json").values()
+    ((alone,),) = read_suites(duel / "alpaca_eval/labels/sage/annotations.json").values()
     ours = read_results(duel)["labels"].to_json()["models"]["sage"]
-    assert alone.to_json()["models"]["sage"] == pytest.approx(ours)
-    (pairs,) = read_file(duel / "fastchat/pairs/model_judgment/judge_pair.jsonl").values()
-    assert pairs.to_json()["models"] == read_results(duel)["pairs"].to_json()["models"]
+    assert alone.result.to_json()["models"]["sage"] == pytest.approx(ours)
+    ((pairs,),) = read_suites(duel / "fastchat/pairs/model_judgment/judge_pair.jsonl").values()
+    assert pairs.result.to_json()["models"] == read_results(duel)["pairs"].to_json()["models"]
     page = (tmp_path / "runs/duel/report.html").read_text()
     assert "compared with a baseline" in page
     assert "won, a difference of" in page

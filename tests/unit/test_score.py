@@ -15,10 +15,9 @@ import pytest
 
 from potstill.artifact import seal
 from potstill.cli import main
-from potstill.errors import DataError
 from potstill.evaluation.scores import Measure, SuiteResult, write_observations
 from potstill.evaluation.statistics import Observation, mean_estimate
-from potstill.results import read_results
+from potstill.results import read_suites
 from potstill.workspace import Asked, Description, Workspace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -422,7 +421,7 @@ def test_what_the_text_says_otherwise_is_told_and_what_is_stored_counts(tmp_path
         (
             "scores.json",
             '{"suites": {"chat": {"models": {"a": 1}}}}',
-            "scores.json and observations.jsonl are not there",
+            "scores.json, observations.jsonl or manifest.json are not as potstill writes them",
         ),
     ],
 )
@@ -458,21 +457,19 @@ def test_no_number_counts_as_failed_not_as_a_number(tmp_path, score):
 
 def test_results_by_suite_for_whoever_compares(tmp_path):
     path = write(tmp_path / "x.jsonl", judged(81, 8), judged(82, -1))
-    (found,) = read_results(path).values()
-    assert list(read_results(path)) == ["mt_bench"]
-    assert [row.value for row in found.observations["m"]] == [8, None]
+    ((found,),) = read_suites(path).values()
+    assert list(read_suites(path)) == ["mt_bench"]
+    assert [row.value for row in found.result.observations["m"]] == [8, None]
     rows = [annotated("1", 2), annotated("1", 2, annotator="other")]
-    assert list(read_results(write(tmp_path / "a.json", *rows))) == ["alpaca_eval@judge@base", "alpaca_eval@other@base"]
-    assert list(read_results(evaluation(tmp_path / "kept"))) == ["chat"]
+    assert list(read_suites(write(tmp_path / "a.json", *rows))) == ["alpaca_eval@judge@base", "alpaca_eval@other@base"]
+    assert list(read_suites(evaluation(tmp_path / "kept"))) == ["chat"]
 
 
-def test_one_model_in_two_files_cannot_be_told(tmp_path):
+def test_one_suite_in_two_files(tmp_path):
     write(tmp_path / "one.jsonl", judged(81, 8))
-    write(tmp_path / "two.jsonl", judged(81, 3))
-    with pytest.raises(DataError, match="'m' is scored in more than one file for mt_bench"):
-        read_results(tmp_path)
     write(tmp_path / "two.jsonl", judged(81, 3, model="n"))
-    assert list(read_results(tmp_path)["mt_bench"].observations) == ["m", "n"]
+    found = read_suites(tmp_path)["mt_bench"]
+    assert [list(one.result.observations) for one in found] == [["m"], ["n"]]
 
 
 def test_scoring_loads_no_torch(tmp_path):

@@ -189,12 +189,17 @@ def by_comparison(annotations: Iterable[Annotation]) -> dict[tuple[str, str], di
     return {key: dict(models) for key, models in groups.items()}
 
 
+def question_of(row: Annotation) -> str:
+    """The id of its question, which AlpacaEval knows by its instruction alone."""
+    return digest(row.instruction)[:16]
+
+
 def observations(annotations: Sequence[Annotation]) -> list[Observation]:
     """One a row: the share of the win. A question is its instruction; each further row of one is a part of its own."""
     met: dict[str, int] = defaultdict(int)
     found = []
     for row in annotations:
-        question = digest(row.instruction)[:16]
+        question = question_of(row)
         met[question] += 1
         part = numbered("", met[question])
         value = None if row.preference is None else row.preference - LOWEST
