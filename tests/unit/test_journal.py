@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from stub_server import Stub
 
-from potstill.errors import StorageError
+from potstill.errors import StorageError, TeacherError
 from potstill.records import Message
 from potstill.sources import Account, EndpointModel, Model
 from potstill.teachers.base import Request
@@ -160,6 +160,27 @@ def test_a_journal_that_another_program_holds(tmp_path: Path, monkeypatch: pytes
     other.close()
     put(journal, "k")
     assert len(journal) == 1
+    journal.close()
+
+
+def test_a_new_address_takes_the_place_of_one_that_gave_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / JOURNAL)
+    journal.declare("m", "", ["http://wrong/v1"])
+    journal.declare("m", "", ["http://right/v1"])
+    put(journal, "k")
+    with pytest.raises(TeacherError, match=r"holds 1 replies of this model from http://right/v1, and .* now asks"):
+        journal.declare("m", "", ["http://wrong/v1"])
+    journal.close()
+
+
+def test_an_open_batch_job_is_at_stake_as_replies_are(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / JOURNAL)
+    journal.declare("m", "", ["http://one/v1"])
+    journal.note_batch("job", "m", "", ["asked"])
+    with pytest.raises(TeacherError, match="holds 1 open batch jobs of this model from http://one/v1"):
+        journal.declare("m", "", ["http://other/v1"])
+    journal.forget_batch("job")
+    journal.declare("m", "", ["http://other/v1"])
     journal.close()
 
 

@@ -238,20 +238,25 @@ class Journal:
             )
 
     def declare(self, model: str, revision: str, endpoints: Sequence[str]) -> None:
-        """Note where a model answers. TeacherError where its replies come from elsewhere and none of that is named."""
-        rows = self._select("SELECT endpoint FROM endpoints WHERE model = ? AND revision = ?", [model, revision])
+        """Note where a model answers. TeacherError where replies of it are kept, or awaited from a batch job, that come
+        from elsewhere, and none of that is named. Where nothing is, the new address takes the place of the old."""
+        whose = "WHERE model = ? AND revision = ?"
+        rows = self._select(f"SELECT endpoint FROM endpoints {whose}", [model, revision])
         known = [str(row[0]) for row in rows]
         if known and not set(known) & set(endpoints):
-            (count,) = self._select("SELECT count(*) FROM replies WHERE model = ? AND revision = ?", [model, revision])[
-                0
-            ]
-            raise TeacherError(
-                model,
-                f"the journal holds {count} replies of this model from {', '.join(known)}, and the recipe now asks "
-                f"{', '.join(endpoints)}",
-                f"If it is the same model there, name both: endpoint: [{known[0]}, {endpoints[0]}]; if it is another, "
-                "give it a revision of its own",
-            )
+            count = int(self._select(f"SELECT count(*) FROM replies {whose}", [model, revision])[0][0])
+            jobs = len(self.open_batches(model, revision))
+            if count or jobs:
+                held = [f"{count} replies"] * (count > 0) + [f"{jobs} open batch jobs"] * (jobs > 0)
+                raise TeacherError(
+                    model,
+                    f"the journal holds {' and '.join(held)} of this model from {', '.join(known)}, and the recipe now "
+                    f"asks {', '.join(endpoints)}",
+                    f"If it is the same model there, name both: endpoint: [{known[0]}, {endpoints[0]}]; if it is "
+                    "another, give it a revision of its own",
+                )
+            self._write(f"DELETE FROM endpoints {whose}", [(model, revision)])
+            known = []
         new = [(model, revision, endpoint) for endpoint in endpoints if endpoint not in known]
         if new:
             self._write("INSERT OR IGNORE INTO endpoints VALUES (?, ?, ?)", new)
