@@ -9,7 +9,7 @@ from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval
 from potstill.evaluation.alpaca_eval import Published
 from potstill.files import read_lines
-from potstill.results import Results, first_row, is_text, places, read_place
+from potstill.results import Results, first_row, is_text, places, read_place, why_none
 
 if TYPE_CHECKING:
     from potstill.evaluation.length_control import Difficulty, Weights
@@ -30,7 +30,7 @@ class Material:
     baseline: str | None = None
     """The one model that all are to be set against."""
     skipped: list[str] = field(default_factory=list)
-    """Files in folders that hold no results."""
+    """Files in folders that hold no results, with the reason."""
 
     def board(self, annotator: str) -> dict[str, Published]:
         """The leaderboard of an annotator, which is called by its name."""
@@ -71,7 +71,8 @@ def _take(place: Path, material: Material, *, strict: bool) -> None:
     found = read_place(place, strict=strict)
     material.results += found
     if not found:
-        material.skipped.append(f"{place}: no results")
+        why = "its evaluation holds no scores" if place.is_dir() else why_none(first_row(place).value)
+        material.skipped.append(f"{place}: {why}")
 
 
 def _unreadable(path: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from potstill.artifact import MANIFEST
 from potstill.errors import DataError
@@ -16,8 +17,8 @@ from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.fastchat import Judgment, PairJudgment, Question
 from potstill.evaluation.scores import OBSERVATIONS_FILE, SCORES_FILE, SuiteResult
 from potstill.evaluation.terms import Terms, annotated_terms, judged_terms, sealed_terms
+from potstill.evaluation.stored import unlike
 from potstill.files import Line, read_lines
-from potstill.turns import kind_of
 from potstill.workspace import Workspace
 
 QUESTIONS = "question.jsonl"
@@ -130,9 +131,12 @@ def read_file(path: Path, *, strict: bool = True) -> list[Results]:
     place = f"{path}:{first.number}"
     if first.error:
         raise DataError(place, first.error, "Fetch or write the file again")
-    value = first.value
-    said = f"columns {', '.join(sorted(map(str, value)))}" if isinstance(value, Mapping) else kind_of(value)
-    raise DataError(place, f"no result has {said}; expected {KNOWN}", "Name another file or folder")
+    raise DataError(place, f"{why_none(first.value)}; expected {KNOWN}", "Name another file or folder")
+
+
+def why_none(row: Any) -> str:
+    """Why a file that begins with this row holds no results."""
+    return unlike(row, _COLUMNS, "result")
 
 
 def _annotations(path: Path, lines: Iterable[Line]) -> Iterator[Results]:
@@ -176,6 +180,15 @@ _KINDS = (
     (fastchat.is_single, _judgments),
     (fastchat.is_pair, _pair_judgments),
 )
+
+
+_COLUMNS = {
+    "annotations of AlpacaEval": alpaca_eval.ANNOTATED,
+    "outputs of AlpacaEval": alpaca_eval.PUT_OUT,
+    "a leaderboard of AlpacaEval": alpaca_eval.PUBLISHED,
+    "judgments of FastChat": fastchat.GRADED,
+    "judgments of pairs of FastChat": fastchat.PAIRED,
+}
 
 
 def _categories(path: Path) -> tuple[Path | None, dict[str, str]]:

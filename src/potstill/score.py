@@ -226,11 +226,15 @@ def _board_baseline(board: Mapping[str, Published], material: Material) -> tuple
     from potstill.evaluation.length_control import baseline_of
 
     own = baseline_of(material.weights)
+    name = material.weights_from.name if material.weights_from else ""
     line = board.get(own or "")
     if own is None or line is None or line.win_rate != EVEN:
-        return None, f"the given weights are against {own or 'no model that they name'}, and this leaderboard is not"
+        return (
+            None,
+            f"the weights of {name} are against {own or 'no model that they name'}, and this leaderboard is not",
+        )
     if material.baseline is not None and material.baseline not in material.weights:
-        return None, f"the given weights hold none of '{material.baseline}'"
+        return None, f"the weights of {name} hold none of '{material.baseline}'"
     return material.baseline or own, ""
 
 
@@ -316,7 +320,7 @@ def _warnings(one: Results, name: str, found: Mapping[str, Any]) -> list[str]:
         rest = f" and {len(unlike) - SHOWN} more" if len(unlike) > SHOWN else ""
         said.append(f"{len(unlike)} stored otherwise than the judge's reply reads ({shown}{rest}); counted as stored")
     if (found["length_controlled"] or {}).get("weights_left_out"):
-        said.append(f"the given weights are not against {one.baseline}, and are left out")
+        said.append(f"the published weights are not against {one.baseline}, and are left out")
     if why := (found["length_controlled"] or {}).get("no_fit"):
         said.append(f"no rate at equal length could be fitted: {why}")
     return said

@@ -107,7 +107,7 @@ def _at_equal_length(found: Found) -> list[str]:
     if given := found.get("by_weights"):
         interval = _range(given["low"], given["high"])
         of = "of other instructions, the weights held fixed"
-        said.append(f"at equal length {given['win_rate']:.2f}%{interval} by the given weights ({of}; n {given['n']:,})")
+        said.append(f"at equal length {given['win_rate']:.2f}%{interval} by published weights ({of}; n {given['n']:,})")
     if fit := found.get("fit"):
         interval, less = _range(fit["low"], fit["high"]), found["fit_less_published"]
         how = f"with the gamed rows and a penalty of {fit['penalty']:.3g}" if fit["penalty"] else "without gamed rows"

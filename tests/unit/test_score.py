@@ -176,9 +176,12 @@ def test_weights_against_another_baseline_are_left_out(score):
     found = score(DATA / "alpaca_eval" / "vicuna-13b" / "alpaca_eval_gpt4", first, *tables)
     model = found["results"][0]["models"]["vicuna-13b"]
     assert model["length_controlled"]["by_weights"] is None
-    assert "the given weights are not against text_davinci_003" in model["warnings"][0]
+    assert "the published weights are not against text_davinci_003" in model["warnings"][0]
     board = found["leaderboards"][0]
-    assert "and this leaderboard is not" in board["weights_left_out"]
+    words = (
+        "the weights of lc_weights_length_controlled_v1.csv are against gpt4_1106_preview, and this leaderboard is not"
+    )
+    assert board["weights_left_out"] == words
     assert all(line["length_controlled"] is None for line in board["models"].values())
 
 
@@ -284,12 +287,16 @@ def test_a_folder_is_gone_through_and_what_is_no_result_is_told(tmp_path, score)
     write(tmp_path / "two" / "gpt-4_single.jsonl", judged(81, 8), judged(82, 6))
     write(tmp_path / "one" / "model_outputs.json", {"instruction": "1", "output": "x" * 90, "generator": "m"})
     (tmp_path / "notes.json").write_text("{\n 'not': json\n}")
+    write(tmp_path / "cut.json", {k: v for k, v in annotated("1", 2).items() if k != "preference"})
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     found = score(tmp_path)
     assert [one["suite"] for one in found["results"]] == ["alpaca_eval", "mt_bench"]
     assert found["results"][0]["models"]["m"]["average_length"] == 90
-    assert len(found["skipped"]) == 2
-    assert "notes.json:1: not JSON" in found["skipped"][0]
+    why = [line.removeprefix(f"{tmp_path}/").partition(": ")[::2] for line in found["skipped"]]
+    assert [name for name, _ in why] == ["cut.json", "notes.json:1", "other.csv"]
+    assert why[0][1] == "it is like annotations of AlpacaEval, but lacks preference"
+    assert why[1][1].startswith("not JSON")
+    assert why[2][1] == "no result has columns a, b"
 
 
 def test_a_file_named_twice_is_counted_once(tmp_path, score):
@@ -413,6 +420,12 @@ def test_what_the_text_says_otherwise_is_told_and_what_is_stored_counts(tmp_path
         ("a.jsonl", json.dumps(judged(81, 8)) + '\n{"question_id": 81', "a.jsonl:2: not JSON"),
         ("a.jsonl", '{"a": 1}', "a.jsonl:1: no result has columns a; expected annotations of AlpacaEval"),
         ("a.json", "[1]", "a.json:1: no result has a number"),
+        ("a.csv", "name,win_rate,standard_error\nm,1,2\n", "it is like a leaderboard of AlpacaEval, but lacks n_total"),
+        (
+            "a.jsonl",
+            json.dumps({k: v for k, v in judged(81, 8).items() if k not in ("judge", "turn")}),
+            "a.jsonl:1: it is like judgments of FastChat, but lacks judge, turn; expected annotations of AlpacaEval",
+        ),
         ("a.jsonl", json.dumps(judged(81, 8, turn="x")), "a.jsonl:1: 'turn' is 'x'"),
         ("a.json", json.dumps([annotated("1", "good")]), "a.json:1: 'preference' is 'good'"),
         ("a.txt", "hello", "a.txt:1: no result has columns text"),

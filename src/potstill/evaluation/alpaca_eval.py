@@ -106,19 +106,27 @@ class Published:
     lc_standard_error: float | None
 
 
+ANNOTATED = frozenset({"instruction", "preference", "generator_1", "generator_2"})
+"""The columns that an annotation is told by."""
+PUT_OUT = frozenset({"instruction", "output", "generator"})
+"""The columns that a model's output is told by."""
+PUBLISHED = frozenset({"win_rate", "standard_error", "n_total"})
+"""The columns that a leaderboard is told by."""
+
+
 def is_annotation(row: Any) -> bool:
     """Whether a row is an annotation by its columns."""
-    return isinstance(row, Mapping) and {"instruction", "preference", "generator_1", "generator_2"} <= row.keys()
+    return isinstance(row, Mapping) and row.keys() >= ANNOTATED
 
 
 def is_output(row: Any) -> bool:
     """Whether a row is a model's output by its columns."""
-    return isinstance(row, Mapping) and {"instruction", "output", "generator"} <= row.keys()
+    return isinstance(row, Mapping) and row.keys() >= PUT_OUT
 
 
 def is_published(row: Any) -> bool:
     """Whether a table's row is a leaderboard's, by its columns."""
-    return isinstance(row, Mapping) and {"win_rate", "standard_error", "n_total"} <= row.keys()
+    return isinstance(row, Mapping) and row.keys() >= PUBLISHED
 
 
 def read_annotations(lines: Iterable[Line], where: str) -> list[Annotation]:

@@ -156,14 +156,20 @@ def write_rows(path: Path, rows: Iterable[Row], *, append: bool = False) -> None
     write_lines(path, (row.to_json() for row in rows), append=append)
 
 
+GRADED = frozenset({"question_id", "model", "judge", "score", "turn"})
+"""The columns that a single judgment is told by."""
+PAIRED = frozenset({"question_id", "model_1", "model_2", "g1_winner", "g2_winner"})
+"""The columns that a pairwise judgment is told by."""
+
+
 def is_single(row: Any) -> bool:
     """Whether a row is a single judgment by its columns."""
-    return isinstance(row, Mapping) and {"question_id", "model", "judge", "score", "turn"} <= row.keys()
+    return isinstance(row, Mapping) and row.keys() >= GRADED
 
 
 def is_pair(row: Any) -> bool:
     """Whether a row is a pairwise judgment by its columns."""
-    return isinstance(row, Mapping) and {"question_id", "model_1", "model_2", "g1_winner", "g2_winner"} <= row.keys()
+    return isinstance(row, Mapping) and row.keys() >= PAIRED
 
 
 def read_questions(lines: Iterable[Line], where: str) -> list[Question]:

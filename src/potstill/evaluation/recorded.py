@@ -9,7 +9,7 @@ from typing import Any
 from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval, fastchat
 from potstill.evaluation.sheets import Sheet, Turn
-from potstill.evaluation.stored import read_typed
+from potstill.evaluation.stored import read_typed, unlike
 from potstill.files import Line, read_lines
 from potstill.found import ShapeError
 from potstill.records import Prompt
@@ -19,6 +19,7 @@ EXPECTED = (
     "answers of FastChat (question_id, model_id, choices), outputs of AlpacaEval (instruction, output, generator), or "
     "the answers.jsonl of an evaluation"
 )
+ANSWERED = frozenset({"question_id", "model_id", "choices"})
 Key = tuple[str, str]
 """A question's id and its text; either is empty where the file does not tell it."""
 
@@ -63,7 +64,7 @@ def _read(first: Line, lines: Any, where: str) -> Sequence[tuple[str, Key, tuple
     if first.error:
         raise DataError(f"{where}:{first.number}", first.error, "Fetch or write the file again")
     row = first.value
-    if isinstance(row, Mapping) and {"question_id", "choices"} <= row.keys():
+    if isinstance(row, Mapping) and row.keys() >= {"question_id", "choices"}:
         return [
             (one.model_id, (str(one.question_id), ""), one.choices[0]) for one in fastchat.read_answers(lines, where)
         ]
@@ -71,8 +72,8 @@ def _read(first: Line, lines: Any, where: str) -> Sequence[tuple[str, Key, tuple
         return [(one.generator, ("", one.instruction), (one.output,)) for one in alpaca_eval.read_outputs(lines, where)]
     if isinstance(row, Mapping) and {"model", "id", "turns"} <= row.keys():
         return read_typed(lines, where, _own)
-    said = f"columns {', '.join(sorted(map(str, row)))}" if isinstance(row, Mapping) else kind_of(row)
-    raise DataError(f"{where}:{first.number}", f"no answer has {said}; expected {EXPECTED}", "Name another file")
+    why = unlike(row, {"answers of FastChat": ANSWERED, "outputs of AlpacaEval": alpaca_eval.PUT_OUT}, "answer")
+    raise DataError(f"{where}:{first.number}", f"{why}; expected {EXPECTED}", "Name another file")
 
 
 def _own(row: Columns) -> tuple[str, Key, tuple[str | None, ...]]:

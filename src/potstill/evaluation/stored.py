@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,8 @@ from potstill.turns import Columns, kind_of, string
 T = TypeVar("T")
 
 REMEDY = "Mend or remove the row"
+SHOWN = 8
+"""How many columns of an unknown row are named."""
 
 _RUN = re.compile(r"(?:^| )run \d+$")
 
@@ -34,6 +36,20 @@ def read_typed(lines: Iterable[Line], where: str, make: Callable[[Columns], T]) 
         except ShapeError as error:
             raise DataError(place, str(error), REMEDY) from error
     return rows
+
+
+def unlike(row: Any, known: Mapping[str, Set[str]], what: str) -> str:
+    """Why a row is of none of the known kinds, each told by its columns: which it lacks of the one that it is like, or
+    which it has. `what`: what a row of them is."""
+    if not isinstance(row, Mapping):
+        return f"no {what} has {kind_of(row)}"
+    kind, columns = max(known.items(), key=lambda one: len(one[1] & row.keys()) / len(one[1]))
+    missing = sorted(columns - row.keys())
+    if 2 * len(missing) < len(columns):
+        return f"it is like {kind}, but lacks {', '.join(missing)}"
+    names = sorted(map(str, row))
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"no {what} has columns {', '.join(quote(name) for name in names[:SHOWN])}{rest}"
 
 
 def text_or_none(row: Columns, column: str) -> str | None:
