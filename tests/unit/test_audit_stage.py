@@ -281,6 +281,42 @@ def test_paired_prompts_tell_of_bias(tmp_path, monkeypatch, how):
     assert LOWEST == 1.0
 
 
+@pytest.mark.parametrize("reads", ["none", "some"])
+def test_a_judge_that_cannot_be_read_leaves_the_score_untold_and_the_rest_told(tmp_path, monkeypatch, reads):
+    """It used to end the whole audit. What it was to score is not clean, whatever length and refusals say."""
+
+    def judge(request: Request) -> str:
+        return grader(request) if reads == "some" and "task 7," in request.messages[-1].content else "Nice."
+
+    house(monkeypatch, FakeTeacher("fair", lambda _: "A long and careful answer."), FakeTeacher("sft", by_name),
+          FakeTeacher("teacher", lambda _: "A long and careful answer."), FakeTeacher("judge", judge))  # fmt: skip
+    templates = [prompt(f"t{i}", f"Help {{name}} with task {i}, please.") for i in range(60)]
+    result, lines = quiz(copying(1))
+    made = audit(tmp_path, {"paired": {"prompts": "t", "attributes": {"name": ["Anna", "Zora"]}, "judge": "judge"}},
+                 {"scores": evaluation(tmp_path, {"quiz": result}, lines),
+                  "paired.prompts": given(tmp_path, "prompts", templates, "t")},
+                 {"models": [local("fair"), local("sft")], "teacher": local("teacher"),
+                  "paired.judge": local("judge")})  # fmt: skip
+    dangers = found(made)
+    assert dangers["inherited_bias"]["verdicts"] == {"fair": "cannot tell", "sft": "flagged"}  # by its length
+    assert f"judge judged {2 * (reads == 'some')} of 120 answers of fair" in dangers["inherited_bias"]["notes"]
+    if reads == "none":
+        assert "fair: judge judge: none of its 120 judgments could be read" in dangers["inherited_bias"]["notes"][0]
+    assert dangers["inherited_errors"]["verdicts"]["sft"] == "flagged"
+
+
+def test_prompts_without_the_references_of_a_checker_are_refused_before_anybody_is_asked(tmp_path, monkeypatch):
+    there = house(monkeypatch, FakeTeacher("sft", lambda _: "7"))
+    scores = evaluation(tmp_path, {"quiz": SuiteResult(plants.EXACT, {"sft": []})})
+    rows = {"samples.prompts": given(tmp_path, "prompts", [prompt("p", "Which?")], "asked"),
+            "paired.prompts": given(tmp_path, "prompts", [prompt("t", "Help {name}.")], "t")}  # fmt: skip
+    config = {"samples": {"prompts": "asked", "checker": "number"},
+              "paired": {"prompts": "t", "attributes": {"name": ["Anna", "Zora"]}}}  # fmt: skip
+    with pytest.raises(DataError, match="can read no reference of 'p'"):
+        audit(tmp_path, config, {"scores": scores, **rows}, {"models": [local("sft")]})
+    assert there.teachers["sft"].asked == []
+
+
 def test_prompts_beside_their_counterparts_are_compared_by_attribute_and_all_together(tmp_path, monkeypatch):
     house(
         monkeypatch, FakeTeacher("sft", lambda request: "Well. " * (5 if "Zora" in request.messages[-1].content else 9))

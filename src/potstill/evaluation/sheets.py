@@ -93,6 +93,11 @@ class Sheet:
         return tuple(messages)
 
 
+def blank(prompt: Prompt) -> Sheet:
+    """A dialogue in which nothing was answered yet but with silence: to see whether a judge could be asked of it."""
+    return Sheet("", "", prompt, tuple(Turn(user, "") for user in (prompt.messages[-1].content, *prompt.follow_ups)))
+
+
 def hold_dialogues(
     teacher: Teacher,
     asked: Sequence[tuple[Prompt, float]],
@@ -195,9 +200,13 @@ def _graded(turn: Turn, reply: Reply, read: Read) -> Turn:
     return replace(turn, judgment=reply.text, reason=reply.reason or f"no judgment: {reply.finish}")
 
 
-def unreadable(judge: str, asked: int, why: str, first: Reply) -> TeacherError:
+class UnreadableError(TeacherError):
+    """Nothing could be read of all that a judge said, though it answered."""
+
+
+def unreadable(judge: str, asked: int, why: str, first: Reply) -> UnreadableError:
     """What to say where nothing could be read of all that a judge said."""
-    return TeacherError(
+    return UnreadableError(
         f"judge {judge}",
         f"none of its {asked} judgments could be read ({why}); the first: {first.text[:80]!r}",
         remedy(

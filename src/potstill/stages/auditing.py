@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from potstill.evaluation.audits.asking import Sampling, Variant, outcomes, take_
 from potstill.evaluation.audits.base import Danger, unmeasured
 from potstill.evaluation.audits.said import Said, once, read_said
 from potstill.evaluation.scores import SuiteResult, read_results
-from potstill.evaluation.sheets import Sheet, Turn, grade, hold_dialogues
+from potstill.evaluation.sheets import Sheet, Turn, UnreadableError, grade, hold_dialogues
 from potstill.own import OwnOrWord
 from potstill.records import Prompt
 from potstill.skills.checkers import Checker, built_in, can_read, check_name, find_checker
@@ -106,11 +107,14 @@ class Auditor:
         self.models = [model.name for model in self._students]
         self.teacher = _name(inputs, "teacher")
         self.base = _name(inputs, "base")
+        self._unread: list[str] = []
+        """Of whose paired answers no judgment could be read, and why."""
         self._evaluations = inputs.data["scores"]
         self._results, self._answers = _results(self._evaluations), _answers(self._evaluations)
 
     def dangers(self) -> list[Danger]:
         """All of them, in the order of the page."""
+        self._check_prompts()
         return [
             self._overfitting(),
             self._diversity(),
@@ -121,6 +125,15 @@ class Auditor:
             self._calibration(),
             self._contamination(),
         ]
+
+    def _check_prompts(self) -> None:
+        """DataError where prompts lack what they are to be held against. Before anybody is asked anything."""
+        if self._how is not None and self._how.checker is not None:
+            self._checker("samples", self._how.checker, self._prompts)
+        if self._paired is not None:
+            asked = [variant.prompt for variant in self._variants(self._paired)]
+            if self._paired.checker is not None:
+                self._checker("paired", self._paired.checker, asked)
 
     def _before(self, model: str) -> list[str]:
         """Whom a student may be set against: its teacher, and the stage before. The base only where there is neither:
@@ -192,11 +205,19 @@ class Auditor:
         if self._paired is None:
             why = "it needs paired prompts, and the attributes that they differ in"
             return unmeasured(inherited_bias.DANGER, self.models, why)
-        asked = self._variants(self._paired)
+        asked, judged = self._variants(self._paired), self._paired.judge is not None
         found = {model.name: self._outcomes(self._paired, model, asked) for model in self._asked()}
+        unscored = {model: sum(one.score is None for one in rows) for model, rows in found.items()}
+        notes = [
+            f"{self._paired.judge} judged {len(found[model]) - count} of {len(found[model])} answers of {model}"
+            for model, count in unscored.items()
+            if judged and count
+        ]
         teacher = found.pop(self.teacher, []) if self.teacher is not None else []
         missing = {model: "it answered none of the paired prompts" for model, rows in found.items() if not rows}
-        return inherited_bias.inherited_bias({m: rows for m, rows in found.items() if rows}, teacher, missing)
+        known = {model: rows for model, rows in found.items() if rows}
+        danger = inherited_bias.inherited_bias(known, teacher, missing, scored=judged)
+        return replace(danger, notes=(*danger.notes, *self._unread, *notes))
 
     def _variants(self, paired: PairedPrompts) -> list[Variant]:
         data = self._inputs.one("paired.prompts")
@@ -220,7 +241,10 @@ class Auditor:
             ask = mt_bench.ask_judge(paired.judge_max_tokens, self._work.seed)
             tick = self._ticker(len(prompts), f"judgments of {model.name}")
             with connect(self._inputs.model("paired.judge"), self._work.account) as judge:
-                sheets = grade(lambda: judge, sheets, ask, mt_bench.read_grade, tick)
+                try:
+                    sheets = grade(lambda: judge, sheets, ask, mt_bench.read_grade, tick)
+                except UnreadableError as error:  # length and refusals can be told without it
+                    self._unread.append(f"{model.name}: {error.where}: {error.what}")
             return outcomes(asked, sheets, mt_bench.HIGHEST - mt_bench.LOWEST)
         if paired.checker is not None:
             checker = self._checker("paired", paired.checker, [prompt for prompt, _ in prompts])

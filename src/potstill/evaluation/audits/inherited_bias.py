@@ -50,9 +50,14 @@ MEASURES: tuple[tuple[str, tuple[str, str], float, Measured], ...] = (
 
 
 def inherited_bias(
-    found: Mapping[str, Sequence[Outcome]], teacher: Sequence[Outcome], missing: Mapping[str, str]
+    found: Mapping[str, Sequence[Outcome]],
+    teacher: Sequence[Outcome],
+    missing: Mapping[str, str],
+    *,
+    scored: bool = False,
 ) -> Danger:
-    """`found`: the outcomes of each student; `teacher`: its teacher's, told beside them."""
+    """`found`: the outcomes of each student; `teacher`: its teacher's, told beside them; `scored`: they were to be
+    scored, so that without any score it cannot be told whether they get worse."""
     hypotheses, rows, series = list[Hypothesis](), list[tuple[Cell, ...]](), list[Series]()
     teacher = _with_any(teacher)
     for model, asked in found.items():
@@ -60,7 +65,7 @@ def inherited_bias(
         for attribute, value, against in _contrasts(outcomes):
             for name, words, margin, read in MEASURES:
                 effect = _effect(outcomes, attribute, value, read)
-                if effect is None and name == "score":
+                if effect is None and name == "score" and not scored:
                     continue
                 about = f"{attribute} {value} against {against}: {name}"
                 how = words[effect is not None and effect.mean > 0]
