@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -44,7 +44,7 @@ def complain(
     way = tuple(_way(first, value))
     place, label = document.place((*steps, *way)), dotted((*steps, *way)[1:])
     if first["type"] == "extra_forbidden":
-        known = sorted(set(_fields(spec, way[:-1])))
+        known = sorted(set(_fields(spec, way[:-1], value)))
         return RecipeError(
             place, f"unknown key '{label}'{nearest(way[-1], known)}", f"The keys here are: {', '.join(known)}"
         )
@@ -55,7 +55,7 @@ def complain(
     if isinstance(cause, PotstillError):
         return RecipeError(place, f"{label}: {cause.what}", cause.remedy)
     if first["type"] in ("model_type", "dict_type", "dataclass_type"):
-        names = list(_fields(spec, way))
+        names = list(_fields(spec, way, value))
         what = f"expected a mapping{f', such as {{{names[0]}: ...}}' if names else ''}"
         remedy = f"The keys here are: {', '.join(sorted(set(names)))}" if names else "Mend the value"
         return RecipeError(place, f"'{label}' is {_shown(first['input'])}; {what}", remedy)
@@ -110,17 +110,27 @@ def _way(detail: ErrorDetails, value: Any) -> Iterator[str | int]:
             value = value[step]
 
 
-def _fields(annotation: Any, way: Steps) -> Iterator[str]:
-    """The names that a mapping at the end of the way may hold."""
+def _fields(annotation: Any, way: Steps, value: Any) -> Iterator[str]:
+    """The names that the mapping in `value` at the end of the way may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if _is_another(annotation, value):
+            return
         if not way:
             yield from (field.alias or name for name, field in annotation.model_fields.items())
         elif way[0] in annotation.model_fields:
-            yield from _fields(annotation.model_fields[str(way[0])].annotation, way[1:])
+            yield from _fields(annotation.model_fields[str(way[0])].annotation, way[1:], value[way[0]])
         return
     arguments = get_args(annotation)
     container = getattr(annotation, "__origin__", None) in (list, tuple, dict)
     for argument in arguments:
         if container and not way:
             continue
-        yield from _fields(argument, way[1:] if container else way)
+        yield from _fields(argument, way[1:] if container else way, value[way[0]] if container else value)
+
+
+def _is_another(spec: type[BaseModel], value: Any) -> bool:
+    """Whether a mapping calls itself by a word, its kind or protocol, that is none of this one's."""
+    if not isinstance(value, dict):
+        return False
+    words = {name: field.annotation for name, field in spec.model_fields.items() if name in value}
+    return any(get_origin(words[name]) is Literal and value[name] not in get_args(words[name]) for name in words)
