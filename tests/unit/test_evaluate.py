@@ -2,20 +2,25 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from evaluation_fakes import FakeTeacher, House, data, endpoint, inputs, judge_by_length, local, questions, work
 from pydantic import ValidationError
 
 from potstill.artifact import read_json
-from potstill.errors import DataError, TeacherError
+from potstill.errors import DataError, RecipeError, TeacherError
 from potstill.evaluation.failures import failed_judgments
 from potstill.evaluation.likelihood import answer_loss
 from potstill.evaluation.scores import read_results
+from potstill.plan import make_plan
+from potstill.recipe import load_recipe
 from potstill.records import Chat, Message, Pair
+from potstill.sources import Data
 from potstill.stages import evaluate
 from potstill.stages.suites import base
 from potstill.teachers.base import Reply
+from potstill.workspace import Hashes, Workspace
 
 LOSS = {"base": 2.0, "sft": 1.0, "dpo": 1.25}
 USER = Message(role="user", content="Say something.")
@@ -322,6 +327,125 @@ def test_no_question_and_the_same_twice(house, tmp_path):
         )
         with pytest.raises(DataError, match=words):
             evaluate.run(config(), bad, work(tmp_path / name))
+
+
+def without_references(folder):
+    rows = [row.model_copy(update={"references": ()}) for row in questions(3)]
+    return {"protocol": "exact", "questions": "x"}, {"questions": data(folder, "bare", "prompts", rows)}
+
+
+def with_an_id_twice(folder):
+    rows = [Pair(id="p", prompt=(USER,), chosen=says(text), rejected=says("c")) for text in "ab"]
+    return {"protocol": "preference", "pairs": "x", "reference": "sft"}, {"pairs": data(folder, "twice", "pairs", rows)}
+
+
+def with_nothing_to_learn(folder):
+    rows = [Chat(id="c", messages=(USER, Message(role="assistant", content="x", train=False)))]
+    return {"protocol": "answer_loss", "chats": "x"}, {"chats": data(folder, "idle", "chats", rows)}
+
+
+def stored(folder, suite, **files):
+    """A suite over three questions with these files beside it, by field: the text of each."""
+    given = {"questions": data(folder, "asked", "prompts", questions(3))}
+    for field, text in files.items():
+        path = folder / f"{field}.jsonl"
+        path.write_text(text)
+        given[field] = Data(path.name, "file", path)
+    return {**suite, "questions": "x", **{field: field for field in files}}, given
+
+
+def with_a_strange_baseline(folder):
+    row = {"instruction": "Else?", "output": "x", "generator": "old"}
+    return stored(folder, {"protocol": "alpaca_eval"}, baseline=json.dumps(row))
+
+
+def with_broken_difficulties(folder):
+    return stored(folder, {"protocol": "alpaca_eval"}, difficulty='{"difficulty": "x"}')
+
+
+def with_a_judges_prompt_missing(folder):
+    prompt = {"name": "single-v1", "type": "single", "system_prompt": "", "prompt_template": "{question} {answer}"}
+    row = {**prompt, "output_format": "[[rating]]"}
+    return stored(folder, {"protocol": "mt_bench"}, judge_prompts=json.dumps(row))
+
+
+def with_judgments_of_another(folder):
+    row = {"instruction": "x", "generator_1": "old", "generator_2": "sft", "preference": 1, "annotator": "gpt4"}
+    return stored(folder, {"protocol": "alpaca_eval"}, judgments=json.dumps({**row, "output_1": "a", "output_2": "b"}))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (without_references, "can read no reference of 'q0'"),
+        (with_an_id_twice, "the id 'p' stands there twice"),
+        (with_nothing_to_learn, "no assistant turn that is to be learnt"),
+        (with_a_strange_baseline, "answers none of the 3 questions"),
+        (with_broken_difficulties, "difficulty.jsonl"),
+        (with_a_judges_prompt_missing, "it holds no prompt 'single-v1-multi-turn'"),
+        (with_judgments_of_another, "their judge: gpt4; here: judge"),
+    ],
+)
+def test_a_suite_that_cannot_be_measured_is_found_before_anybody_is_asked(house, tmp_path, bad, words):
+    """It stands behind a suite that could be, and would have been paid for."""
+    suite, files = bad(tmp_path)
+    given = everything(tmp_path)
+    more = {f"suites.bad.{field}": (value,) for field, value in files.items()}
+    models = {**given.models, "suites.bad.judge": (), "suites.bad.reference": (local("sft"),)}
+    suites = {"chat": {"protocol": "mt_bench", "questions": "questions"}, "bad": suite}
+    with pytest.raises(DataError, match=words):
+        evaluate.run(config(suites=suites), inputs({**given.data, **more}, models), work(tmp_path))
+    assert [name for name, teacher in house.teachers.items() if teacher.asked] == []
+
+
+def test_a_leaderboards_files_are_opened_before_anybody_is_asked(house, tmp_path, monkeypatch):
+    def open_tasks(asked):
+        raise DataError("arc.jsonl:3", "not a row of arc_challenge", "Mend the row")
+
+    harness = SimpleNamespace(Asked=lambda *named: named, open_tasks=open_tasks)
+    monkeypatch.setattr("potstill.stages.suites.leaderboard._harness", lambda name: harness)
+    suites = {"chat": {"protocol": "mt_bench", "questions": "questions"}, "board": {"protocol": "leaderboard"}}
+    with pytest.raises(DataError, match="not a row of arc_challenge"):
+        evaluate.run(config(suites=suites), everything(tmp_path), work(tmp_path))
+    assert [name for name, teacher in house.teachers.items() if teacher.asked] == []
+
+
+RECIPE = """
+name: r
+models: {{m: {{path: org/name}}, j: {{endpoint: http://127.0.0.1:9/v1, name: j}}}}
+stages:
+  e: {{kind: evaluate, models: [m], judge: j, suites: {{right: {suite}}}}}
+"""
+
+
+def recipe(folder, suite):
+    path = folder / "r.yaml"
+    path.write_text(RECIPE.format(suite=suite))
+    return load_recipe(str(path), [])
+
+
+def test_a_plan_sees_that_a_file_of_questions_has_no_references(tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "What is 1 + 1?"}\n')
+    suite = "{protocol: exact, questions: %s, checker: number}"
+    workspace = Workspace(tmp_path / "run")
+    for name, words in (("asked.jsonl", "can read no reference of 'asked-0'"), ("shipped:dialogues", "no reference")):
+        asked = name if ":" in name else tmp_path / name
+        with pytest.raises(RecipeError, match=words):
+            make_plan(recipe(tmp_path, suite % asked), workspace, Hashes(tmp_path / "hashes.json"))
+
+
+def test_a_plan_claims_no_more_than_is_asked_where_judgments_are_there(tmp_path):
+    suite = {"protocol": "mt_bench", "questions": "q", "judgments": "gpt-4_single.jsonl"}
+    (said,) = config(suites={"chat": suite}).remarks()
+    assert said.startswith("asks for at most that many judgments in 'chat'")
+    assert config().remarks() == ()
+
+
+def test_the_keys_of_a_suite_are_those_of_its_protocol(tmp_path):
+    with pytest.raises(RecipeError, match=r"unknown key 'e\.suites\.right\.aspects'") as caught:
+        recipe(tmp_path, "{protocol: mt_bench, aspects: [honesty]}")
+    keys = "judge, judge_prompts, judgments, protocol, questions, recorded, references, temperatures"
+    assert caught.value.remedy == f"The keys here are: {keys}"
 
 
 @pytest.mark.parametrize(

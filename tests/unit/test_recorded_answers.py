@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,10 @@ def fastchat_answers(path, model, count, text="{model} says {i}.{turn}"):
     return lines(path, rows)
 
 
-def evaluated(folder, suites, files, *, models=(), judge=judge_by_length, rows=None, judge_name="judge", **more):
-    """One evaluation: its suites, facts, folder and teachers."""
+def evaluated(
+    folder, suites, files, *, models=(), judge=judge_by_length, rows=None, judge_name="judge", told=None, **more
+):
+    """One evaluation: its suites, facts, folder and teachers. `told`: a list for what it says meanwhile."""
     house = House(
         *(FakeTeacher(name, lambda r, name=name: f"{name} to {r.messages[-1].content}") for name in models),
         FakeTeacher(judge_name, judge),
@@ -67,7 +70,7 @@ def evaluated(folder, suites, files, *, models=(), judge=judge_by_length, rows=N
         given = {f"suites.{name}.questions": asked for name in suites} | {
             name: file(path) for name, path in files.items()
         }
-        job = work(folder)
+        job = replace(work(folder), warn=[].append if told is None else told.append)
         known = {"models": tuple(map(local, models)), "judge": endpoint(judge_name)}
         facts = evaluate.run(config, inputs(given, known), job)
     return read_json(job.path / "scores.json"), facts, job.path, house.teachers
@@ -137,6 +140,14 @@ def test_whose_answers_of_a_file(tmp_path):
         read_recorded(both, "both.jsonl", "three")
 
 
+def test_answers_that_a_file_lacks_are_told(tmp_path):
+    old = fastchat_answers(tmp_path / "old.jsonl", "old", 5)
+    suites = {"chat": {"protocol": "mt_bench", "questions": "questions", "recorded": {"ours": "old.jsonl"}}}
+    told = []
+    evaluated(tmp_path, suites, {"suites.chat.recorded.ours": old}, told=told)
+    assert told == ["chat: old.jsonl lacks 6 of 16 answers; none of them is scored"]
+
+
 def test_what_is_not_recorded_lowers_the_coverage(tmp_path):
     old = fastchat_answers(tmp_path / "old.jsonl", "old", 6)
     suites = {"chat": {"protocol": "mt_bench", "questions": "questions", "recorded": {"old": "old.jsonl"}}}
@@ -149,6 +160,7 @@ def test_what_is_not_recorded_lowers_the_coverage(tmp_path):
     ("rows", "words"),
     [
         ([{"instruction": "Else?", "output": "x", "generator": "old"}], "answers none of the 8 questions"),
+        ([{"instruction": "x", "output": "y"}], "it is like outputs of AlpacaEval, but lacks generator; expected"),
         ([{"prompt": "x"}], "no answer has columns prompt; expected answers of FastChat"),
         ([{"instruction": "x", "output": 3, "generator": "old"}], "old.jsonl:1: 'output' is"),
         ([{"question_id": 1, "model_id": "old", "choices": []}], "'choices' is"),
@@ -256,8 +268,75 @@ def test_only_the_missing_annotations_are_asked_for(tmp_path, orders):
     for name, row in after["duel"]["models"].items():
         assert row == pytest.approx(before["duel"]["models"][name], abs=1e-12)  # 1 + share - 1
     other = {**more, "orders": "drawn" if orders == "both" else "both"}
-    _, facts, *_ = run(tmp_path / "c", odds, suite(**other), count=6, extra={"suites.duel.judgments": file(kept)})
-    assert facts["judgments_taken"] == 0  # asked in other orders, they are other judgments
+    with pytest.raises(DataError, match=r"all 5 by this judge .* asked otherwise \(baseline, orders\)"):
+        run(tmp_path / "c", odds, suite(**other), count=6, extra={"suites.duel.judgments": file(kept)})
+
+
+SUITES = {"chat": {"protocol": "mt_bench", "questions": "questions", "judgments": "kept.jsonl"}}
+
+
+def kept_grades(folder):
+    """Eight questions of two turns, graded."""
+    first = {"chat": {**SUITES["chat"], "judgments": None}}
+    *_, made, _ = evaluated(folder, first, {}, models=("one",))
+    path = made / "fastchat/chat/model_judgment/judge_single.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_taken_over_and_what_is_asked_is_told_before_it_is_asked(tmp_path):
+    rows = kept_grades(tmp_path / "a")
+    for row in rows[5:7]:
+        row["user_prompt"] = "Other answers."
+    kept = lines(tmp_path / "kept.jsonl", rows[:9])
+    told = []
+
+    def judge(request):
+        said = "chat: 7 judgments are taken over from kept.jsonl, 9 are asked of judge"
+        assert told == [f"{said}; 2 that it holds are of other answers"]
+        return judge_by_length(request)
+
+    evaluated(tmp_path / "b", SUITES, {"suites.chat.judgments": kept}, models=("one",), judge=judge, told=told)
+    assert told
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "answered"),
+    [
+        ({"judge": ["gpt-4", "x"]}, "their judge: gpt-4; here: judge", False),
+        ({"model": "two"}, "their models: two; here: one", False),
+        ({"question_id": 81}, "their questions: 81; here: q0, q1, q2 and 5 more", False),
+        ({"user_prompt": "Another."}, "all 16 by this judge of these models and questions are of other answers", True),
+    ],
+)
+def test_judgments_of_which_none_can_be_taken_over_are_refused_before_a_judge_is_asked(
+    tmp_path, change, words, answered
+):
+    kept = lines(tmp_path / "kept.jsonl", [{**row, **change} for row in kept_grades(tmp_path / "a")])
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeTeacher, "complete", _noting(asked))
+        with pytest.raises(DataError, match="leave judgments out to have all asked") as caught:
+            evaluated(tmp_path / "b", SUITES, {"suites.chat.judgments": kept}, models=("one",))
+    assert words in str(caught.value)
+    assert set(asked) == ({"one"} if answered else set())  # of other answers: only the answers tell
+
+
+def _noting(asked):
+    """As teachers answer; who is asked is noted."""
+    complete = FakeTeacher.complete
+
+    def noting(self, requests):
+        asked.append(self.name)
+        return complete(self, requests)
+
+    return noting
+
+
+def test_judgments_that_all_failed_are_asked_for(tmp_path):
+    """They are there to be asked again, and are no mistake."""
+    kept = lines(tmp_path / "kept.jsonl", [{**row, "score": -1} for row in kept_grades(tmp_path / "a")])
+    _, facts, _, teachers = evaluated(tmp_path / "b", SUITES, {"suites.chat.judgments": kept}, models=("one",))
+    assert (facts["notes"]["chat"]["judgments_taken"], len(teachers["judge"].asked)) == (0, 16)
 
 
 def published_questions():

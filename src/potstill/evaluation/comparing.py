@@ -110,6 +110,16 @@ def compare(
     return [replace(contest.model, turns=tuple(found)) for contest, found in zip(contests, turns, strict=True)]
 
 
+def undecided(contests: Sequence[Contest]) -> list[tuple[int, int]]:
+    """What a judge has to be asked: the contest and the turn, each by its place."""
+    return [
+        (i, t)
+        for i, contest in enumerate(contests)
+        for t, turn in enumerate(contest.model.turns)
+        if turn.score is None and not contest.fault(t) and not contest.same(t)
+    ]
+
+
 def _ask(
     judge: Teacher,
     contests: Sequence[Contest],

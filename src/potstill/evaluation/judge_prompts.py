@@ -10,9 +10,9 @@ from potstill.evaluation import mt_bench
 from potstill.evaluation.comparing import Form, agreed_share
 from potstill.evaluation.fastchat import TIE, JudgePrompt
 from potstill.evaluation.fastchat_scores import parse_verdict
-from potstill.evaluation.sheets import Sheet
+from potstill.evaluation.sheets import Sheet, blank
 from potstill.prompts import render_prompt
-from potstill.records import Message
+from potstill.records import Message, Prompt
 from potstill.teachers.base import Reply, Request, request_seed
 
 OURS = {"single": "potstill", "pairwise": "potstill-pair"}
@@ -41,6 +41,13 @@ class Examiner:
     """FastChat's, by name; none: our own words."""
     where: str = ""
     """The file that they are from."""
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """DataError where its words do for some question not."""
+        for prompt in prompts if self.prompts else ():
+            sheet = blank(prompt)
+            for turn in range(len(sheet.turns)):
+                self._messages([sheet] if self.type == "single" else [sheet, sheet], turn)
 
     def grade(self, sheet: Sheet, turn: int) -> Request:
         """The request that has a turn, counted from 0, graded."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -103,12 +104,27 @@ class Evaluate(StageConfig):
         judged = [suite.judge or self.judge for suite in self.suites.values() if isinstance(suite, JudgedSuite)]
         return tuple(dict.fromkeys(name for name in judged if name is not None))
 
+    def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
+        super().glance(field, accepts, path)
+        for name, suite in self.suites.items():
+            if field == f"suites.{name}.{suite.SOURCE}":
+                suite.glance(name, path)
+
     def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
         if self.bar is not None:
             judges = [name for name in self.judges if name not in self.trust]
             check_trials(self.bar, sources.get("trial", ()), judges)
 
     def remarks(self) -> tuple[str, ...]:
+        stored = {name: getattr(suite, "judgments", None) for name, suite in self.suites.items()}
+        said = [
+            f"asks for at most that many judgments in '{name}': those in {file} of the same answers are taken over"
+            for name, file in stored.items()
+            if file is not None
+        ]
+        return (*said, *self._trial_remarks())
+
+    def _trial_remarks(self) -> tuple[str, ...]:
         if self.bar is None:
             return ()
         trials = self.trial if isinstance(self.trial, tuple) else (self.trial,)
@@ -169,6 +185,8 @@ def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
     judges = dict.fromkeys(bench.judge(name).name for name in judged)
     held = {} if config.bar is None else hold_to_bar(config.bar, inputs.data["trial"], tuple(judges), config.trust)
     answers = _ask_models(bench)
+    for name, suite in config.suites.items():  # all before any judge is asked
+        answers[name] = suite.take_over(bench, name, answers[name])
     for name, suite in config.suites.items():
         suite.measure(bench, name, answers[name])
     return _write(bench, held)
@@ -176,11 +194,12 @@ def run(config: Evaluate, inputs: Inputs, work: Work) -> Facts:
 
 def _ask_models(bench: Bench) -> dict[str, list[Sheet]]:
     """Everybody's dialogues, by suite: recorded ones first. A question that several suites ask in the same way is
-    answered once."""
+    answered once. Nobody is asked before the rows of all suites are known to do."""
     asked: dict[str, list[tuple[Prompt, float]]] = {}
     sheets: dict[str, list[Sheet]] = {}
     for name, suite in bench.config.suites.items():
         prompts = suite.prompts(bench, name)
+        suite.check_rows(bench, name, prompts)
         asked[name] = [(prompt, suite.answer_temperature(prompt.category)) for prompt in prompts]
         sheets[name] = [replace(sheet, suite=name) for sheet in suite.recorded_sheets(bench, name, prompts)]
     askings = [(model, _questions(asked, names)) for model, names in _askers(bench)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,7 +12,7 @@ from potstill.evaluation.alpaca_eval import WIN_RATE, Annotation, read_annotatio
 from potstill.evaluation.comparing import Contest, Form, Orders, label_share, mean_share, ranking_share
 from potstill.evaluation.continued import take_annotations
 from potstill.evaluation.scores import Measure, SuiteResult
-from potstill.evaluation.sheets import Sheet
+from potstill.evaluation.sheets import Sheet, blank
 from potstill.evaluation.statistics import Observation
 from potstill.files import read_lines
 from potstill.records import Prompt
@@ -24,6 +24,9 @@ from potstill.stages.suites.compared import ComparedSuite
 from potstill.teachers.base import Reply, Request, request_seed
 from potstill.teachers.pairwise import SCHEMA, read_comparison, render_pair_prompt
 from potstill.teachers.sittings import is_structured
+
+if TYPE_CHECKING:
+    from potstill.evaluation.length_control import Difficulty
 
 LENGTH_CONTROLLED = Measure("alpaca_eval_length_controlled", (0.0, 1.0), unit="share won")
 """Of Student's interval, not of Wilson's: what a question adds to it is no share."""
@@ -92,9 +95,25 @@ class AlpacaEvalSuite(ComparedSuite):
             judgments=rows * crowd.rows * times,
         )
 
+    def check_rows(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> None:
+        super().check_rows(bench, name, prompts)
+        self._difficulty(bench, name)
+        form = self._form(bench, name, bench.judge(name))
+        for sheet in map(blank, prompts):
+            form.ask(sheet, sheet, 0)
+        stored = [(row.annotator, frozenset({row.generator_2}), row.instruction) for row in self._stored(bench, name)]
+        bench.check_judgments(name, stored, (prompt.messages[-1].content for prompt in prompts))
+
+    def take_over(self, bench: Bench, name: str, sheets: list[Sheet]) -> list[Sheet]:
+        if self.judgments is None:
+            return sheets
+        compared = self.contests(bench, name, sheets)
+        taken = take_annotations(compared, self._stored(bench, name), names_of(bench.judge(name)), self.orders)
+        return self.with_taken(bench, name, sheets, compared, taken, 2 if self.orders == "both" else 1)
+
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         judge = bench.judge(name)
-        compared = self._continued(bench, name, self.contests(bench, name, sheets), judge)
+        compared = self.contests(bench, name, sheets)
         graded = bench.compare(judge, compared, self.orders, self._form(bench, name, judge))
         compared = [replace(contest, model=sheet) for contest, sheet in zip(compared, graded, strict=True)]
         self.keep_baseline(bench, name, compared)
@@ -111,8 +130,7 @@ class AlpacaEvalSuite(ComparedSuite):
         """What the win rate would be at equal length, as a result of its own: SUITE/length_controlled."""
         from potstill.evaluation import length_control  # imports numpy
 
-        file = bench.file(name, "difficulty")
-        difficulty = None if file is None else length_control.read_difficulty(read_lines(file.path), file.name)
+        file, difficulty = bench.file(name, "difficulty"), self._difficulty(bench, name)
         prompts: dict[str, list[Prompt]] = {}
         for contest in compared:
             prompts.setdefault(contest.model.model, []).append(contest.model.prompt)
@@ -133,15 +151,16 @@ class AlpacaEvalSuite(ComparedSuite):
         told = {"explained_by": "length and instruction difficulty" if difficulty else "length alone"}
         bench.notes[name]["length_controlled"] = told | ({"not_fitted": missing} if missing else {})
 
-    def _continued(self, bench: Bench, name: str, compared: list[Contest], judge: Model) -> list[Contest]:
-        """The contests with the verdicts that are there already."""
+    def _difficulty(self, bench: Bench, name: str) -> "Difficulty | None":
+        from potstill.evaluation import length_control  # imports numpy
+
+        file = bench.file(name, "difficulty")
+        return None if file is None else length_control.read_difficulty(read_lines(file.path), file.name)
+
+    def _stored(self, bench: Bench, name: str) -> list[Annotation]:
+        """The annotations that are there already."""
         file = bench.file(name, "judgments")
-        if file is None:
-            return compared
-        rows = read_annotations(read_lines(file.path), file.name)
-        taken = take_annotations(compared, rows, names_of(judge), self.orders)
-        bench.notes[name] = {"judgments_taken": taken.count}
-        return [replace(contest, model=sheet) for contest, sheet in zip(compared, taken.sheets, strict=True)]
+        return [] if file is None else read_annotations(read_lines(file.path), file.name)
 
     def _form(self, bench: Bench, name: str, judge: Model) -> Form:
         limit = 1 if self.verdict == "logprob" else bench.config.judge_max_tokens

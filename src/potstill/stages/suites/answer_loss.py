@@ -7,7 +7,7 @@ from potstill.errors import DataError
 from potstill.evaluation import likelihood
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
-from potstill.records import Chat
+from potstill.records import Chat, Prompt
 from potstill.stages.base import Reference
 from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
 
@@ -27,11 +27,13 @@ class AnswerLossSuite(SuiteConfig):
     def load(self, rows: int, crowd: Crowd) -> Load:
         return Load(scored=rows * crowd.models)
 
-    def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
-        chats = bench.read(name, Chat)
-        if not likelihood.exchanges(chats):
+    def check_rows(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> None:
+        if not likelihood.exchanges(bench.read(name, Chat)):
             data = bench.inputs.one(f"suites.{name}.chats")
             raise DataError(data.name, "no assistant turn that is to be learnt", "Name chats that hold one")
+
+    def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
+        chats = bench.read(name, Chat)
         tick = bench.ticker(len(bench.models), "models scored")
         observations = {}
         for model in bench.models:

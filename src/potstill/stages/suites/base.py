@@ -1,17 +1,18 @@
 """What a suite of `evaluate` is: its rows, what it asks models, what it will cost, and how its scores come about."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
 from potstill.errors import DataError
 from potstill.evaluation import comparing, mt_bench
 from potstill.evaluation.comparing import Contest, Form, Orders
+from potstill.evaluation.continued import Stored, Taken, strange
 from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Ask, Read, Sheet, grade, ungraded
@@ -84,9 +85,22 @@ class SuiteConfig(Spec):
     def check(self, name: str) -> None:
         """RecipeError, its place a field of the stage, where this machine lacks what it needs. For a plan."""
 
+    def glance(self, name: str, path: Path) -> None:
+        """DataError where the first rows of the file that its rows are from cannot be measured. For a plan."""
+
     def rows(self, given: int, limit: int | None) -> int:
         """How many will be measured of so many; `limit` is the stage's."""
         return given if limit is None else min(given, limit)
+
+    def check_rows(self, bench: "Bench", name: str, prompts: Sequence[Prompt]) -> None:
+        """DataError where its rows, or what is given beside them, will not do. Before anybody is asked anything.
+
+        `prompts`: those of `prompts`.
+        """
+
+    def take_over(self, bench: "Bench", name: str, sheets: list[Sheet]) -> list[Sheet]:
+        """The dialogues with the judgments that are there already. Before any judge is asked."""
+        return sheets
 
     def others(self, bench: "Bench", name: str) -> tuple[Model, ...]:
         """Who is to hold those dialogues beside the models of the stage."""
@@ -109,7 +123,7 @@ class SuiteConfig(Spec):
         raise NotImplementedError
 
     def measure(self, bench: "Bench", name: str, sheets: Sequence[Sheet]) -> None:
-        """Score the models and keep what comes out in `bench`. `sheets`: every model's dialogues, ungraded."""
+        """Score the models and keep what comes out in `bench`. `sheets`: every model's dialogues."""
         raise NotImplementedError
 
 
@@ -148,7 +162,9 @@ class JudgedSuite(SuiteConfig):
         sheets = []
         for row in self.recorded:
             file = bench.inputs.one(f"suites.{name}.recorded.{row}")
-            sheets += recorded_sheets(row, read_recorded(file.path, file.name, row), prompts, file.name)
+            found = recorded_sheets(row, read_recorded(file.path, file.name, row), prompts, file.name)
+            bench.tell_missing(name, file.name, found)
+            sheets += found
         return sheets
 
 
@@ -164,6 +180,8 @@ class Bench:
     sheets: list[Sheet] = field(default_factory=list)
     notes: dict[str, Facts] = field(default_factory=dict)
     """What a suite has to say of itself, for the stage's facts."""
+    ready: dict[str, Any] = field(default_factory=dict)
+    """What a suite opened when it checked its rows."""
     gauges: dict[str, Gauge] = field(default_factory=dict)
     """Of the models that answered."""
 
@@ -190,6 +208,37 @@ class Bench:
     def file(self, suite: str, field: str) -> Data | None:
         """The file that a field of a suite names, where it may be left out."""
         return next(iter(self.inputs.data.get(f"suites.{suite}.{field}", ())), None)
+
+    def rows(self, suite: str) -> set[str]:
+        """Whose answers a judge reads: recorded ones and the models'; of a baseline too where it is one of them."""
+        return {*getattr(self.config.suites[suite], "recorded", ()), *(model.name for model in self.models)}
+
+    def check_judgments(self, suite: str, stored: Sequence[Stored], questions: Iterable[str]) -> None:
+        """DataError where none of the judgments that are there can be of this suite, whatever the models answer."""
+        file = self.file(suite, "judgments")
+        if file is not None and (why := strange(stored, names_of(self.judge(suite)), self.rows(suite), set(questions))):
+            raise _useless(file, suite, why)
+
+    def tell_missing(self, suite: str, file: str, recorded: Sequence[Sheet]) -> None:
+        """Say where a file lacks answers: they lower the coverage, and nobody is asked for them."""
+        turns = [turn for sheet in recorded for turn in sheet.turns]
+        missing = sum(turn.assistant is None for turn in turns)
+        if missing:
+            self.work.warn(f"{suite}: {file} lacks {missing:,} of {len(turns):,} answers; none of them is scored")
+
+    def take(self, suite: str, taken: Taken, left: int) -> list[Sheet]:
+        """The sheets with the judgments that are there, having said how many those are. `left`: what the judge is asked
+        for. DataError where all are of other answers."""
+        file = self.file(suite, "judgments")
+        assert file is not None, "only a file holds judgments"
+        if taken.met and not taken.count:
+            what = f"all {taken.met:,} by this judge of these models and questions are of other answers"
+            raise _useless(file, suite, f"{what}, or were asked otherwise (baseline, orders)")
+        others = f"; {taken.met - taken.count:,} that it holds are of other answers" if taken.met > taken.count else ""
+        said = f"{taken.count:,} judgments are taken over from {file.name}, {left:,} are asked of"
+        self.work.warn(f"{suite}: {said} {self.judge(suite).name}{others}")
+        self.notes[suite] = {"judgments_taken": taken.count}
+        return taken.sheets
 
     @contextmanager
     def connect(self, model: Model, purpose: str = ANSWERS) -> Iterator[Teacher]:
@@ -237,7 +286,7 @@ class Bench:
 
     def compare(self, judge: Model, contests: Sequence[Contest], orders: Orders, form: Form) -> list[Sheet]:
         """The models' sheets with what that judge says of them beside the baseline's."""
-        missing = len(ungraded([contest.model for contest in contests])) * (2 if orders == "both" else 1)
+        missing = len(comparing.undecided(contests)) * (2 if orders == "both" else 1)
         tick = self.ticker(missing, "judgments")
         with ExitStack() as stack:
             suite, form = contests[0].model.suite, replace(form, again=self.config.ask_again)
@@ -252,6 +301,11 @@ class Bench:
         for sheet in sheets:
             observations.setdefault(sheet.model, []).extend(sheet.observations())
         self.results[name] = SuiteResult(measure, observations)
+
+
+def _useless(file: Data, suite: str, why: str) -> DataError:
+    what = f"none of its judgments can be taken over for suite '{suite}': {why}"
+    return DataError(file.name, what, "Name the judgments of these answers, or leave judgments out to have all asked")
 
 
 def names_of(judge: Model) -> set[str]:

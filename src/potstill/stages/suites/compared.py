@@ -5,9 +5,11 @@ from dataclasses import replace
 from typing import Annotated
 
 from potstill.errors import DataError
-from potstill.evaluation.comparing import Contest, contests, oddities
+from potstill.evaluation.comparing import Contest, contests, oddities, undecided
+from potstill.evaluation.continued import Taken
 from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.sheets import Sheet
+from potstill.records import Prompt
 from potstill.sources import Model
 from potstill.stages.base import Reference
 from potstill.stages.suites.base import Bench, Crowd, JudgedSuite
@@ -36,28 +38,48 @@ class ComparedSuite(JudgedSuite):
         among = self.baseline is None or self.baseline in named
         return Crowd(models, 0 if among else baselines, models + len(self.recorded) - among)
 
+    def check_rows(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> None:
+        model, rows = self._model(bench, name), bench.rows(name)
+        if model is not None:
+            its = model.name
+        else:
+            recorded, file = self._recorded_baseline(bench, name, prompts), bench.inputs.one(f"suites.{name}.baseline")
+            its = recorded[0].model
+            if its in rows:
+                what = f"it holds the answers of '{its}', which is a row of suite '{name}' as well"
+                raise DataError(file.name, what, "Give that row another name")
+            bench.tell_missing(name, file.name, recorded)
+        if not rows - {its}:
+            what = f"there is nobody to compare with '{its}', the baseline of suite '{name}'"
+            raise DataError(f"suites.{name}", what, "Name another model, or recorded answers")
+
     def contests(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> list[Contest]:
         """Each dialogue of the others with the baseline's over the same question."""
-        its = self._baseline(bench, name, sheets)
-        mine = [sheet for sheet in sheets if sheet.model != its[0].model]
-        if not mine:
-            what = f"there is nobody to compare with '{its[0].model}', the baseline of suite '{name}'"
-            raise DataError(f"suites.{name}", what, "Name another model, or recorded answers")
-        return list(contests(mine, its))
-
-    def _baseline(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> list[Sheet]:
-        model = next(iter(bench.inputs.models.get(f"suites.{name}.baseline", ())), None)
-        if self.baseline is None:
-            model = bench.models[0]
+        model = self._model(bench, name)
         if model is not None:
-            return [sheet for sheet in sheets if sheet.model == model.name]
+            its = [sheet for sheet in sheets if sheet.model == model.name]
+        else:
+            its = self._recorded_baseline(bench, name, list({s.prompt.id: s.prompt for s in sheets}.values()))
+        return list(contests([sheet for sheet in sheets if sheet.model != its[0].model], its))
+
+    def _model(self, bench: Bench, name: str) -> Model | None:
+        """The baseline where it is a model, else None."""
+        if self.baseline is None:
+            return bench.models[0]
+        return next(iter(bench.inputs.models.get(f"suites.{name}.baseline", ())), None)
+
+    def _recorded_baseline(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> list[Sheet]:
         file = bench.inputs.one(f"suites.{name}.baseline")
         recorded = read_recorded(file.path, file.name)
-        if any(sheet.model == recorded.model for sheet in sheets):
-            what = f"it holds the answers of '{recorded.model}', which is a row of suite '{name}' as well"
-            raise DataError(file.name, what, "Give that row another name")
-        prompts = {sheet.prompt.id: sheet.prompt for sheet in sheets}
-        return recorded_sheets(recorded.model, recorded, list(prompts.values()), file.name)
+        return recorded_sheets(recorded.model, recorded, prompts, file.name)
+
+    def with_taken(
+        self, bench: Bench, name: str, sheets: Sequence[Sheet], compared: Sequence[Contest], taken: Taken, each: int
+    ) -> list[Sheet]:
+        """The sheets with the verdicts that are there. `each`: how often a judge is asked to compare two answers."""
+        known = [replace(contest, model=sheet) for contest, sheet in zip(compared, taken.sheets, strict=True)]
+        found = {(s.model, s.prompt.id): s for s in bench.take(name, taken, each * len(undecided(known)))}
+        return [found.get((sheet.model, sheet.prompt.id), sheet) for sheet in sheets]
 
     def keep_baseline(self, bench: Bench, name: str, compared: Sequence[Contest]) -> None:
         """The baseline's answers among those of the evaluation; they have no score."""

@@ -1,6 +1,8 @@
 """Suite `exact`: how many answers a checker finds right, one answer a question, without sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,10 +12,11 @@ from potstill.evaluation import exact
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
 from potstill.evaluation.statistics import Observation
-from potstill.own import OwnOrWord
+from potstill.formats import SNIFFED, examine
+from potstill.own import OwnOrWord, is_own
 from potstill.records import Chat, Prompt
 from potstill.skills.boxes import check_tools, open_toolbox
-from potstill.skills.checkers import can_read, check_name, find_checker
+from potstill.skills.checkers import Checker, built_in, can_read, check_name, find_checker
 from potstill.skills.dialogue import hold
 from potstill.stages.base import Reference, ServerName
 from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
@@ -52,14 +55,23 @@ class ExactSuite(SuiteConfig):
     def load(self, rows: int, crowd: Crowd) -> Load:
         return Load(lines=rows * crowd.models, answers=rows * crowd.models * (2 if self.tools else 1))
 
-    def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
-        questions = self._questions(bench, name)
-        checker = find_checker(self.checker, bench.inputs.functions.get(f"suites.{name}.checker", ()))
+    def glance(self, name: str, path: Path) -> None:
+        if not is_own(self.checker):
+            first = (row.record for row in islice(examine(path, Prompt), SNIFFED) if row.record is not None)
+            self._check_references(name, first, built_in(self.checker), str(path))
+
+    def check_rows(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> None:
+        place = bench.inputs.one(f"suites.{name}.questions").name
+        self._check_references(name, self._questions(bench, name), self._checker(bench, name), place)
+
+    def _check_references(self, name: str, questions: Iterable[Prompt], checker: Checker, place: str) -> None:
         for question in questions:
             if not can_read(checker, question.references[0] if question.references else ""):
                 what = f"the checker '{self.checker}' of suite '{name}' can read no reference of '{question.id}'"
-                place = bench.inputs.one(f"suites.{name}.questions").name
                 raise DataError(place, what, "Give every question a reference, or choose another checker")
+
+    def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
+        questions, checker = self._questions(bench, name), self._checker(bench, name)
         tick = bench.ticker(len(questions) * len(bench.models), "answers")
         own = bench.inputs.functions.get(f"suites.{name}.tools", ())
         server = bench.inputs.servers.get(f"suites.{name}.server")
@@ -73,6 +85,9 @@ class ExactSuite(SuiteConfig):
                 bench.sheets += found
                 observations[model.name] = [seen for sheet in found for seen in sheet.observations()]
         bench.results[name] = SuiteResult(MEASURE, observations)
+
+    def _checker(self, bench: Bench, name: str) -> Checker:
+        return find_checker(self.checker, bench.inputs.functions.get(f"suites.{name}.checker", ()))
 
     def _questions(self, bench: Bench, name: str) -> list[Prompt]:
         if bench.inputs.one(f"suites.{name}.questions").kind == "chats":

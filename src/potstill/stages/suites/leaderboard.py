@@ -16,6 +16,7 @@ from potstill.evaluation.scores import SuiteResult
 from potstill.evaluation.sheets import Sheet
 from potstill.evaluation.statistics import Observation
 from potstill.evaluation.task_files import FORMATS
+from potstill.records import Prompt
 from potstill.stages.base import Facts, Reference
 from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
 
@@ -73,10 +74,14 @@ class LeaderboardSuite(SuiteConfig):
     def load(self, rows: int, crowd: Crowd) -> Load:
         return Load(scored=rows * crowd.models * (2 if self.chat_template == "both" else 1))
 
-    def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
+    def check_rows(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> None:
         harness = _harness(name)
         files = {task: bench.inputs.one(f"suites.{name}.files.{task}").path for task in self.files}
-        tasks = harness.open_tasks([harness.Asked(task, self.shots.get(task), files.get(task)) for task in self.tasks])
+        asked = [harness.Asked(task, self.shots.get(task), files.get(task)) for task in self.tasks]
+        bench.ready[name] = harness.open_tasks(asked)
+
+    def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
+        harness, tasks = _harness(name), bench.ready[name]
         ours = _Board(bench, name, tasks, {False: Found(), True: Found()})
         for model in bench.models:
             with harness.Reader(model, self.batch_size) as reader:

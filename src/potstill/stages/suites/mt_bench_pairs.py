@@ -5,14 +5,12 @@ from dataclasses import replace
 from typing import Literal
 
 from potstill.evaluation import published
-from potstill.evaluation.comparing import Contest
 from potstill.evaluation.continued import take_pairs
-from potstill.evaluation.fastchat import read_pair_judgments
+from potstill.evaluation.fastchat import PairJudgment, read_pair_judgments
 from potstill.evaluation.fastchat_scores import WON
-from potstill.evaluation.judge_prompts import Examiner
 from potstill.evaluation.sheets import Sheet
 from potstill.files import read_lines
-from potstill.sources import Model
+from potstill.records import Prompt
 from potstill.stages.suites.base import TURNS_A_QUESTION, Bench, Crowd, Load, names_of
 from potstill.stages.suites.compared import ComparedSuite
 from potstill.stages.suites.dialogues import DialogueSuite
@@ -33,9 +31,34 @@ class MtBenchPairsSuite(DialogueSuite, ComparedSuite):
             judgments=2 * turns * crowd.rows,
         )
 
+    def check_rows(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> None:
+        super().check_rows(bench, name, prompts)
+        self.examiner(bench, name, "pairwise").check(prompts)
+        rows = self._stored(bench, name)
+        stored = [(row.judge, frozenset({row.model_1, row.model_2}), str(row.question_id)) for row in rows]
+        bench.check_judgments(name, stored, (prompt.id for prompt in prompts))
+
+    def take_over(self, bench: Bench, name: str, sheets: list[Sheet]) -> list[Sheet]:
+        if self.judgments is None:
+            return sheets
+        compared, examiner = self.contests(bench, name, sheets), self.examiner(bench, name, "pairwise")
+        asked = {
+            (contest.model.model, contest.model.prompt.id, t + 1): published.sent_pair(contest, t, examiner)
+            for contest in compared
+            for t in range(len(contest.model.turns))
+            if not contest.fault(t)
+        }
+        taken = take_pairs(compared, self._stored(bench, name), names_of(bench.judge(name)), asked)
+        return self.with_taken(bench, name, sheets, compared, taken, 2)
+
+    def _stored(self, bench: Bench, name: str) -> list[PairJudgment]:
+        """The comparisons that are there already."""
+        file = bench.file(name, "judgments")
+        return [] if file is None else read_pair_judgments(read_lines(file.path), file.name)
+
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         judge, examiner = bench.judge(name), self.examiner(bench, name, "pairwise")
-        compared = self._continued(bench, name, self.contests(bench, name, sheets), judge, examiner)
+        compared = self.contests(bench, name, sheets)
         graded = bench.compare(judge, compared, "both", examiner.form())
         compared = [replace(contest, model=sheet) for contest, sheet in zip(compared, graded, strict=True)]
         self.keep_baseline(bench, name, compared)
@@ -44,21 +67,3 @@ class MtBenchPairsSuite(DialogueSuite, ComparedSuite):
         folder = bench.work.path / published.FASTCHAT / name
         published.write_dialogues(folder, [*graded, *{id(c.baseline): c.baseline for c in compared}.values()])
         published.write_pairs(folder, judge.name, compared, examiner)
-
-    def _continued(
-        self, bench: Bench, name: str, compared: list[Contest], judge: Model, examiner: Examiner
-    ) -> list[Contest]:
-        """The contests with the verdicts that are there already."""
-        file = bench.file(name, "judgments")
-        if file is None:
-            return compared
-        asked = {
-            (contest.model.model, contest.model.prompt.id, t + 1): published.sent_pair(contest, t, examiner)
-            for contest in compared
-            for t in range(len(contest.model.turns))
-            if not contest.fault(t)
-        }
-        rows = read_pair_judgments(read_lines(file.path), file.name)
-        taken = take_pairs(compared, rows, names_of(judge), asked)
-        bench.notes[name] = {"judgments_taken": taken.count}
-        return [replace(contest, model=sheet) for contest, sheet in zip(compared, taken.sheets, strict=True)]

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from potstill.evaluation import preference
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
-from potstill.records import Pair
+from potstill.records import Pair, Prompt
 from potstill.stages.base import LocalModelName, Reference
 from potstill.stages.suites.base import Bench, Crowd, Load, SuiteConfig
 
@@ -27,6 +27,9 @@ class PreferenceSuite(SuiteConfig):
 
     def load(self, rows: int, crowd: Crowd) -> Load:
         return Load(scored=rows * crowd.models)
+
+    def check_rows(self, bench: Bench, name: str, prompts: Sequence[Prompt]) -> None:
+        bench.read(name, Pair)
 
     def measure(self, bench: Bench, name: str, sheets: Sequence[Sheet]) -> None:
         pairs = bench.read(name, Pair)
