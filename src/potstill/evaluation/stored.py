@@ -47,7 +47,7 @@ def unlike(row: Any, known: Mapping[str, Set[str]], what: str) -> str:
     missing = sorted(columns - row.keys())
     if 2 * len(missing) < len(columns):
         return f"it is like {kind}, but lacks {', '.join(missing)}"
-    names = sorted(map(str, row))
+    names = sorted(str(name) for name in row if name != "")  # an index has no name in a table
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"no {what} has columns {', '.join(quote(name) for name in names[:SHOWN])}{rest}"
 
