@@ -16,8 +16,8 @@ from potstill.evaluation import alpaca_eval, fastchat, fastchat_scores, scores
 from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.fastchat import Judgment, PairJudgment, Question
 from potstill.evaluation.scores import OBSERVATIONS_FILE, SCORES_FILE, SuiteResult
-from potstill.evaluation.terms import Terms, annotated_terms, judged_terms, sealed_terms
 from potstill.evaluation.stored import unlike
+from potstill.evaluation.terms import Terms, annotated_terms, judged_terms, sealed_terms
 from potstill.files import Line, read_lines
 from potstill.workspace import Workspace
 
