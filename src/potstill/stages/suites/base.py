@@ -227,8 +227,8 @@ class Bench:
             self.work.warn(f"{suite}: {file} lacks {missing:,} of {len(turns):,} answers; none of them is scored")
 
     def take(self, suite: str, taken: Taken, left: int) -> list[Sheet]:
-        """The sheets with the judgments that are there, having said how many those are. `left`: what the judge is asked
-        for. DataError where all are of other answers."""
+        """The sheets with the judgments that are there. `left`: what the judge is asked for, which is said where it is
+        anything. DataError where all are of other answers."""
         file = self.file(suite, "judgments")
         assert file is not None, "only a file holds judgments"
         if taken.met and not taken.count:
@@ -236,7 +236,8 @@ class Bench:
             raise _useless(file, suite, f"{what}, or were asked otherwise (baseline, orders)")
         others = f"; {taken.met - taken.count:,} that it holds are of other answers" if taken.met > taken.count else ""
         said = f"{taken.count:,} judgments are taken over from {file.name}, {left:,} are asked of"
-        self.work.warn(f"{suite}: {said} {self.judge(suite).name}{others}")
+        if left:
+            self.work.warn(f"{suite}: {said} {self.judge(suite).name}{others}")
         self.notes[suite] = {"judgments_taken": taken.count}
         return taken.sheets
 
