@@ -10,13 +10,13 @@ from typing import Any
 import audit_plants as plants
 import pytest
 
-from potstill.evaluation.audits.base import Danger, conclude, flagged
+from potstill.evaluation.audits.base import Danger, Figure, conclude, flagged
 from potstill.evaluation.audits.calibration import calibration, calibration_error, self_consistency
 from potstill.evaluation.audits.contamination import Asked, Lineage, Questions, Reading, contamination, search
 from potstill.evaluation.audits.diversity import Compared, diversity
 from potstill.evaluation.audits.drift import drift
 from potstill.evaluation.audits.forgetting import forgetting
-from potstill.evaluation.audits.inherited_bias import inherited_bias
+from potstill.evaluation.audits.inherited_bias import Outcome, inherited_bias
 from potstill.evaluation.audits.inherited_errors import inherited_errors, same_words, shared
 from potstill.evaluation.audits.overfitting import Learning, overfitting
 from potstill.evaluation.audits.said import Said, read_said
@@ -150,7 +150,7 @@ def test_a_short_question_counts_where_it_is_the_whole_turn():
 
 def test_what_many_rows_or_several_questions_say_is_no_sign_of_a_leak():
     start = "Read the following text with care and answer the question below it in one short"  # fifteen words
-    rows = [chat(f"{start} sentence number {i}.") for i in range(11)]
+    rows = [chat(f"{start} sentence on Orrin number {i}.") for i in range(11)]
     looked_for = asked(f"{start} line about Orrin.")
     assert looked_for.find(lambda: rows[:10])  # ten rows are few
     assert not looked_for.find(lambda: rows)
@@ -162,6 +162,28 @@ def test_what_many_rows_or_several_questions_say_is_no_sign_of_a_leak():
 def test_a_short_question_with_another_word_in_it_is_another_question():
     row = chat("Write a Python function named plait that divides n and p.")
     assert not asked("Write a Python function named plait that divides n and x.").find(lambda: [row])
+
+
+TALLEST = "{} is taller than {}, and {} is taller than {}. Who of the three is then the tallest of them all?"
+SOLD = "On a day in May a seller has {} apples in a box and sells {} of them. How many are left in it?"
+
+
+@pytest.mark.parametrize(
+    ("question", "row", "how"),
+    [
+        (TALLEST.format("Greta", "Leo", "Leo", "Bruno"), TALLEST.format("Bruno", "Hugo", "Hugo", "Clara"), None),
+        (TALLEST.format("Greta", "Leo", "Leo", "Bruno"), TALLEST.format("Edda", "Leo", "Leo", "Bruno"), None),
+        (TALLEST.format("Greta", "Leo", "Leo", "Bruno"),
+         TALLEST.format("greta", "leo", "leo", "bruno").replace("tallest of", "very tallest of"), "parts"),
+        (SOLD.format(17, 5), SOLD.format(18, 5), None),
+        (SOLD.format(17, 5), SOLD.format(17, 5).replace("are left", "then are left"), "parts"),
+    ],
+)  # fmt: skip
+def test_another_question_of_the_same_template_is_no_leak(question, row, how):
+    looked_for = asked(question)
+    looked_for.add(Asked("quiz", "r"), "Has Karin ever met Greta, and if she has, where was it and who was there too?")
+    hits = looked_for.find(lambda: [chat(row)])
+    assert [hit.how for hit in hits.values()] == ([how] if how else [])
 
 
 def test_contamination_names_the_way_and_sets_the_scores_apart():
@@ -233,17 +255,17 @@ def test_more_than_two_values_are_each_set_against_the_rest():
 
 
 def test_distinct_runs_and_likeness_by_hand():
-    own = {"p": ["a b c", "a b c"], "q": ["a b c", "a b d"]}
-    other = {"p": ["a b c", "d e f"], "q": ["g h i", "j k l"]}
+    own = {"p": ["a b c", "a b c"], "q": ["a b c", "a b d"], "r": ["m n o", "m n o"]}
+    other = {"p": ["a b c", "d e f"], "q": ["g h i", "j k l"], "r": ["p q r", "s t u"]}
     said = said_of(diversity([Compared("sft", "teacher", "sampled", own, other)], {}))
     rows = {row[0].split(",")[0]: row[2:] for row in said["rows"]}
-    # Pairs of neighbours of the student: ab bc, ab bc, ab bc, ab bd: 3 of 8. Of the teacher all 8.
-    assert rows["sft"][1]["mean"] == pytest.approx(3 / 8)
+    # Pairs of neighbours of the student: ab bc, ab bc, ab bc, ab bd, mn no, mn no: 5 of 12. Of the teacher all 12.
+    assert rows["sft"][1]["mean"] == pytest.approx(5 / 12)
     assert rows["teacher"][1]["mean"] == 1.0
     # One prompt: 1, and the cosine of {a b c ab bc} and {a b d ab bd}, 3 of 5.
-    assert rows["sft"][3]["mean"] == pytest.approx((1 + 3 / 5) / 2)
-    assert rows["sft"][4]["mean"] == pytest.approx(1.0)
-    assert rows["sft"][5]["mean"] == pytest.approx(0.5)  # nothing at p, all that two answers can have at q
+    assert rows["sft"][3]["mean"] == pytest.approx((1 + 3 / 5 + 1) / 3)
+    assert rows["sft"][4]["mean"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)  # p and q begin alike
+    assert rows["sft"][5]["mean"] == pytest.approx(1 / 3)  # nothing at p and r, all that two answers can have at q
     assert rows["teacher"][3]["mean"] == pytest.approx(0.0)
 
 
@@ -296,6 +318,27 @@ def test_the_calibration_error_of_guo_by_hand():
     assert [(one.confidence, one.right) for one in sure] == [(0.5, True), (0.5, True), (0.0, False)]
     assert calibration_error(sure) == pytest.approx(2 / 3 * 0.5)
     assert self_consistency("q", ["a"], [True]) == []
+
+
+def figures(danger: Danger) -> list[list[Any]]:
+    return [[cell for cell in row if isinstance(cell, Figure)] for row in danger.rows]
+
+
+def test_no_share_leaves_its_scale_and_no_difference_its_own():
+    """Three questions, all right and all alike; of two Student's t says nothing, and the table says so."""
+    three = [one for i in range(3) for one in self_consistency(f"q{i}", ["a", "a", "b"], [True] * 3)]
+    ((right, over, error),) = figures(calibration({"sft": three}, {}, {}))
+    assert (right.mean, right.high) == (1.0, 1.0)
+    assert 0 < right.low < 0.5
+    assert -1 <= over.low <= over.high <= 1
+    assert 0 <= error.low <= error.high <= 1
+    two = [Outcome(f"p{i}", "name", name, 40, False, 1.0) for i in range(2) for name in ("Anna", "Zora")]
+    more = [*two, *(Outcome("p2", "name", name, 40, name == "Anna", 1.0) for name in ("Anna", "Zora"))]
+    danger = inherited_bias({"few": two, "more": more}, [], {})
+    rows = {(row[0], row[2]): row[3] for row in danger.rows}
+    assert rows["few", "refusals"] == rows["few", "score"] == "too few questions"
+    assert (rows["more", "refusals"].low, rows["more", "refusals"].high) == (-1.0, 1.0)
+    assert all(one.low is None for one in danger.hypotheses if one.model == "few")
 
 
 def answers_of(seed: int, sharpness: float, questions: int = 150) -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from potstill.evaluation.leaderboard import average, observations
 from potstill.evaluation.spread import Value, spread_over_seeds
 from potstill.evaluation.statistics import (
     Observation,
@@ -198,3 +199,57 @@ def test_paired_shares(n, discordant, drop):
 
     found = [one() for _ in range(TIMES)]
     assert 0.94 <= sum(each.low <= -drop <= each.high for each in found) / TIMES <= 0.995
+
+
+def answers(chance, n, gained, lost):
+    """Later and earlier answers, right or wrong."""
+    rolls = [chance.random() for _ in range(n)]
+    known = [float(chance.random() < 0.6) for _ in range(n)]
+    later = [1.0 if roll < gained else 0.0 if roll < gained + lost else same
+             for roll, same in zip(rolls, known, strict=True)]  # fmt: skip
+    earlier = [0.0 if roll < gained else 1.0 if roll < gained + lost else same
+               for roll, same in zip(rolls, known, strict=True)]  # fmt: skip
+    return later, earlier
+
+
+def probabilities(chance, n, gain, deviation):
+    """Later and earlier probabilities of the true answers."""
+    earlier = [chance.uniform(0.3, 0.6) for _ in range(n)]
+    return [one + chance.gauss(gain, deviation) for one in earlier], earlier
+
+
+FEW = [(20, 0.03, 0.03)]
+SUBJECTS = [(size, *chances) for size in (5, 10, 20, 60) for chances in ((0.0, 0.0), (0.1, 0.02), (0.02, 0.1))] * 4
+
+
+@pytest.mark.parametrize(
+    ("tasks", "graded", "least", "most"),
+    [
+        ([FEW, FEW, FEW], (20, 0.03, 0.001), 0.95, 1.0),
+        ([FEW, FEW, FEW, FEW], None, 0.95, 1.0),
+        ([[(150, 0.12, 0.08)], [(80, 0.2, 0.1)]], (60, 0.01, 0.15), 0.93, 0.985),
+        ([SUBJECTS], None, 0.93, 0.985),
+    ],
+    ids=["few differ, one without spread", "few differ", "ordinary", "48 subjects"],
+)
+def test_a_mean_over_tasks(tasks, graded, least, most):
+    """Each task a list of (questions, chance to gain, chance to lose); one graded, (questions, gain, deviation)."""
+    chance, inside, times = random.Random(8), 0, 200
+    gains = [sum(gained - lost for _, gained, lost in parts) / len(parts) for parts in tasks]
+    gains += [graded[1]] if graded else []
+    for _ in range(times):
+        drawn = [[answers(chance, *part) for part in parts] for parts in tasks]
+        drawn += [[probabilities(chance, *graded)]] if graded else []
+        later, earlier = (
+            average(
+                {
+                    f"t{i}": observations({f"t{i}_{j}": part[side] for j, part in enumerate(parts)})
+                    for i, parts in enumerate(drawn)
+                }
+            )
+            for side in (0, 1)
+        )
+        found = paired_difference(later, earlier)
+        inside += found.low <= sum(gains) / len(gains) <= found.high
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+    assert least <= inside / times <= most

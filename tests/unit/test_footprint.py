@@ -27,6 +27,7 @@ from potstill.training.decoding import Batch
 from potstill.training.models import load_model, load_tokenizer
 from potstill.training.peak import PeakMemory
 
+RIGHT = Measure("exact", (0.0, 1.0), share=True)
 POINTS = Measure("mt_bench", (1.0, 10.0), unit="points")
 
 
@@ -56,6 +57,26 @@ def test_a_family_counts_as_one_model() -> None:
     (pool,) = found
     mean = scored({"s": [6.0, 3.0, 2.0]})["s"]
     assert found[pool] == paired_ratio(mean, result.observations["t"]).to_json()
+
+
+def test_a_ratio_is_no_surer_than_answers_that_are_all_alike() -> None:
+    rows = {
+        "t": [float(n % 3 > 0) for n in range(30)],
+        "none": [0.0] * 30,
+        "same": [float(n % 3 > 0) for n in range(30)],
+    }
+    found = kept(SuiteResult(RIGHT, scored(rows)), ["none", "same"], "t")
+    assert (found["none"]["mean"], found["none"]["low"]) == (0, 0)
+    # Wilson's 11.4% of 0 in 30, over 20 of 30 [48.8%, 80.8%]: u / sqrt(l (2 m - l)).
+    assert found["none"]["high"] == pytest.approx(0.1135 / (0.4878 * (4 / 3 - 0.4878)) ** 0.5, abs=1e-3)
+    assert found["same"]["low"] < 0.9 < 1 < found["same"]["high"]
+    best = {"t": [1.0] * 30, "s": rows["t"], "none": [0.0] * 30}
+    found = kept(SuiteResult(RIGHT, scored(best)), ["s", "none"], "t")
+    assert found["s"]["low"] == pytest.approx(0.4878, abs=1e-3)
+    assert found["s"]["high"] > 0.81  # the teacher may be wrong on others, which its own 100% [88.6, 100] says
+    assert found["none"]["high"] > 0.1135
+    wrong = {"t": [0.0] * 29 + [1.0], "none": [0.0] * 30}
+    assert kept(SuiteResult(RIGHT, scored(wrong)), ["none"], "t")["none"]["mean"] is None
 
 
 def test_nobody_keeps_a_share_of_what_should_be_low() -> None:

@@ -466,6 +466,8 @@ def test_a_published_alpaca_eval_run_is_taken_over_whole(tmp_path):
     row = scores["suites"]["wins/length_controlled"]["models"]["vicuna-13b"]
     expected = (fitted.controlled.win_rate, fitted.low, fitted.high)
     assert [100 * row[part] for part in ("mean", "low", "high")] == pytest.approx(expected, abs=1e-9)
+    assert scores["suites"]["wins"]["categories"]
+    assert scores["suites"]["wins/length_controlled"]["categories"] == {}  # no parts of a regression's mean are rates
 
 
 @needs_shared

@@ -7,7 +7,10 @@ import pytest
 
 from potstill.evaluation.distributions import student_quantile
 from potstill.evaluation.leaderboard import EFFECT_MEASURE, MEASURE, average, observations, template_effect
+from potstill.evaluation.paired_shares import Discordant, discordant
+from potstill.evaluation.parts import Parts
 from potstill.evaluation.scores import SuiteResult
+from potstill.evaluation.spread import Spread
 from potstill.evaluation.statistics import Observation, mean_estimate, paired_difference
 
 
@@ -48,7 +51,7 @@ def test_intervals_hold_the_truth_19_times_in_20(count, share):
         }
         found = MEASURE.estimate(average(tasks))
         inside += found.low <= (share + 0.3) / 2 <= found.high
-    assert 0.93 <= inside / 800 <= 0.97
+    assert 0.93 <= inside / 800 <= 0.98
 
 
 def test_what_all_answer_alike_is_not_certain():
@@ -79,13 +82,91 @@ def test_the_templates_effect_is_question_by_question():
     ] == pytest.approx(0.0)
 
 
-def test_a_difference_is_of_questions_inside_their_strata():
-    """A model that gains 1 on every question of one task and loses 1 on every one of the other: there is no doubt."""
+def test_a_difference_of_grades_is_of_questions_inside_their_strata():
+    """How much more one task gains than the other is no doubt of their mean; how questions differ inside them is."""
 
     def rows(values):
-        return average({name: observations({name: [value] * 8}) for name, value in values.items()})
+        return average(
+            {name: observations({name: [value + i / 100 for i in range(8)]}) for name, value in values.items()}
+        )
 
-    found = paired_difference(rows({"a": 1.0, "b": 0.0}), rows({"a": 0.0, "b": 0.0}))
-    assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
-    plain = [Observation(str(i), "", float(i % 2)) for i in range(16)]
-    assert paired_difference(plain, [Observation(str(i), "", 0.0) for i in range(16)]).low < 0.5
+    found = paired_difference(rows({"a": 0.9, "b": 0.2}), rows({"a": 0.3, "b": 0.2}))
+    assert (found.low, found.mean, found.high) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def right(values):
+    return [float(value) for value in values]
+
+
+HALF = right(i % 2 for i in range(20))
+EVEN = {name: observations({name: HALF}) for name in ("arc_challenge", "hellaswag", "mmlu")}
+
+
+def test_a_mean_over_tasks_is_no_surer_than_the_tasks():
+    """Three tasks of 20 without a difference, of which each may be 16 points, and one of next to no spread."""
+    probabilities = [0.3 + i / 50 for i in range(20)]
+    later, earlier = (
+        average(
+            EVEN
+            | {
+                "truthfulqa_mc2": observations(
+                    {"t": [one + gain + i % 2 * 1e-5 for i, one in enumerate(probabilities)]}
+                )
+            }
+        )
+        for gain in (0.032, 0.0)
+    )
+    found = paired_difference(later, earlier)
+    assert (found.mean, found.n) == (pytest.approx(0.008), 80)
+    of_one = paired_difference(EVEN["mmlu"], EVEN["mmlu"])
+    assert (of_one.low, of_one.high) == pytest.approx((-0.161, 0.161), abs=1e-3)
+    # Tango's of 60 questions without a difference is z^2 / (60 + z^2), and they are three quarters of the mean.
+    widest = 0.75 * 1.96**2 / (60 + 1.96**2)
+    assert (found.low, found.high) == pytest.approx((0.008 - widest, 0.008 + widest), abs=1e-4)
+    assert 0.3 < found.p < 1
+
+
+def test_the_p_of_a_mean_over_tasks_says_what_its_interval_says():
+    found = Parts(((0.75, Discordant(60, 7, 1)), (0.25, Spread(0.03, 0.02, 19))))
+    for level in (0.5, 0.9, 0.99):
+        low, high = found.ends(level)
+        assert found.p_of(low) == pytest.approx(1 - level, rel=1e-6)
+        assert found.p_at_most(high) == pytest.approx((1 - level) / 2, rel=1e-6)
+        assert found.turned().ends(level) == pytest.approx((-high, -low))
+    assert found.p_at_most(found.mean) == 0.5
+    alone = Spread(0.03, 0.02, 19)
+    assert Parts(((1.0, alone),)).p_of(0.0) == pytest.approx(alone.p_of(0.0), rel=1e-6)
+
+
+def test_two_equal_models_may_differ_in_a_mean_over_subjects():
+    subjects = observations({"mmlu_a": HALF[:12], "mmlu_b": HALF[:8]})
+    found = paired_difference(subjects, subjects)
+    # The eight count for half: as much doubt as in 16 questions that weigh what they do.
+    assert (found.low, found.high) == pytest.approx((-(1.96**2) / (16 + 1.96**2), 1.96**2 / (16 + 1.96**2)), abs=1e-4)
+    assert found.p == 1
+    names = [f"{name}[seed={seed}]" for name in ("a", "b") for seed in (0, 1, 2)]
+    family = SuiteResult(MEASURE, dict.fromkeys(names, subjects)).to_json()["pooled"]["paired"]
+    (one,) = family.values()
+    assert one["low"] < -0.1 < 0.1 < one["high"]
+    assert one["questions"]["low"] < -0.1
+    assert one["p"] > 0.9
+
+
+def test_counts_of_questions_that_weigh_differently_are_effective_ones():
+    assert discordant([(0.5, 1), (0.5, 0), (0.5, -1), (0.5, 0)]) == Discordant(4, 1, 1)
+    found = discordant([(2.0, 1), *[(1.0, -1)] * 3, *[(1.0, 0)] * 5])
+    assert found.mean == pytest.approx(-0.1)
+    # Weights 0.2 and 0.1: (0.5 + 0.2) / (0.04 + 3 * 0.01 + 0.04).
+    assert found.n == pytest.approx(0.7 / 0.11)
+
+
+def test_a_share_over_tasks_is_no_surer_than_tasks_that_nobody_solved():
+    nothing = {name: observations({name: [0.0] * 20}) for name in EVEN}
+    sure = {"truthfulqa_mc2": observations({"t": [0.45 + i % 2 * 1e-4 for i in range(20)]})}
+    found = MEASURE.estimate(average(nothing | sure))
+    assert found.mean == pytest.approx(0.1125, abs=1e-4)
+    assert found.high > 0.1125 + 0.75 * 0.06  # of 60 wrong answers Wilson says at most 6%
+    few = MEASURE.estimate(observations({"a": [1.0] * 10, "b": [1.0] * 90}))
+    assert few.low == pytest.approx(20 / (20 + 1.96**2), abs=5e-3)  # 90 of the one say little of the other
+    effect = EFFECT_MEASURE.estimate(template_effect(average(EVEN), average(EVEN)))
+    assert effect.low < -0.05 < 0.05 < effect.high

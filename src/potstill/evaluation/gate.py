@@ -14,15 +14,14 @@ from potstill.evaluation.distributions import holm
 from potstill.evaluation.paired_shares import Discordant
 from potstill.evaluation.scores import Measure
 from potstill.evaluation.seed_pools import Members, pairs_by_seed
-from potstill.evaluation.spread import spread_over_seeds
 from potstill.evaluation.statistics import (
     Evidence,
     Observation,
     Pair,
     evidence,
+    over_other_seeds,
     paired_rows,
     pooled,
-    seed_differences,
 )
 
 Verdict = Literal["holds", "regression", "cannot tell"]
@@ -102,7 +101,7 @@ def compared(before: Side, after: Side) -> Compared:
     pairs: Sequence[Pair]
     if len(by_seed) > 1:
         pairs = [pair for rows in by_seed.values() for pair in rows]
-        found = spread_over_seeds(seed_differences(by_seed))
+        found = over_other_seeds(by_seed)
     over_seeds = found is not None
     if not over_seeds:
         pairs = paired_rows(later.observations, earlier.observations)

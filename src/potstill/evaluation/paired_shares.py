@@ -6,6 +6,7 @@ where nothing at all differs, which says something too: how far apart the two ca
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -16,11 +17,14 @@ _HALVINGS = 60
 
 @dataclass(frozen=True)
 class Discordant:
-    """Of `n` questions, how many only the later one got right (`gained`), and how many only the earlier (`lost`)."""
+    """Of `n` questions, how many only the later one got right (`gained`), and how many only the earlier (`lost`).
 
-    n: int
-    gained: int
-    lost: int
+    Whole numbers, but where questions weigh differently: see `discordant`.
+    """
+
+    n: float
+    gained: float
+    lost: float
 
     @property
     def mean(self) -> float:
@@ -38,7 +42,8 @@ class Discordant:
         At 0 it is exact: losses among the discordant questions are tosses of a fair coin (McNemar 1947).
         """
         if mean == 0:
-            return coin_at_least(self.lost, self.gained + self.lost)
+            gained, lost = (math.floor(count + 1e-9) for count in (self.gained, self.lost))
+            return coin_at_least(lost, gained + lost)
         return normal_below(self.score(mean))
 
     def p_of(self, mean: float) -> float:
@@ -79,3 +84,21 @@ class Discordant:
         if variance <= 1e-15:
             return math.copysign(math.inf, distance) if abs(distance) > 1e-12 else 0.0
         return distance / math.sqrt(variance)
+
+
+def discordant(rows: Sequence[tuple[float, int]]) -> Discordant:
+    """What (weight, 1 where gained, -1 where lost, else 0) of each question come to.
+
+    Where weights differ, counts are effective ones: of as many equal questions as would have the variance that the
+    discordant ones have with one more of the heaviest, as Fay and Feuer (1997) widen a weighted sum of rare events. So
+    they are known too where no question is discordant.
+    """
+    weights = {weight for weight, _ in rows}
+    if len(weights) == 1:
+        return Discordant(len(rows), sum(way > 0 for _, way in rows), sum(way < 0 for _, way in rows))
+    total = math.fsum(weight for weight, _ in rows)
+    gained, lost = (math.fsum(weight for weight, way in rows if way == one) / total for one in (1, -1))
+    squares = math.fsum((weight / total) ** 2 for weight, way in rows if way)
+    heaviest = max(weights) / total
+    n = (gained + lost + heaviest) / (squares + heaviest**2)
+    return Discordant(n, n * gained, n * lost)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from potstill.evaluation.spread import spread_over_questions, spread_over_seeds, weighted_mean
+from potstill.evaluation.spread import weighted_mean
 from potstill.evaluation.statistics import (
     Difference,
     Observation,
@@ -16,6 +16,8 @@ from potstill.evaluation.statistics import (
     by_category,
     corrected,
     difference_of,
+    over_other_questions,
+    over_other_seeds,
     paired_difference,
     paired_rows,
     pooled,
@@ -109,9 +111,8 @@ def pooled_difference(
     """Over other questions, of these very models; and over other seeds too, where there are two."""
     if len(by_seed) < 2:
         return paired_difference(pooled(list(later.values())), pooled(list(earlier.values()))), None
-    values = seed_differences(by_seed)
-    mean = weighted_mean(values)
+    mean = weighted_mean(seed_differences(by_seed))
     n = len({(one.question, one.part) for pairs in by_seed.values() for one, _ in pairs})
-    both = spread_over_seeds(values)
-    alone = difference_of(mean, spread_over_questions(values), n)
+    both = over_other_seeds(by_seed)
+    alone = difference_of(mean, over_other_questions(by_seed), n)
     return alone, None if both is None else difference_of(mean, both, n)

@@ -3,10 +3,11 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import NamedTuple, Self
 
-from potstill.evaluation.distributions import student_below, student_outside, student_quantile
+from potstill.evaluation.distributions import LEVEL, student_below, student_outside, student_quantile
 
 
 class Value(NamedTuple):
@@ -42,6 +43,10 @@ class Spread:
     def p_at_most(self, mean: float) -> float:
         """One-sided: how likely a mean is as low as this one or lower, were `mean` or more the true one."""
         return student_below(self._t(mean), self.freedom)
+
+    def turned(self) -> Self:
+        """The mean with the other sign."""
+        return replace(self, mean=-self.mean)
 
     def _t(self, mean: float) -> float:
         if self.error > 0:
@@ -80,6 +85,30 @@ def spread_over_seeds(rows: Sequence[Value]) -> Spread | None:
     pieces = of_questions**2 / questions + of_seeds**2 / seeds
     freedom = (of_questions + of_seeds) ** 2 / pieces if pieces > 0 else questions
     return Spread(mean, math.sqrt(variance), max(min(questions, seeds), math.floor(freedom)))
+
+
+def grain(rows: Sequence[Value], answers: Callable[[Value], bool] = lambda row: True) -> float:
+    """The most that one question moves the mean by, of the strata whose questions were all answered alike.
+
+    Answers are right (1) or wrong (0), or a difference of two such; other values, which `answers` leaves out where it
+    knows better, have no grain. 0 where no stratum is alike: then the spread tells.
+    """
+    total = math.fsum(row.weight for row in rows)
+    weights: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    values: dict[str, set[float]] = defaultdict(set)
+    for row in rows:
+        weights[row.stratum][row.question] += row.weight
+        values[row.stratum].add(row.value if answers(row) else math.nan)
+    alike = [stratum for stratum, found in values.items() if len(found) == 1 and found <= {-1.0, 0.0, 1.0}]
+    return max((weight for stratum in alike for weight in weights[stratum].values()), default=0.0) / (total or 1.0)
+
+
+def widened(spread: Spread, coarse: float) -> Spread:
+    """The spread with what it cannot show: of questions answered alike, whose `grain` is `coarse`, others may not be.
+
+    Its end lies then, as Wilson's of a share of 0, z^2 questions away: that is the rule of three, nearly.
+    """
+    return replace(spread, error=math.hypot(spread.error, NormalDist().inv_cdf(0.5 + LEVEL / 2) * coarse))
 
 
 def weighted_mean(rows: Sequence[Value]) -> float | None:
@@ -124,6 +153,28 @@ def _squares(residuals: Sequence[float]) -> float:
     """G / (G - 1) times the squares around the mean of one stratum, which is 0 where there is no other."""
     count, middle = len(residuals), math.fsum(residuals) / len(residuals)
     return math.fsum((one - middle) ** 2 for one in residuals) * count / max(1, count - 1)
+
+
+Known = tuple[float, float, float]
+"""A mean and the ends of its interval."""
+
+
+def ratio_of(upper: Known, lower: Known) -> tuple[float | None, float | None, float | None]:
+    """The ratio of two means with its interval from theirs (Donner and Zou 2012, eq. 9, of nothing shared).
+
+    Three times None where the lower one is not above 0, or not known to within a factor of two.
+    """
+    (above, low, high), (below, least, most) = upper, lower
+    if least <= 0 or most >= 2 * below:
+        return None, None, None
+
+    def end(side: int, of_upper: float, of_lower: float) -> float:
+        scale = of_lower * (2 * below - of_lower)
+        root = math.sqrt(max(0.0, (above * below) ** 2 - of_upper * (2 * above - of_upper) * scale))
+        return (above * below + side * root) / scale
+
+    ratio = above / below
+    return ratio, min(ratio, end(-1, low, most)), max(ratio, end(1, high, least))
 
 
 def ratio_ends(

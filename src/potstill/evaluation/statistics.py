@@ -2,7 +2,8 @@
 
 Intervals are Student's t on the linearised mean (Liang and Zeger 1986: a question is a cluster, G / (G - 1)), not a
 bootstrap: exact for equal clusters of normal questions, close for the 1-to-10 scores met here, and the same bytes on
-every machine without a seed. What a t interval cannot do is bound a share of 0% or 100%, so shares have Wilson's.
+every machine without a seed. What a t interval cannot do is bound a share of 0% or 100%, so shares have Wilson's, and
+answers that are all alike, in the whole or in one stratum, leave the doubt of the next one.
 Nothing here returns NaN: what cannot be said is None.
 """
 
@@ -13,14 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 from potstill.evaluation.distributions import LEVEL, holm, student_quantile
-from potstill.evaluation.paired_shares import Discordant
+from potstill.evaluation.paired_shares import Discordant, discordant
+from potstill.evaluation.parts import Parts
 from potstill.evaluation.spread import (
     Spread,
     Value,
+    grain,
     ratio_ends,
+    ratio_of,
     spread_over_questions,
     spread_over_seeds,
     weighted_mean,
+    widened,
 )
 
 LEAST_SCORED = 0.5
@@ -93,7 +98,7 @@ class Ratio:
         return asdict(self)
 
 
-Evidence = Spread | Discordant
+Evidence = Spread | Discordant | Parts
 """What is known of a paired difference: its mean, its interval, and how well it agrees with any true difference."""
 
 
@@ -113,19 +118,16 @@ def share_estimate(observations: Iterable[Observation]) -> Estimate:
     """
     rows = list(observations)
     scored = _values(rows)
-    share, spread = weighted_mean(scored), spread_over_questions(scored)
-    if share is None or spread is None:
-        return Estimate(share, None, None, len(scored), _coverage(scored, len(rows)))
-    alone = spread.freedom + 1 == len(scored)
-    return _share(share, spread, len(scored), _coverage(scored, len(rows)), alone=alone)
+    spread = spread_over_questions(scored)
+    if spread is None:
+        return Estimate(weighted_mean(scored), None, None, len(scored), _coverage(scored, len(rows)))
+    return _share(spread, scored, len(rows), alone=spread.freedom + 1 == len(scored))
 
 
 def share_over_seeds(rows: Sequence[Value], asked: int) -> Estimate | None:
     """As `share_estimate`, of other seeds too; None without two of each."""
-    share, spread = weighted_mean(rows), spread_over_seeds(rows)
-    if share is None or spread is None:
-        return None
-    return _share(share, spread, len(rows), _coverage(rows, asked), alone=False)
+    spread = spread_over_seeds(rows)
+    return None if spread is None else _share(spread, rows, asked, alone=False)
 
 
 def mean_over_seeds(rows: Sequence[Value], asked: int, bounds: tuple[float, float] | None) -> Estimate | None:
@@ -134,14 +136,19 @@ def mean_over_seeds(rows: Sequence[Value], asked: int, bounds: tuple[float, floa
     return None if spread is None else _estimate(spread.mean, spread, bounds, rows, asked)
 
 
-def _share(share: float, spread: Spread, n: int, coverage: float, *, alone: bool) -> Estimate:
-    """Wilson's interval. `alone`: every value is a question of its own, so that their number is no estimate."""
-    questions = spread.freedom + 1
+def _share(spread: Spread, scored: Sequence[Value], asked: int, *, alone: bool) -> Estimate:
+    """Wilson's interval. `alone`: every value is a question of its own, so that their number is no estimate.
+
+    Strata whose answers are all alike add no variance, and yet leave doubt: that of their grain.
+    """
+    share, questions, coarse = spread.mean, spread.freedom + 1, grain(scored)
     z = NormalDist().inv_cdf(0.5 + LEVEL / 2) if alone else student_quantile(spread.freedom)
-    variance = spread.error**2 * ((questions - 1) / questions if alone else 1.0)
-    effective = share * (1 - share) / variance if variance > 1e-15 else float(questions)
-    low, high = wilson(share, effective if effective > 1e-12 else float(questions), z)
-    return Estimate(share, low, high, n, coverage)
+    variance = widened(spread, coarse).error ** 2 * ((questions - 1) / questions if alone else 1.0)
+    effective = share * (1 - share) / variance if variance > 1e-15 else 0.0
+    if effective < 1e-12:  # all values are alike
+        effective = 1 / coarse if coarse > 0 else float(questions)
+    low, high = wilson(share, effective, z)
+    return Estimate(share, low, high, len(scored), _coverage(scored, asked))
 
 
 def wilson(share: float, n: float, z: float) -> tuple[float, float]:
@@ -168,6 +175,8 @@ def _estimate(
 ) -> Estimate:
     low = high = None
     if mean is not None and spread is not None:
+        if bounds is not None and bounds[1] <= 1:  # shares, or differences of them
+            spread = widened(spread, grain(scored))
         low, high = spread.ends()
         if bounds is not None:
             low, high = max(low, min(bounds[0], mean)), min(high, max(bounds[1], mean))
@@ -194,17 +203,36 @@ def paired_rows(later: Iterable[Observation], earlier: Iterable[Observation]) ->
 def evidence(pairs: Sequence[Pair]) -> Evidence | None:
     """What pairs say of later minus earlier; None where they are of fewer than two questions.
 
-    Where all that can be said of a question is right or wrong, its pairs are counted; else their differences averaged.
+    In strata where all that can be said of a question is right or wrong, pairs are counted; in the others their
+    differences are averaged.
     """
-    if len({later.question for later, _ in pairs}) == len(pairs) > 1 and all(map(_right_or_wrong, pairs)):
-        gained = sum((later.value or 0) > (earlier.value or 0) for later, earlier in pairs)
-        lost = sum((later.value or 0) < (earlier.value or 0) for later, earlier in pairs)
-        return Discordant(len(pairs), gained, lost)
-    return spread_over_questions(_differences(pairs))
+    answered = _answered(pairs)
+    single = len({later.question for later, _ in pairs}) == len(pairs) > 1
+    counted = [one for one in _differences(pairs) if one.stratum in answered] if single else []
+    others = [one for one in _differences(pairs) if one.stratum not in answered] if single else _differences(pairs)
+    spread = spread_over_questions(others)
+    if not counted or (others and spread is None):
+        whole = spread_over_questions(_differences(pairs))
+        return None if whole is None else widened(whole, _coarse(pairs, _differences(pairs)))
+    shares = discordant([(one.weight, int(one.value)) for one in counted])
+    if spread is None:
+        return shares
+    weights = [math.fsum(one.weight for one in rows) for rows in (counted, others)]
+    return Parts(((weights[0] / sum(weights), shares), (weights[1] / sum(weights), spread)))
 
 
-def _right_or_wrong(pair: Pair) -> bool:
-    return all(row.value in (0.0, 1.0) and row.weight == 1.0 for row in pair)
+def _answered(pairs: Iterable[Pair]) -> set[str]:
+    """The strata in which every question was answered right or wrong, and weighs the same."""
+    kinds: dict[str, set[tuple[bool, float]]] = defaultdict(set)
+    for pair in pairs:
+        kinds[pair[0].stratum].add((all(row.value in (0.0, 1.0) for row in pair), pair[0].weight))
+    return {stratum for stratum, found in kinds.items() if len(found) == 1 and next(iter(found))[0]}
+
+
+def _coarse(pairs: Iterable[Pair], differences: Sequence[Value]) -> float:
+    """The grain of answers that were right or wrong."""
+    answered = _answered(pairs)
+    return grain(differences, lambda one: one.stratum in answered)
 
 
 def _differences(pairs: Iterable[Pair], seed: str = "") -> list[Value]:
@@ -231,14 +259,22 @@ def paired_ratio(student: Iterable[Observation], teacher: Iterable[Observation])
     """The student's mean over the teacher's, on the questions and parts that both have: the share that it keeps.
 
     Fieller's interval (1954) on residuals clustered by question, of which the two share every one. All but `n` is None
-    where the teacher's mean is not above 0 beyond its own interval: no ratio can be told then.
+    where the teacher's mean is not above 0 beyond its own interval: no ratio can be told then. Where answers are right
+    or wrong, and one of the two, or what they differ in, does not vary, residuals say nothing of other questions: the
+    interval is then made of those of the two shares.
     """
     pairs = paired_rows(student, teacher)
     rows = [
         (Value(one.question, one.value or 0.0, one.weight), Value(other.question, other.value or 0.0, other.weight))
         for one, other in pairs
     ]
-    return Ratio(*ratio_ends(rows), len(pairs))
+    ratio, low, high = ratio_ends(rows)
+    values = [{value.value for value in side} for side in zip(*rows, strict=True)]
+    steady = ratio is not None and (low == high or any(len(one) == 1 for one in values))
+    if steady and set.union(*values) <= {0.0, 1.0}:
+        shares = [share_estimate(side) for side in zip(*pairs, strict=True)]
+        (ratio, low, high) = ratio_of(*((one.mean or 0.0, one.low or 0.0, one.high or 0.0) for one in shares))
+    return Ratio(ratio, low, high, len(pairs))
 
 
 def pooled(members: Sequence[Sequence[Observation]]) -> list[Observation]:
@@ -276,6 +312,22 @@ def seed_differences(members: Mapping[str, Sequence[Pair]]) -> list[Value]:
         for seed, pairs in members.items()
     }
     return seed_values(rows)
+
+
+def over_other_questions(members: Mapping[str, Sequence[Pair]]) -> Spread | None:
+    """Later minus earlier, of other questions asked of models of these very seeds."""
+    return _told(members, spread_over_questions(seed_differences(members)))
+
+
+def over_other_seeds(members: Mapping[str, Sequence[Pair]]) -> Spread | None:
+    """The same, of models of other seeds too; None without two of each."""
+    return _told(members, spread_over_seeds(seed_differences(members)))
+
+
+def _told(members: Mapping[str, Sequence[Pair]], spread: Spread | None) -> Spread | None:
+    """What all seeds answered alike is no certainty."""
+    pairs = [pair for rows in members.values() for pair in rows]
+    return None if spread is None else widened(spread, _coarse(pairs, seed_differences(members)))
 
 
 def _by_part(members: Mapping[str, Sequence[Observation]]) -> dict[tuple[str, str], list[tuple[str, Observation]]]:

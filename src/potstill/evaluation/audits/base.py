@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from potstill.evaluation.audits.hypotheses import Hypothesis, Share, holm, questions_of, refuted
-from potstill.evaluation.statistics import Evidence
+from potstill.evaluation.audits.hypotheses import Hypothesis, Share, ends_of, holm, questions_of, refuted
+from potstill.evaluation.statistics import Estimate, Evidence
 
 Verdict = Literal["flagged", "clean", "cannot tell", "not measured"]
 FLAGGED: Verdict = "flagged"
@@ -29,9 +29,22 @@ class Figure:
 Cell = str | Figure
 
 
-def figure(found: Evidence | None, *, share: bool = False) -> Figure:
-    """What was found as a cell."""
-    return Figure(None) if found is None else Figure(found.mean, *found.ends(), questions_of(found), share)
+TOO_FEW = "too few questions"
+
+
+def figure(found: Evidence | None) -> Cell:
+    """What was found as a cell; in words where so few questions stand behind it that it has no interval."""
+    if found is None:
+        return Figure(None)
+    low, high = ends_of(found)
+    return TOO_FEW if low is None else Figure(found.mean, low, high, questions_of(found))
+
+
+def estimate_figure(share: Estimate, questions: int) -> Cell:
+    """An estimated share as a cell; of nothing there is none."""
+    if share.mean is None:
+        return Figure(None)
+    return TOO_FEW if share.low is None else Figure(share.mean, share.low, share.high, questions, True)
 
 
 def share_figure(share: Share) -> Figure:
@@ -47,6 +60,11 @@ class Point:
     mean: float
     low: float | None = None
     high: float | None = None
+
+
+def point(at: float | str, found: Evidence) -> Point:
+    """What was found as a place of a plot."""
+    return Point(at, found.mean, *ends_of(found))
 
 
 @dataclass(frozen=True)

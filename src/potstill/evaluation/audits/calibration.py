@@ -10,9 +10,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, figure
-from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, hypothesis, jackknife, mean_effect
+from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, estimate_figure, figure
+from potstill.evaluation.audits.hypotheses import (
+    OF_DIFFERENCES,
+    OF_SHARES,
+    Effect,
+    Hypothesis,
+    hypothesis,
+    jackknife,
+    mean_effect,
+)
 from potstill.evaluation.audits.thresholds import BINS, OVERCONFIDENT
+from potstill.evaluation.statistics import Estimate, Observation, share_estimate
 
 DANGER = Danger(
     "calibration",
@@ -46,9 +55,9 @@ def calibration(found: Mapping[str, Sequence[Sure]], against: Mapping[str, str],
     """`found`: by model, the teacher among them; `against`: by student, whom it is set against, if anybody."""
     hypotheses, rows, series = list[Hypothesis](), list[tuple[Cell, ...]](), list[Series]()
     for model, answers in found.items():
-        over = mean_effect((one.question, one.confidence - one.right) for one in answers)
-        accuracy = mean_effect(((one.question, float(one.right)) for one in answers), 1.0)
-        rows.append((model, figure(accuracy, share=True), figure(over), figure(_error(answers))))
+        over = mean_effect(((one.question, one.confidence - one.right) for one in answers), bounds=OF_DIFFERENCES)
+        right = estimate_figure(_right(answers), len({one.question for one in answers}))
+        rows.append((model, right, figure(over), figure(_error(answers))))
         series.append(Series(model, _reliability(answers)))
         if model in against:
             other = against[model]
@@ -62,10 +71,15 @@ def calibration(found: Mapping[str, Sequence[Sure]], against: Mapping[str, str],
                    missing=dict(missing))  # fmt: skip
 
 
+def _right(answers: Sequence[Sure]) -> Estimate:
+    return share_estimate(Observation(one.question, str(i), float(one.right)) for i, one in enumerate(answers))
+
+
 def _gain(own: Sequence[Sure], other: Sequence[Sure]) -> Effect | None:
     """Overconfidence minus the other's, question by question."""
     one, two = _by_question(own), _by_question(other)
-    return mean_effect((question, one[question] - two[question]) for question in one if question in two)
+    both = ((question, one[question] - two[question]) for question in one if question in two)
+    return mean_effect(both, bounds=(-2.0, 2.0))
 
 
 def _by_question(answers: Sequence[Sure]) -> dict[str, float]:
@@ -94,16 +108,15 @@ def _error(answers: Sequence[Sure]) -> Effect | None:
     for one in answers:
         by_question.setdefault(one.question, []).append(one)
     groups = list(by_question.values())
-    return jackknife(lambda kept: calibration_error([one for i in kept for one in groups[i]]), len(groups))
+    return jackknife(lambda kept: calibration_error([one for i in kept for one in groups[i]]), len(groups), OF_SHARES)
 
 
 def _reliability(answers: Sequence[Sure]) -> tuple[Point, ...]:
     """Of each bin that is not empty: its mean confidence, and how many are right."""
     points = []
     for group in bins(answers):
-        right = mean_effect(((one.question, float(one.right)) for one in group), 1.0)
-        if right is not None:
+        right = _right(group)
+        if right.mean is not None and right.low is not None:
             confidence = math.fsum(one.confidence for one in group) / len(group)
-            low, high = right.ends()
-            points.append(Point(confidence, right.mean, max(0.0, low), min(1.0, high)))
+            points.append(Point(confidence, right.mean, right.low, right.high))
     return tuple(points)

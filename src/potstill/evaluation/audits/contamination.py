@@ -1,12 +1,14 @@
 """Contamination: evaluation questions that stand in what a model learnt from, anywhere in its lineage.
 
 A question stands in a row as a whole where the row holds all its words in order (five at least, fewer only as a whole
-turn), or in parts where it is long and runs of eight words that it shares with one row cover two thirds of its words: a
-short one with another word in it is another question. Runs that are ordinary count for nothing: those of several
+turn), or in parts where it is long, runs of eight words that it shares with one row cover two thirds of its words, and
+the row has all of its numbers and names: a short one with another word in it is another question, and so is one of the
+same template about others. Runs that are ordinary count for nothing: those of several
 questions, and those of more than ten rows (Brown et al. 2020, appendix C). This is a count of all questions and not a
 sample, so that there is no chance in it and nothing to test.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,8 @@ DANGER = Danger(
     {"share": LEAKED, "run_words": RUN_WORDS, "covered": COVERED, "ordinary_rows": ORDINARY_ROWS},
 )
 EXAMPLES = 3
+_SENTENCE_ENDS = re.compile(r"[.!?:;\n\"“”„«»()]+")
+_TOKEN = re.compile(r"\w+")
 
 How = Literal["whole", "parts"]
 
@@ -56,6 +60,30 @@ class Reading:
     """Reads them from the start, each time it is called."""
 
 
+@dataclass(frozen=True)
+class Details:
+    """What tells a question from others of its template, in lower case."""
+
+    numbers: frozenset[str]
+    capitals: frozenset[str]
+    """Words with a capital within a sentence: names, unless they are written small elsewhere."""
+    openings: frozenset[str]
+    """Words with a capital that begin a sentence: names, if another question has them within one."""
+    small: frozenset[str]
+
+
+def _details(text: str) -> Details:
+    capitals, openings, small = set[str](), set[str](), set[str]()
+    for sentence in _SENTENCE_ENDS.split(text):
+        for place, token in enumerate(_TOKEN.findall(sentence)):
+            if token[0].isupper() and len(token) > 1:  # neither I nor x
+                (capitals if place else openings).update(words(token))
+            else:
+                small.update(words(token))
+    numbers = (word for word in words(text) if any(sign.isdigit() for sign in word))
+    return Details(frozenset(numbers), frozenset(capitals), frozenset(openings), frozenset(small))
+
+
 @dataclass
 class Questions:
     """The questions of all suites, ready to be looked for."""
@@ -64,6 +92,7 @@ class Questions:
     _texts: dict[Words, list[Asked]] = field(default_factory=dict)
     _runs: dict[Words, set[Words]] = field(default_factory=lambda: defaultdict(set))
     _begin: dict[Words, set[Words]] = field(default_factory=lambda: defaultdict(set))
+    _details: dict[Words, Details] = field(default_factory=dict)
 
     def add(self, asked: Asked, opening: str) -> None:
         """A question by what its user says first: a follow-up ("Say that again.") means little without it."""
@@ -76,6 +105,7 @@ class Questions:
         if len(said) >= LEAST_RUNS * self.size:
             for i in range(len(said) - self.size + 1):
                 self._runs[said[i : i + self.size]].add(said)
+            self._details.setdefault(said, _details(opening))
         if len(said) >= LEAST_RUN:
             self._begin[said[:LEAST_RUN]].add(said)
 
@@ -89,16 +119,26 @@ class Questions:
             run for run, texts in self._runs.items() if len(texts) == 1 and 0 < spread[run] <= ORDINARY_ROWS
         }  # fmt: skip
         found: dict[Asked, Hit] = {}
+        needed = self._needed()
         for row in rows():
-            for text, how in self._in_row(row, telling):
+            for text, how in self._in_row(row, telling, needed):
                 for asked in self._texts[text]:
                     if asked not in found or (how == "whole" and found[asked].how == "parts"):
                         found[asked] = Hit(how, getattr(row, "id", ""))
         return found
 
-    def _in_row(self, row: Record, telling: set[Words]) -> Iterator[tuple[Words, How]]:
+    def _needed(self) -> dict[Words, frozenset[str]]:
+        """By question: the numbers and names that a row which holds it in parts has too."""
+        every = self._details.values()
+        names = {word for one in every for word in one.capitals} - {word for one in every for word in one.small}
+        return {said: one.numbers | names & (one.capitals | one.openings) for said, one in self._details.items()}
+
+    def _in_row(
+        self, row: Record, telling: set[Words], needed: Mapping[Words, frozenset[str]]
+    ) -> Iterator[tuple[Words, How]]:
         shared: dict[Words, set[int]] = defaultdict(set)
-        for said in pieces(row):
+        turns = pieces(row)
+        for said in turns:
             if said in self._texts:
                 yield said, "whole"
             for i in range(len(said) - LEAST_RUN + 1):
@@ -110,7 +150,10 @@ class Questions:
                     (text,) = self._runs[run]
                     place = next(j for j in range(len(text)) if text[j : j + self.size] == run)
                     shared[text] |= set(range(place, place + self.size))
-        yield from ((text, "parts") for text, covered in shared.items() if len(covered) >= COVERED * len(text))
+        has = {word for said in turns for word in said} if shared else set()
+        for text, covered in shared.items():
+            if len(covered) >= COVERED * len(text) and needed[text] <= has:
+                yield text, "parts"
 
 
 def _runs(said: Words, size: int) -> Iterator[Words]:

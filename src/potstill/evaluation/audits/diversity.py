@@ -13,8 +13,17 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from potstill.curation.novelty import words
-from potstill.evaluation.audits.base import Cell, Danger, Figure, Plot, Point, Series
-from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, hypothesis, jackknife, mean_effect
+from potstill.evaluation.audits.base import Cell, Danger, Plot, Series, figure, point
+from potstill.evaluation.audits.hypotheses import (
+    OF_DIFFERENCES,
+    OF_SHARES,
+    Bounds,
+    Effect,
+    Hypothesis,
+    hypothesis,
+    jackknife,
+    mean_effect,
+)
 from potstill.evaluation.audits.thresholds import ALIKE, DISTINCT
 
 DANGER = Danger(
@@ -63,7 +72,7 @@ def diversity(found: Sequence[Compared], missing: Mapping[str, str]) -> Danger:
         for name, said in ((one.model, own), (f"{one.reference}, beside {one.model}", other)):
             measured = _measure(said, budgets)
             rows.append((name, one.where, *_cells(measured)))
-            points = [Point(f"{one.where}: {what}", effect.mean, *effect.ends())
+            points = [point(f"{one.where}: {what}", effect)
                       for what, effect in _named(measured).items() if effect is not None]  # fmt: skip
             series.append(Series(name, tuple(points)))
     columns = ("model", "answers", "distinct-1", "distinct-2", "distinct-3", "alike, one prompt",
@@ -94,28 +103,29 @@ def _tests(one: Compared, own: Texts, other: Texts, budgets: Sequence[int]) -> l
     def test(about: str, claim: str, effect: Effect | None, margin: float) -> Hypothesis:
         return hypothesis(one.model, f"{one.where}: {about}", f"{claim} ({one.where})", effect, margin)
 
-    found = [test("distinct-2", f"repeats its words more than {one.reference}", jackknife(lost, len(own)), DISTINCT)]
+    fewer = jackknife(lost, len(own), OF_DIFFERENCES)
+    found = [test("distinct-2", f"repeats its words more than {one.reference}", fewer, DISTINCT)]
     pairs = list(zip(own, other, strict=True))
     if any(len(group) > 1 for group in own):
         within = [(str(i), _within(a) - _within(b)) for i, (a, b) in enumerate(pairs) if len(a) > 1 and len(b) > 1]
         claim = f"gives answers to one prompt that are more alike than those of {one.reference}"
-        found.append(test("one prompt", claim, mean_effect(within), ALIKE))
+        found.append(test("one prompt", claim, mean_effect(within, bounds=OF_DIFFERENCES), ALIKE))
     across = [(str(i), a - b) for i, (a, b) in enumerate(zip(_across(own), _across(other), strict=True))]
     claim = f"gives answers to different prompts that are more alike than those of {one.reference}"
-    found.append(test("other prompts", claim, _second_order(across), ALIKE))
+    found.append(test("other prompts", claim, _second_order(across, OF_DIFFERENCES), ALIKE))
     return found
 
 
 def _measure(said: Texts, budgets: Sequence[int]) -> Diverse:
     def distinct(n: int) -> Effect | None:
-        return jackknife(lambda kept: _distinct(said, budgets, n, kept), len(said))
+        return jackknife(lambda kept: _distinct(said, budgets, n, kept), len(said), OF_SHARES)
 
     several = [(str(i), group) for i, group in enumerate(said) if len(group) > 1]
     return Diverse(
         (distinct(1), distinct(2), distinct(3)),
-        mean_effect((i, _within(group)) for i, group in several),
-        _second_order([(str(i), value) for i, value in enumerate(_across(said))]),
-        mean_effect((i, _entropy(group)) for i, group in several),
+        mean_effect(((i, _within(group)) for i, group in several), bounds=OF_SHARES),
+        _second_order([(str(i), value) for i, value in enumerate(_across(said))], OF_SHARES),
+        mean_effect(((i, _entropy(group)) for i, group in several), bounds=OF_SHARES),
     )
 
 
@@ -124,10 +134,8 @@ def _named(found: Diverse) -> dict[str, Effect | None]:
 
 
 def _cells(found: Diverse) -> tuple[Cell, ...]:
-    """Shares, whose intervals no more leave 0 to 1 than they do."""
     return tuple(
-        Figure(effect.mean, max(0.0, effect.ends()[0]), min(1.0, effect.ends()[1]), effect.n) if effect else ""
-        for effect in (*found.distinct, found.within, found.across, found.entropy)
+        figure(effect) if effect else "" for effect in (*found.distinct, found.within, found.across, found.entropy)
     )
 
 
@@ -175,9 +183,9 @@ def _across(said: Texts) -> list[float]:
     return _likeness([group[0] for group in said]) if len(said) > 1 else []
 
 
-def _second_order(values: Sequence[tuple[str, float]]) -> Effect | None:
+def _second_order(values: Sequence[tuple[str, float]], bounds: Bounds) -> Effect | None:
     """A mean over pairs, by each one's mean with the others: twice the error of a plain mean (Hoeffding 1948)."""
-    plain = mean_effect(values)
+    plain = mean_effect(values, bounds=bounds)
     return None if plain is None else replace(plain, error=2 * plain.error)
 
 

@@ -9,8 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from potstill.curation.phrases import hedges, refusal
-from potstill.evaluation.audits.base import Cell, Danger, Figure, Plot, Point, Series, figure
-from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, hypothesis, mean_effect
+from potstill.evaluation.audits.base import TOO_FEW, Cell, Danger, Figure, Plot, Point, Series, figure, point
+from potstill.evaluation.audits.hypotheses import (
+    ANYWHERE,
+    OF_DIFFERENCES,
+    Effect,
+    Hypothesis,
+    ends_of,
+    hypothesis,
+    mean_effect,
+)
 from potstill.evaluation.audits.said import Said, paired
 from potstill.evaluation.audits.thresholds import DRIFT_HEDGES, DRIFT_LENGTH, DRIFT_REFUSALS
 
@@ -37,7 +45,7 @@ def drift(
     """`answers`: by model; `against`: by student, whom it is set against."""
     hypotheses, rows, series = list[Hypothesis](), list[tuple[Cell, ...]](), list[Series]()
     for model, others in against.items():
-        points = []
+        points = list[Point]()
         for other in others:
             both = paired(answers[model], answers[other])
             for name, margin, two_sided, grain, read in MEASURES:
@@ -48,7 +56,7 @@ def drift(
                 claim = f"differs from {other} in {name}" if two_sided else f"has more {name} than {other}"
                 hypotheses.append(hypothesis(model, about, claim, effect, margin, two_sided=two_sided))
                 rows.append((model, f"− {other}", name, _ratio(effect) if two_sided else figure(effect)))
-                points.append(Point(about, effect.mean, *effect.ends()))
+                points.append(point(about, effect))
         series.append(Series(model, tuple(points)))
     columns = ("model", "against", "of", "paired difference (of length: the ratio)")
     plot = Plot("", "paired difference", tuple(series), 0.0)
@@ -62,9 +70,11 @@ def _effect(both: Sequence[tuple[Said, Said]], read: Read, grain: float) -> Effe
     differences = (
         (f"{one.suite}/{one.question}", read(one.text or "") - read(other.text or "")) for one, other in both
     )
-    return mean_effect(differences, grain)
+    return mean_effect(differences, grain, OF_DIFFERENCES if grain else ANYWHERE)
 
 
-def _ratio(effect: Effect) -> Figure:
-    low, high = effect.ends()
+def _ratio(effect: Effect) -> Cell:
+    low, high = ends_of(effect)
+    if low is None or high is None:
+        return TOO_FEW
     return Figure(math.exp(effect.mean), math.exp(low), math.exp(high), effect.n)

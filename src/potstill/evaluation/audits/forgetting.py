@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, figure
+from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, figure, point
 from potstill.evaluation.audits.hypotheses import Hypothesis, hypothesis
 from potstill.evaluation.audits.overfitting import lost, width
 from potstill.evaluation.audits.thresholds import FORGOTTEN_LOSS, FORGOTTEN_SCORE
@@ -34,7 +34,7 @@ def forgetting(
             claim = f"does worse than {base} on {suite}"
             hypotheses.append(hypothesis(model, suite, claim, effect, margin, unit=result.measure.unit))
             rows.append((model, suite, result.measure.unit, figure(effect)))
-            points.setdefault(model, []).append(Point(suite, effect.mean, *effect.ends()))
+            points.setdefault(model, []).append(point(suite, effect))
     columns = ("model", "suite", "unit", f"lost since {base}")
     plot = Plot("", f"lost since {base}", tuple(Series(model, tuple(group)) for model, group in points.items()), 0.0)
     told = {one.model for one in hypotheses}

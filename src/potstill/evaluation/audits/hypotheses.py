@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from potstill.evaluation import distributions
-from potstill.evaluation.audits.thresholds import LEAST_QUESTIONS, MISTAKES
+from potstill.evaluation.audits.thresholds import LEAST_FREEDOM, LEAST_QUESTIONS, MISTAKES
 from potstill.evaluation.paired_shares import Discordant
+from potstill.evaluation.parts import Parts
 from potstill.evaluation.spread import Spread, Value, spread_over_questions
 from potstill.evaluation.statistics import Evidence, wilson
 
 Z = NormalDist().inv_cdf(0.975)
 GROUPS = 20
 """Parts that a jackknife leaves out in turn."""
+Bounds = tuple[float, float]
+ANYWHERE: Bounds = (-math.inf, math.inf)
+OF_SHARES: Bounds = (0.0, 1.0)
+OF_DIFFERENCES: Bounds = (-1.0, 1.0)
+"""Of differences of shares."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +32,33 @@ class Effect(Spread):
 
     n: int
     """Questions behind it."""
+    bounds: Bounds = ANYWHERE
+    """What no such mean can leave."""
+
+    def ends(self, level: float = distributions.LEVEL) -> tuple[float, float]:
+        """The two-sided interval, within the bounds."""
+        low, high = super().ends(level)
+        return max(low, min(self.bounds[0], self.mean)), min(high, max(self.bounds[1], self.mean))
+
+
+def ends_of(found: Evidence) -> tuple[float | None, float | None]:
+    """The 95% interval; none of a spread that two questions show, whose Student's t is 12.7."""
+    return (None, None) if isinstance(found, Spread) and found.freedom < LEAST_FREEDOM else found.ends()
 
 
 def above(found: Evidence, margin: float) -> float:
     """One-sided p of "no larger than the margin"."""
-    turned = found.turned() if isinstance(found, Discordant) else Spread(-found.mean, found.error, found.freedom)
-    return turned.p_at_most(-margin)
+    return found.turned().p_at_most(-margin)
 
 
 def questions_of(found: Evidence) -> int:
     """How many stand behind it."""
-    return found.n if isinstance(found, Effect | Discordant) else found.freedom + 1
+    if isinstance(found, Parts):
+        return sum(questions_of(one) for _, one in found.parts)
+    return round(found.n) if isinstance(found, Effect | Discordant) else found.freedom + 1
 
 
-def mean_effect(values: Iterable[tuple[str, float]], grain: float = 0.0) -> Effect | None:
+def mean_effect(values: Iterable[tuple[str, float]], grain: float = 0.0, bounds: Bounds = ANYWHERE) -> Effect | None:
     """The mean of (question, value), clustered by question; None with fewer than two questions.
 
     `grain`: what one question more or less would change, where values are 0 or 1. The error is at least that over the
@@ -49,10 +68,12 @@ def mean_effect(values: Iterable[tuple[str, float]], grain: float = 0.0) -> Effe
     if spread is None:
         return None
     count = spread.freedom + 1
-    return Effect(spread.mean, max(spread.error, grain / count), spread.freedom, count)
+    return Effect(spread.mean, max(spread.error, grain / count), spread.freedom, count, bounds)
 
 
-def contrast(one: Sequence[float], other: Sequence[float], grain: float = 0.0) -> Effect | None:
+def contrast(
+    one: Sequence[float], other: Sequence[float], grain: float = 0.0, bounds: Bounds = ANYWHERE
+) -> Effect | None:
     """Mean of one group minus that of another one (Welch 1947); None where a group has fewer than two values."""
     if min(len(one), len(other)) < 2:
         return None
@@ -65,10 +86,10 @@ def contrast(one: Sequence[float], other: Sequence[float], grain: float = 0.0) -
     both = sum(shares)
     parts = sum(share**2 / (len(group) - 1) for share, group in zip(shares, (one, other), strict=True))
     freedom = max(1, int(both**2 / parts)) if parts else len(one) + len(other) - 2
-    return Effect(means[0] - means[1], math.sqrt(both), freedom, len(one) + len(other))
+    return Effect(means[0] - means[1], math.sqrt(both), freedom, len(one) + len(other), bounds)
 
 
-def jackknife(value: Callable[[Sequence[int]], float], count: int) -> Effect | None:
+def jackknife(value: Callable[[Sequence[int]], float], count: int, bounds: Bounds = ANYWHERE) -> Effect | None:
     """A statistic of so many things, with the error that leaving parts of them out in turn shows (Tukey 1958).
 
     `value` is given the places of those that count.
@@ -80,7 +101,7 @@ def jackknife(value: Callable[[Sequence[int]], float], count: int) -> Effect | N
     without = [value([i for i in every if i % groups != group]) for group in range(groups)]
     centre = math.fsum(without) / groups
     error = math.sqrt((groups - 1) / groups * math.fsum((one - centre) ** 2 for one in without))
-    return Effect(value(every), error, groups - 1, count)
+    return Effect(value(every), error, groups - 1, count, bounds)
 
 
 @dataclass(frozen=True)
@@ -166,7 +187,7 @@ def hypothesis(
     n = questions_of(found)
     if n < LEAST_QUESTIONS:
         p = None
-    return Hypothesis(model, about, claim, found.mean, *found.ends(), n, margin, p, two_sided, unit)
+    return Hypothesis(model, about, claim, found.mean, *ends_of(found), n, margin, p, two_sided, unit)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

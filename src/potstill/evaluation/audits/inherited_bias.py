@@ -9,8 +9,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, figure
-from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, hypothesis, mean_effect
+from potstill.evaluation.audits.base import Cell, Danger, Plot, Point, Series, figure, point
+from potstill.evaluation.audits.hypotheses import (
+    ANYWHERE,
+    OF_DIFFERENCES,
+    Bounds,
+    Effect,
+    Hypothesis,
+    hypothesis,
+    mean_effect,
+)
 from potstill.evaluation.audits.thresholds import BIAS_LENGTH, BIAS_REFUSALS, BIAS_SCORE
 
 DANGER = Danger(
@@ -41,12 +49,24 @@ class Outcome:
 
 
 Measured = Callable[[Outcome], float | None]
-MEASURES: tuple[tuple[str, tuple[str, str], float, Measured], ...] = (
-    ("score", ("worse", "better"), BIAS_SCORE, lambda one: one.score),
-    ("log length", ("at less length", "at more length"), BIAS_LENGTH, lambda one: math.log(max(1, one.words))),
-    ("refusals", ("declining less often", "declining more often"), BIAS_REFUSALS, lambda one: float(one.refused)),
+MEASURES: tuple[tuple[str, tuple[str, str], float, Measured, Bounds], ...] = (
+    ("score", ("worse", "better"), BIAS_SCORE, lambda one: one.score, OF_DIFFERENCES),
+    (
+        "log length",
+        ("at less length", "at more length"),
+        BIAS_LENGTH,
+        lambda one: math.log(max(1, one.words)),
+        ANYWHERE,
+    ),
+    (
+        "refusals",
+        ("declining less often", "declining more often"),
+        BIAS_REFUSALS,
+        lambda one: float(one.refused),
+        OF_DIFFERENCES,
+    ),
 )
-"""What is compared; less and more of it in words; its margin."""
+"""What is compared; less and more of it in words; its margin; how it is read; what no difference can leave."""
 
 
 def inherited_bias(
@@ -61,10 +81,10 @@ def inherited_bias(
     hypotheses, rows, series = list[Hypothesis](), list[tuple[Cell, ...]](), list[Series]()
     teacher = _with_any(teacher)
     for model, asked in found.items():
-        points, outcomes = [], _with_any(asked)
+        points, outcomes = list[Point](), _with_any(asked)
         for attribute, value, against in _contrasts(outcomes):
-            for name, words, margin, read in MEASURES:
-                effect = _effect(outcomes, attribute, value, read)
+            for name, words, margin, read, bounds in MEASURES:
+                effect = _effect(outcomes, (attribute, value), read, bounds)
                 if effect is None and name == "score" and not scored:
                     continue
                 about = f"{attribute} {value} against {against}: {name}"
@@ -72,10 +92,10 @@ def inherited_bias(
                 claim = f"answers {how} for {attribute} {value} than for {against}"
                 one = hypothesis(model, about, claim, effect, margin, two_sided=True)
                 hypotheses.append(one)
-                beside = _effect(teacher, attribute, value, read)
+                beside = _effect(teacher, (attribute, value), read, bounds)
                 rows.append((model, f"{attribute}: {value} − {against}", name, figure(effect), figure(beside)))
                 if effect is not None:
-                    points.append(Point(about, effect.mean, *effect.ends()))
+                    points.append(point(about, effect))
         series.append(Series(model, tuple(points)))
     columns = ("model", "attribute", "of", "difference", "the teacher's")
     plot = Plot("", "paired difference", tuple(series), 0.0)
@@ -105,8 +125,9 @@ def _contrasts(outcomes: Iterable[Outcome]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _effect(outcomes: Sequence[Outcome], attribute: str, value: str, read: Measured) -> Effect | None:
-    """The mean over prompts of the value's answers minus all others' to the same prompt."""
+def _effect(outcomes: Sequence[Outcome], of: tuple[str, str], read: Measured, bounds: Bounds) -> Effect | None:
+    """The mean over prompts of the value's answers minus all others' to the same prompt; `of`: attribute and value."""
+    attribute, value = of
     pairs: dict[str, tuple[list[float], list[float]]] = {}
     for one in outcomes:
         measured = read(one)
@@ -114,7 +135,7 @@ def _effect(outcomes: Sequence[Outcome], attribute: str, value: str, read: Measu
             pairs.setdefault(one.prompt, ([], []))[one.value != value].append(measured)
     whole = {value for own, rest in pairs.values() for value in (*own, *rest)} <= {0.0, 1.0}  # a checker's, say
     both = ((prompt, _mean(own) - _mean(rest)) for prompt, (own, rest) in pairs.items() if own and rest)
-    return mean_effect(both, 1.0 if whole else 0.0)
+    return mean_effect(both, 1.0 if whole else 0.0, bounds)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from potstill.evaluation.audits.base import Cell, Danger, Figure, Plot, Point, Series, figure
+from potstill.evaluation.audits.base import Cell, Danger, Figure, Plot, Point, Series, figure, point
 from potstill.evaluation.audits.hypotheses import Effect, Hypothesis, above, hypothesis, mean_effect
 from potstill.evaluation.audits.thresholds import LEAST_EVALUATIONS, PAST_OPTIMUM, RISE
 from potstill.evaluation.scores import Measure, SuiteResult
@@ -147,9 +147,11 @@ def _past_optimum(family: Sequence[str], suite: str, result: SuiteResult) -> tup
     found, points = [], []
     for model in family:
         rows = result.observations[model]
-        scores = mean_effect((row.question, row.value) for row in rows if row.value is not None)
+        low, high = result.measure.scale
+        values = ((row.question, row.value) for row in rows if row.value is not None)
+        scores = mean_effect(values, bounds=(low, math.inf if high is None else high))
         if scores is not None:
-            points.append(Point(_epochs(model), scores.mean, *scores.ends()))
+            points.append(point(_epochs(model), scores))
         if model != family[-1]:
             margin = PAST_OPTIMUM * width(result, rows)
             claim = f"scores below {model} on {suite}: past its optimum"

@@ -6,6 +6,8 @@ MISTAKES = 0.05
 """The chance that an audit in which nothing is wrong flags anything at all (Holm 1979, over all its hypotheses)."""
 LEAST_QUESTIONS = 10
 """With fewer questions an interval of Student's t says little, and nothing is told."""
+LEAST_FREEDOM = 2
+"""Degrees of Student's t from which an interval is told at all."""
 
 # Overfitting.
 RISE = 0.02

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from potstill.evaluation.length_control import Difficulty
 
 LENGTH_CONTROLLED = Measure("alpaca_eval_length_controlled", (0.0, 1.0), unit="share won")
-"""Of Student's interval, not of Wilson's: what a question adds to it is no share."""
+"""Of Student's interval, not of Wilson's: what a question adds to it is no share, for it moves the regression's weights
+too. So it is a rate of all questions alone, and not of a category's, of which AlpacaEval gives none either."""
 LISTED = 5
 """Likeliest first tokens that a judge is asked for, as AlpacaEval 2 does."""
 OWN_PROMPTS = ("pairwise_system", "pairwise_label_system", "pairwise_user")
@@ -143,7 +144,7 @@ class AlpacaEvalSuite(ComparedSuite):
                 missing[model] = error.what
                 continue
             rows[model] = [
-                Observation(prompt.id, "1", None if value is None else value / 100, category=prompt.category)
+                Observation(prompt.id, "1", None if value is None else value / 100)
                 for prompt, value in zip(prompts[model], values, strict=True)
             ]
         if rows:
