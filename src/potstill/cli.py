@@ -194,7 +194,6 @@ def _add_compare(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     compare.add_argument("after", metavar="AFTER", help="the same of what is new")
     compare.add_argument(
         "--require",
-        default="",
         metavar="TEXT",
         help="what AFTER - BEFORE has to exceed, where above 0 is better: 'mt_bench > -0.1, hellaswag > -1%%'",
     )

@@ -1,7 +1,7 @@
 """Two models set against each other: their differences on the same questions, and whether what is required holds."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from potstill.evaluation.gate import (
 )
 from potstill.evaluation.requirements import Clause, read_clauses, resolve
 from potstill.evaluation.scores import SCORES_FILE
+from potstill.evaluation.seed_pools import family_row
 from potstill.evaluation.statistics import Difference, Observation, corrected, difference_of
 from potstill.evaluation.terms import Terms, remarks, unlike
 from potstill.members import pooled_name, pools, seeds
@@ -44,13 +45,13 @@ class Scored:
     """Suites that compare others with it, in which it has no row."""
 
 
-def compare(before: str, after: str, require: str = "", level: float = 1 - LEVEL) -> dict[str, Any]:
+def compare(before: str, after: str, require: str | None = None, level: float = 1 - LEVEL) -> dict[str, Any]:
     """Everything that `potstill compare --json` prints. DataError where the two cannot be compared.
 
     `before`, `after`: RUN, RUN:MODEL, RUN:STAGE:MODEL, or a file or folder of scores, perhaps with :MODEL.
     `level`: of the one-sided tests of requirements.
     """
-    clauses = read_clauses(require, WHERE) if require else []
+    clauses = [] if require is None else read_clauses(require, WHERE)
     sides = read_side(before), read_side(after)
     for clause in clauses:
         _refuse_baseline(clause, sides)
@@ -157,7 +158,7 @@ def _suites(shown: Mapping[str, tuple[Side, Side]], pairs: Mapping[str, Compared
     """Two-sided, after minus before, each p corrected for the number of suites."""
     differences: dict[str, Difference] = {}
     for name, what in pairs.items():
-        found = difference_of(None if what.found is None else what.found.mean, what.found, what.n)
+        found = difference_of(None if what.found is None else what.found.mean, what.found, what.n, what.why)
         differences[name] = found if shown[name][1].measure.higher_is_better else _turned(found)
     differences = corrected(differences)
     return {
@@ -165,10 +166,11 @@ def _suites(shown: Mapping[str, tuple[Side, Side]], pairs: Mapping[str, Compared
             "unit": after.measure.unit,
             "share": after.measure.is_share,
             "higher_is_better": after.measure.higher_is_better,
-            "before": before.measure.estimate(before.observations).to_json(),
-            "after": after.measure.estimate(after.observations).to_json(),
+            "before": family_row(before.measure, before.members),
+            "after": family_row(after.measure, after.members),
             "difference": differences[name].to_json()
-            | {"questions": pairs[name].questions, "coverage": pairs[name].coverage, "seeds": pairs[name].over_seeds},
+            | {"questions": pairs[name].questions, "coverage": pairs[name].coverage, "seeds": pairs[name].over_seeds}
+            | {"only_before": pairs[name].only_before, "only_after": pairs[name].only_after},
             "verdict": verdict_of(differences[name].to_json(), after.measure.higher_is_better),
         }
         for name, (before, after) in shown.items()
@@ -177,11 +179,13 @@ def _suites(shown: Mapping[str, tuple[Side, Side]], pairs: Mapping[str, Compared
 
 def _turned(one: Difference) -> Difference:
     mean, low, high = (None if end is None else -end for end in (one.mean, one.high, one.low))
-    return Difference(mean, low, high, one.n, one.p)
+    return replace(one, mean=mean, low=low, high=high)
 
 
 def read_side(text: str) -> Scored:
     """A model's scores. DataError where the text names nothing, or one of several."""
+    if not text.strip():
+        raise DataError("compare", "the name of a side is empty", "Name a run, or a file or folder of scores")
     path = Path(text)
     if path.exists():
         return _scored(text, path, "")

@@ -24,6 +24,11 @@ def compare_view(console: Console, found: Mapping[str, Any]) -> None:
         if found[f"only_{side}"]:
             line = f"Only {side} was scored on: {', '.join(found[f'only_{side}'])}."
             console.print(Text(line, "dim"), soft_wrap=True)
+    for name, suite in found["suites"].items():
+        for side, other in (("before", "after"), ("after", "before")):
+            if count := suite["difference"][f"only_{side}"]:
+                line = f"{name}: {count:,} of the questions asked {side} were not asked {other}."
+                console.print(Text(line, "yellow"), soft_wrap=True)
     for name, why in found["not_compared"].items():
         console.print(Text(f"{name} is left out: {why}.", "dim"), soft_wrap=True)
     for note in found["notes"]:
@@ -44,8 +49,9 @@ def _differences(found: Mapping[str, Any]) -> RenderableType:
         ends = [Text.assemble(*told(suite[side], form).marked("\n")) for side in ("before", "after")]
         word = "the same" if same_everywhere(suite["difference"]) else suite["verdict"]
         verdict = Text("cannot tell" if word == "unclear" else word, STYLES.get(word, ""))
+        why = Text(f"\n{suite['difference']['why']}" if word == "unclear" else "", "dim")
         lower = Text("" if suite["higher_is_better"] else "\nlower is better", "dim")
-        table.add_row(Text(name) + lower, *ends, _difference(suite["difference"], form), verdict)
+        table.add_row(Text(name) + lower, *ends, _difference(suite["difference"], form), verdict + why)
     count = max(suite["difference"]["comparisons"] for suite in found["suites"].values())
     note = f" Verdicts are corrected for {count} comparisons (Holm)." if count > 1 else ""
     return Group(table, Text(f"Intervals are of 95%, clustered by question.{note}", "dim"))

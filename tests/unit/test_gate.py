@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from potstill.evaluation.gate import Requirement, Side, check, compared, outcome
 from potstill.evaluation.paired_shares import Discordant
 from potstill.evaluation.requirements import read_clauses, resolve
 from potstill.evaluation.scores import Measure, SuiteResult, write_observations
-from potstill.evaluation.statistics import Observation
+from potstill.evaluation.statistics import Observation, evidence, paired_rows
 
 EXACT = Measure("exact", (0.0, 1.0), share=True, unit="share of questions")
 GRADES = Measure("mt_bench", (1.0, 10.0), unit="points")
@@ -214,6 +215,70 @@ def test_other_seeds_are_part_of_the_doubt():
     assert check([(Requirement("", "s", 0.0), alone)])[0].verdict == "regression"
 
 
+def test_a_familys_failed_judgments_are_missing():
+    """Two of three seeds have a value on one question of twenty: every question has one in some seed, and yet."""
+    chance = random.Random(9)
+    rows = {str(s): [Observation(f"q{i}", "", float(chance.random() < 0.5)) for i in range(200)] for s in range(3)}
+    failed = {
+        seed: [replace(row, value=row.value if seed == "0" or i >= 190 else None) for i, row in enumerate(found)]
+        for seed, found in rows.items()
+    }
+    for before, after in ((rows, failed), ({"": rows["0"]}, failed), (rows, {f"{s}x": v for s, v in failed.items()})):
+        whole = compared(Side(EXACT, before), Side(EXACT, after))
+        assert whole.coverage == pytest.approx((200 + 10 + 10) / 600)
+        found = check([(Requirement("", "s", -0.5), whole)])[0]
+        assert (found.verdict, found.why) == ("cannot tell", "only 37% of one side could be scored")
+
+
+def test_a_drop_in_few_questions_seldom_passes():
+    """Five points lost in one question of 25, a mean of -0.2: most samples hold none or few, and no spread to see."""
+    chance = random.Random(10)
+
+    def graded(n):
+        levels = [float(chance.randint(1, 10)) for _ in range(n)]
+        return side(GRADES, levels), side(GRADES, [level - 5.0 * (chance.random() < 0.04) for level in levels])
+
+    for n in (10, 20, 40, 80, 160):
+        assert rates(lambda n=n: graded(n), -0.2, 200)["holds"] <= 0.055, n
+
+
+def test_a_gain_in_few_questions_seldom_makes_a_regression():
+    """Won instead of drawn in one comparison of 17, a mean of 0.03, which most samples fall below without a spread."""
+    chance = random.Random(11)
+    won = Measure("alpaca_eval", (0.0, 1.0), share=True, unit="share won")
+
+    def drawn(n):
+        return side(won, [0.5] * n), side(won, [0.5 + 0.5 * (chance.random() < 0.06) for _ in range(n)])
+
+    for n in (20, 100):
+        assert rates(lambda n=n: drawn(n), 0.03, 200)["regression"] <= 0.055, n
+
+
+def test_where_most_questions_differ_nothing_is_widened():
+    chance = random.Random(12)
+    for n in (20, 80):
+        before, after = dialogues(chance, n, 0.3)
+        found = compared(before, after).found
+        assert found == evidence(paired_rows(after.observations, before.observations))
+
+
+def test_questions_alike_need_as_many_as_it_says():
+    same = side(GRADES, [6.0] * 40)
+    first = verdict(same, same, -0.2)
+    assert first.verdict == "cannot tell"
+    enough, fewer = (side(GRADES, [6.0] * n) for n in (first.questions_needed, int(0.8 * first.questions_needed)))
+    assert verdict(enough, enough, -0.2).verdict == "holds"
+    assert verdict(fewer, fewer, -0.2).verdict == "cannot tell"
+
+
+def test_questions_that_were_left_out_are_missed():
+    whole = [float(3 + i % 5) for i in range(100)]
+    found = verdict(side(GRADES, whole), side(GRADES, [value + i % 3 for i, value in enumerate(whole[:90])]))
+    assert (found.verdict, found.only_before, found.coverage) == ("cannot tell", 10, 1.0)
+    assert found.why == "AFTER was asked only 90 of BEFORE's 100 questions"
+    assert verdict(side(GRADES, whole), side(GRADES, [value + i % 3 for i, value in enumerate(whole[:95])])).why == ""
+
+
 WHERE = "--require"
 SIDES = {
     "mt_bench": side(GRADES, [5.0] * 20, category="math"),
@@ -281,7 +346,14 @@ def scored(tmp_path):
 
 @pytest.mark.parametrize(
     ("require", "code"),
-    [("", 0), ("sums > -10%", 0), ("sums > 0", 1), ("sums > -5%", 3), ("sums > -20%, sums > -5%", 3), ("nuts > 0", 2)],
+    [
+        (None, 0),
+        ("sums > -10%", 0),
+        ("sums > 0", 1),
+        ("sums > -5%", 3),
+        ("sums > -20%, sums > -5%", 3),
+        ("nuts > 0", 2),
+    ],
 )
 def test_exit_codes(scored, require, code, capsys):
     words = ["compare", str(scored / "before"), str(scored / "after"), *(["--require", require] if require else [])]
@@ -316,6 +388,52 @@ def test_what_people_see(scored, capsys):
     assert "cannot tell" in capsys.readouterr().out, "nothing that differs bounds how far apart two can be"
 
 
+@pytest.mark.parametrize("require", ["", " "])
+def test_an_empty_requirement_is_bad_input(scored, require, capsys):
+    """What a variable that was never set comes to."""
+    assert main(["compare", str(scored / "before"), str(scored / "after"), "--require", require]) == 2
+    assert "a requirement is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sides", [("", "after"), ("after", "")])
+def test_an_empty_side_is_bad_input(scored, sides, capsys, monkeypatch):
+    monkeypatch.chdir(scored / "before")
+    assert main(["compare", *(str(scored / one) if one else "" for one in sides)]) == 2
+    assert "the name of a side is empty" in capsys.readouterr().err
+
+
+def test_a_subset_is_said(scored, capsys):
+    lines = (scored / "after" / "observations.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if int(json.loads(line)["question"][1:]) < 20]
+    (scored / "after" / "observations.jsonl").write_text("".join(kept))
+    words = ["compare", str(scored / "before"), str(scored / "after")]
+    assert main(words) == 0
+    assert "480 of the questions asked before were not asked after" in capsys.readouterr().out
+    assert main([*words, "--require", "sums > -90%", "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["suites"]["sums"]["difference"]["only_before"] == found["requirements"][0]["only_before"] == 480
+
+
+def test_too_few_questions_or_too_few_scored_are_no_verdict(tmp_path):
+    for name, shift in (("before", 0.0), ("after", 2.0)):
+        two = [Observation(f"q{i}", "1", 5.0 + i + shift) for i in range(2)]
+        nulls = [
+            Observation(f"q{i}", "1", None if shift and i % 5 else 4.0 + i % 3 + shift + shift * (i % 7) / 9)
+            for i in range(60)
+        ]
+        results = {"two": SuiteResult(GRADES, {"m": two}), "nulls": SuiteResult(GRADES, {"m": nulls})}
+        (tmp_path / name).mkdir()
+        suites = {suite: result.to_json() for suite, result in results.items()}
+        (tmp_path / name / "scores.json").write_text(json.dumps({"models": ["m"], "suites": suites}))
+        write_observations(tmp_path / name, results)
+    found = compare(str(tmp_path / "before"), str(tmp_path / "after"))["suites"]
+    assert {suite: (one["verdict"], one["difference"]["why"]) for suite, one in found.items()} == {
+        "two": ("unclear", "2 questions are too few to tell"),
+        "nulls": ("unclear", "only 20% of one side could be scored"),
+    }
+    assert found["two"]["difference"]["low"] < 0 < found["two"]["difference"]["high"]
+
+
 def test_a_model_is_named_or_missing(scored, capsys):
     assert main(["compare", f"{scored / 'before'}:base", f"{scored / 'after'}:chat"]) == 0
     assert main(["compare", f"{scored / 'before'}:bass", f"{scored / 'after'}:chat"]) == 2
@@ -326,8 +444,8 @@ def test_a_model_is_named_or_missing(scored, capsys):
 def test_a_family_is_named_as_a_whole(tmp_path):
     """With all its seeds, which are then part of the doubt."""
     rows = {
-        f"{name}[seed={s}]": [Observation(f"q{i}", "1", 5.0 + shift + (i % 7) / 10) for i in range(30)]
-        for name, shifts in {"sft": (0.0, 0.1, 0.2), "dpo": (1.0, 1.1, 1.3)}.items()
+        f"{name}[seed={s}]": [Observation(f"q{i}", "1", 5.0 + shift + i % every / 10) for i in range(30)]
+        for name, every, shifts in (("sft", 7, (0.0, 0.1, 0.2)), ("dpo", 5, (1.0, 1.1, 1.3)))
         for s, shift in enumerate(shifts)
     }
     result = SuiteResult(GRADES, rows)

@@ -226,6 +226,26 @@ def test_the_same_everywhere_is_said_so():
     assert finding.verdict == "unclear"
 
 
+def test_few_questions_make_no_claim_however_alike():
+    observed = {
+        name: [Observation(f"q{i}", "1", mean) for i in range(2)] for name, mean in (("sft", 1.0), ("dpo", 9.0))
+    }
+    given = SuiteResult(Measure("mt_bench", (1.0, 10.0), unit="points"), observed).to_json()
+    found = findings({"models": ["sft", "dpo"], "suites": {"s": given}})[0]
+    assert found.verdict == "unclear"
+    assert found.text.endswith(" 2 questions are too few to tell.")
+
+
+def test_what_was_hardly_scored_makes_no_claim():
+    """Of 40 questions 12 could be scored, all of them higher."""
+    rows = {"sft": [5.0 + i % 3 for i in range(40)], "dpo": [8.0 + i % 2 if i < 12 else None for i in range(40)]}
+    observed = {name: [Observation(f"q{i}", "1", one) for i, one in enumerate(found)] for name, found in rows.items()}
+    given = SuiteResult(Measure("mt_bench", (1.0, 10.0), unit="points"), observed).to_json()
+    found = findings({"models": ["sft", "dpo"], "suites": {"s": given}})[0]
+    assert found.verdict == "unclear"
+    assert found.text.endswith(" Only 30% of one side could be scored.")
+
+
 def test_one_question_makes_no_claim():
     found = findings({"models": ["sft", "dpo"], "suites": {"s": suite({"sft": 1.0, "dpo": 9.0}, count=1)}})
     assert found[0].verdict == "unclear"

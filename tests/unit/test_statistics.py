@@ -213,7 +213,7 @@ def test_a_family_has_both_intervals_and_one_seed_has_one():
     for one in (sft, paired):
         assert one["low"] < one["questions"]["low"] <= one["mean"] <= one["questions"]["high"] < one["high"]
     assert paired["mean"] == pytest.approx(1.0)
-    assert paired["questions"]["low"] > 0.99, "of these very models, every question says the same"
+    assert 0 < paired["questions"]["low"] < 0.99, "of these very models every question says the same; one more may not"
     assert paired["low"] < 0 < paired["high"], "three seeds that differ by so much do not tell of others"
     assert list(paired["members"].values()) == pytest.approx([0.2, 1.8, 1.0])
     assert "questions" not in found["models"]["dpo"]

@@ -5,31 +5,37 @@ suites where lower is better the difference is turned round, so that above 0 is 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from statistics import NormalDist
 from typing import Any, Literal
 
 from potstill.evaluation.distributions import holm
+from potstill.evaluation.one_more import FEWEST, OneMore, with_one_more
 from potstill.evaluation.paired_shares import Discordant
 from potstill.evaluation.scores import Measure
-from potstill.evaluation.seed_pools import Members, pairs_by_seed
+from potstill.evaluation.seed_pools import Members, pairs_by_seed, rows_by_seed
+from potstill.evaluation.spread import spread_over_seeds
 from potstill.evaluation.statistics import (
     Evidence,
     Observation,
     Pair,
-    evidence,
+    doubt,
     over_other_seeds,
+    paired_evidence,
     paired_rows,
     pooled,
+    seed_differences,
 )
 
 Verdict = Literal["holds", "regression", "cannot tell"]
 
-FEWEST = 10
-"""Questions from which a t interval on whole grades is trusted."""
 LEAST_COVERED = 0.95
 """Of the values asked for. Below it nothing holds: what is missing may be what got worse."""
+LEAST_ASKED = 0.95
+"""Of BEFORE's questions, that AFTER was asked too. Below it nothing is told: the others may be what got worse."""
 POWER = 0.8
 """With which as many questions as are named would decide, were the true difference the observed one."""
 MOST_QUESTIONS = 1_000_000
@@ -68,7 +74,12 @@ class Side:
     @property
     def categories(self) -> list[str]:
         """Those that it has, in their order."""
-        return list(dict.fromkeys(row.category for rows in self.members.values() for row in rows if row.category))
+        return list(dict.fromkeys(row.category for row in self.rows if row.category))
+
+    @property
+    def rows(self) -> Sequence[Observation]:
+        """Those of every seed."""
+        return [row for found in self.members.values() for row in found]
 
     @property
     def observations(self) -> Sequence[Observation]:
@@ -91,6 +102,12 @@ class Compared:
     coverage: float
     """Of the values that either side was asked for on the questions of both: those that both have."""
     over_seeds: bool
+    why: str
+    """Why nothing can be claimed of it, whatever is found; "" where something can."""
+    only_before: int
+    """Questions of BEFORE that AFTER was not asked."""
+    only_after: int
+    """Questions of AFTER that BEFORE was not asked."""
 
 
 def compared(before: Side, after: Side) -> Compared:
@@ -101,20 +118,55 @@ def compared(before: Side, after: Side) -> Compared:
     pairs: Sequence[Pair]
     if len(by_seed) > 1:
         pairs = [pair for rows in by_seed.values() for pair in rows]
-        found = over_other_seeds(by_seed)
+        values = seed_differences(by_seed)
+        found = with_one_more(over_other_seeds(by_seed), values, after.measure.reach, spread_over_seeds)
     over_seeds = found is not None
     if not over_seeds:
         pairs = paired_rows(later.observations, earlier.observations)
-        found = evidence(pairs)
-    n = len({(one.question, one.part) for one, _ in pairs})
-    return Compared(found, n, len({one.question for one, _ in pairs}), _coverage(before, after), over_seeds)
+        found = paired_evidence(pairs, after.measure.reach)
+    asked = [{row.question for row in side.rows} for side in (before, after)]
+    return Compared(
+        found,
+        len({(one.question, one.part) for one, _ in pairs}),
+        len({one.question for one, _ in pairs}),
+        _coverage(before, after),
+        over_seeds,
+        doubt(pairs, [before.rows, after.rows]) or _left_out(*asked),
+        len(asked[0] - asked[1]),
+        len(asked[1] - asked[0]),
+    )
+
+
+def _left_out(before: Set[str], after: Set[str]) -> str:
+    """What to say where AFTER was asked too few of BEFORE's questions."""
+    if len(before & after) >= LEAST_ASKED * len(before):
+        return ""
+    return f"AFTER was asked only {len(before & after):,} of BEFORE's {len(before):,} questions"
 
 
 def _coverage(before: Side, after: Side) -> float:
-    """Of what both were asked, the share that both have a value of."""
-    asked = [{(r.question, r.part): r.value is not None for r in side.observations} for side in (before, after)]
-    common = asked[0].keys() & asked[1].keys()
-    return sum(asked[0][one] and asked[1][one] for one in common) / len(common) if common else 0.0
+    """Of what both were asked, the share that both have a value of: in each seed, or else of as many of their seeds."""
+    both = list(rows_by_seed(after.members, before.members).values())
+    groups = (
+        [([one], [other]) for one, other in both]
+        if len(both) > 1
+        else [(list(after.members.values()), list(before.members.values()))]
+    )
+    shares = [share for group in groups for share in _shared(*map(_scored, group))]
+    return math.fsum(shares) / len(shares) if shares else 0.0
+
+
+def _scored(members: Sequence[Sequence[Observation]]) -> dict[tuple[str, str], float]:
+    """Of each question and part, the share of the members that have a value."""
+    found: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for row in chain(*members):
+        found[row.question, row.part].append(row.value is not None)
+    return {asked: sum(values) / len(values) for asked, values in found.items()}
+
+
+def _shared(one: Mapping[tuple[str, str], float], other: Mapping[tuple[str, str], float]) -> list[float]:
+    """The smaller of the two shares of what both were asked."""
+    return [min(share, other[asked]) for asked, share in one.items() if asked in other]
 
 
 @dataclass(frozen=True)
@@ -131,6 +183,8 @@ class Check:
     n: int
     questions: int
     coverage: float
+    only_before: int
+    """Questions of BEFORE that AFTER was not asked."""
     p: float | None
     """One-sided, of a difference as low as this where the margin is met."""
     p_adjusted: float | None = None
@@ -165,7 +219,9 @@ def check(asked: Sequence[tuple[Requirement, Compared]], level: float = 0.05) ->
 
 def _bounded(requirement: Requirement, what: Compared, level: float) -> Check:
     found = what.found
-    blank = Check(requirement, "cannot tell", None, None, None, what.n, what.questions, what.coverage, None)
+    blank = Check(
+        requirement, "cannot tell", None, None, None, what.n, what.questions, what.coverage, what.only_before, None
+    )
     if found is None:
         return blank
     low, high = found.ends(1 - 2 * level)
@@ -178,9 +234,9 @@ def _judged(one: Check, what: Compared, level: float, corrected: float) -> Check
     found, margin = what.found, one.requirement.margin
     if found is None or one.low is None:
         return replace(one, why="fewer than two questions have a value on both sides")
-    if not isinstance(found, Discordant) and one.questions < FEWEST:
-        needed = max(FEWEST, _needed(found, margin, one.questions, level) or 0)
-        return replace(one, why=f"{one.questions} questions are too few for an interval", questions_needed=needed)
+    if what.why:
+        few = max(FEWEST, _needed(found, margin, one.questions, level) or 0) if one.questions < FEWEST else None
+        return replace(one, why=what.why, questions_needed=few)
     if one.p_adjusted is not None and one.p_adjusted < level:
         return replace(one, verdict="regression")
     if one.low > margin or (one.low == margin and not one.requirement.strict):
@@ -209,6 +265,9 @@ def _needed(found: Evidence, margin: float, questions: int, level: float) -> int
         exact = z * z * (1 - distance) / distance
     else:
         exact = FEWEST
+    if isinstance(found, OneMore):  # one question at an end of the scale moves the bound by 1 + z of them
+        end = found.lowest if found.mean > margin else found.highest
+        exact = max(exact, (1 + z) * abs(end.mean - found.mean) * (questions + 1) / distance)
     return max(questions + 1, math.ceil(exact)) if exact <= MOST_QUESTIONS else None
 
 

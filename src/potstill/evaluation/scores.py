@@ -1,6 +1,7 @@
 """One suite's scores: every value in observations.jsonl; in scores.json the estimates and every paired difference."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +52,12 @@ class Measure:
         return self.share or self.unit.startswith("share")
 
     @property
+    def reach(self) -> float:
+        """The most that two values can differ by."""
+        low, high = self.scale
+        return math.inf if high is None else high - low
+
+    @property
     def _bounds(self) -> tuple[float, float] | None:
         low, high = self.scale
         return None if high is None else (low, high)
@@ -75,7 +82,7 @@ class SuiteResult:
     def _json(self) -> dict[str, Any]:
         groups = {name: by_category(rows) for name, rows in self.observations.items()}
         categories = list(dict.fromkeys(category for found in groups.values() for category in found))
-        differences = paired_differences(list(self.observations), self.observations)
+        differences = paired_differences(list(self.observations), self.observations, self.measure.reach)
         return {
             "protocol": self.measure.protocol,
             "scale": list(self.measure.scale),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 from potstill.evaluation.distributions import LEVEL, holm, student_quantile
+from potstill.evaluation.one_more import FEWEST, with_one_more
 from potstill.evaluation.paired_shares import Discordant, discordant
 from potstill.evaluation.parts import Parts
 from potstill.evaluation.spread import (
@@ -78,8 +79,10 @@ class Difference:
     """The same, corrected for `comparisons` of them."""
     comparisons: int = 1
     """How many were made together; only those with a p count."""
+    why: str = ""
+    """Why it has no p, so that nothing can be claimed of it."""
 
-    def to_json(self) -> dict[str, float | int | None]:
+    def to_json(self) -> dict[str, float | int | str | None]:
         """As it stands in scores.json."""
         return asdict(self)
 
@@ -242,17 +245,37 @@ def _differences(pairs: Iterable[Pair], seed: str = "") -> list[Value]:
     ]
 
 
-def paired_difference(later: Iterable[Observation], earlier: Iterable[Observation]) -> Difference:
-    """Later minus earlier on the same questions and parts, where both have a value."""
+def paired_evidence(pairs: Sequence[Pair], reach: float = math.inf) -> Evidence | None:
+    """As `evidence`, and never surer than one question more would leave it; `reach` is that of the scale."""
+    return with_one_more(evidence(pairs), _differences(pairs), reach, spread_over_questions)
+
+
+def paired_difference(
+    later: Sequence[Observation], earlier: Sequence[Observation], reach: float = math.inf
+) -> Difference:
+    """Later minus earlier on the same questions and parts, where both have a value.
+
+    `reach`: the most that two values of the scale can differ by.
+    """
     pairs = paired_rows(later, earlier)
-    return difference_of(weighted_mean(_differences(pairs)), evidence(pairs), len(pairs))
+    mean, found = weighted_mean(_differences(pairs)), paired_evidence(pairs, reach)
+    return difference_of(mean, found, len(pairs), doubt(pairs, [later, earlier]))
 
 
-def difference_of(mean: float | None, found: Evidence | None, n: int) -> Difference:
-    """As it is told."""
+def difference_of(mean: float | None, found: Evidence | None, n: int, why: str) -> Difference:
+    """As it is told; `why` is the `doubt`."""
     if mean is None or found is None:
-        return Difference(mean, None, None, n)
-    return Difference(mean, *found.ends(), n, found.p_of(0.0))
+        return Difference(mean, None, None, n, why=why)
+    return Difference(mean, *found.ends(), n, None if why else found.p_of(0.0), why=why)
+
+
+def doubt(pairs: Sequence[Pair], sides: Iterable[Sequence[Observation]]) -> str:
+    """Why nothing can be claimed of a difference, whatever its interval; "" where something can."""
+    coverage = min(sum(row.value is not None for row in rows) / max(1, len(rows)) for rows in sides)
+    if coverage < LEAST_SCORED:
+        return f"only {coverage:.0%} of one side could be scored"
+    questions = len({one.question for one, _ in pairs})
+    return f"{questions} questions are too few to tell" if questions < FEWEST else ""
 
 
 def paired_ratio(student: Iterable[Observation], teacher: Iterable[Observation]) -> Ratio:
@@ -354,12 +377,12 @@ def by_category(observations: Iterable[Observation]) -> dict[str, list[Observati
 
 
 def paired_differences(
-    names: Sequence[str], observations: Mapping[str, Sequence[Observation]]
+    names: Sequence[str], observations: Mapping[str, Sequence[Observation]], reach: float = math.inf
 ) -> dict[str, Difference]:
     """Every later-minus-earlier difference under the name "later-earlier"; `names` gives the order."""
     return corrected(
         {
-            f"{later}-{earlier}": paired_difference(observations[later], observations[earlier])
+            f"{later}-{earlier}": paired_difference(observations[later], observations[earlier], reach)
             for i, earlier in enumerate(names)
             for later in names[i + 1 :]
         }

@@ -69,6 +69,7 @@ def _finding(claim: Mapping[str, Any], report: Mapping[str, Any]) -> Finding:
         return Finding(name, better, worse, "unclear", opening, "nothing was measured of both.")
     detail = str(told_difference(difference, Form.of(report["suites"][name])))
     detail += f", of this sign in {seeds}" if (seeds := in_seeds(difference)) else ""
+    detail += f"; {why}" if (why := difference.get("why")) else ""
     if claim["published"] is not None:
         published, suite = claim["published"], report["suites"][name]
         detail += f"; published: {shown(published['better'], suite)} against {shown(published['worse'], suite)}"

@@ -137,7 +137,7 @@ def _detail(suite: Mapping[str, Any], later: str, earlier: str, paired: Mapping[
     difference = f"a difference of {told_difference(paired, form)}"
     if any(suite["models"][row]["n"] > paired["n"] for row in (later, earlier)):
         difference = f"each of what it has a value for; of what both have, {difference}"
-    return f"{values}, {difference}{seeds}{corrected(paired)}.{_caution(suite, (later, earlier))}"
+    return f"{values}, {difference}{seeds}{corrected(paired)}.{_caution(suite, (later, earlier), paired)}"
 
 
 def _alone(suite: Mapping[str, Any], row: str) -> str:
@@ -158,6 +158,8 @@ def _scale(suite: Mapping[str, Any]) -> str:
     return f" {suite['unit']}" if high is None else f" out of {high:g}"
 
 
-def _caution(suite: Mapping[str, Any], rows: Sequence[str]) -> str:
+def _caution(suite: Mapping[str, Any], rows: Sequence[str], paired: Mapping[str, Any]) -> str:
+    if paired.get("why"):
+        return f" {paired['why'].capitalize()}."
     coverage = min(suite["models"][row]["coverage"] for row in rows)
     return "" if coverage >= FULL_COVERAGE else f" Only {coverage:.0%} could be scored."
