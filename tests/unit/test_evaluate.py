@@ -117,9 +117,9 @@ def test_scores_of_dialogues(scored):
     assert chat["models"]["dpo"]["mean"] == 7.0
     assert chat["models"]["sft"]["low"] < chat["models"]["sft"]["mean"] < chat["models"]["sft"]["high"]
     assert set(chat["paired"]) == {"sft-base", "dpo-base", "dpo-sft"}
-    assert {k: chat["paired"]["dpo-base"][k] for k in ("mean", "low", "high", "n")} == {
-        "mean": 5.0, "low": 5.0, "high": 5.0, "n": 32,
-    }  # fmt: skip
+    paired = chat["paired"]["dpo-base"]
+    assert (paired["mean"], paired["n"]) == (5.0, 32)
+    assert 2.0 < paired["low"] < 5.0 < paired["high"] < 6.0, "the same on all 16 questions; one more could be another"
     assert chat["paired"]["dpo-sft"]["mean"] == pytest.approx(7.0 - chat["models"]["sft"]["mean"])
     assert list(chat["categories"]) == [q.category for q in questions(8)]
     assert chat["categories"]["math"]["dpo"]["n"] == 4

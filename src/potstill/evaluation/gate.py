@@ -104,6 +104,8 @@ class Compared:
     over_seeds: bool
     why: str
     """Why nothing can be claimed of it, whatever is found; "" where something can."""
+    left_out: str
+    """What to say where AFTER was asked too few of BEFORE's questions for a requirement; else ""."""
     only_before: int
     """Questions of BEFORE that AFTER was not asked."""
     only_after: int
@@ -131,14 +133,15 @@ def compared(before: Side, after: Side) -> Compared:
         len({one.question for one, _ in pairs}),
         _coverage(before, after),
         over_seeds,
-        doubt(pairs, [before.rows, after.rows]) or _left_out(*asked),
+        doubt(pairs, [before.rows, after.rows]),
+        _left_out(*asked),
         len(asked[0] - asked[1]),
         len(asked[1] - asked[0]),
     )
 
 
 def _left_out(before: Set[str], after: Set[str]) -> str:
-    """What to say where AFTER was asked too few of BEFORE's questions."""
+    """What to say of it, or ""."""
     if len(before & after) >= LEAST_ASKED * len(before):
         return ""
     return f"AFTER was asked only {len(before & after):,} of BEFORE's {len(before):,} questions"
@@ -234,9 +237,9 @@ def _judged(one: Check, what: Compared, level: float, corrected: float) -> Check
     found, margin = what.found, one.requirement.margin
     if found is None or one.low is None:
         return replace(one, why="fewer than two questions have a value on both sides")
-    if what.why:
+    if why := what.left_out or what.why:
         few = max(FEWEST, _needed(found, margin, one.questions, level) or 0) if one.questions < FEWEST else None
-        return replace(one, why=what.why, questions_needed=few)
+        return replace(one, why=why, questions_needed=few)
     if one.p_adjusted is not None and one.p_adjusted < level:
         return replace(one, verdict="regression")
     if one.low > margin or (one.low == margin and not one.requirement.strict):

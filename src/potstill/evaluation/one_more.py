@@ -27,11 +27,14 @@ class OneMore(Spread):
 
     lowest: Spread
     highest: Spread
+    reach: float
+    """The most that it can be, either way."""
 
     def ends(self, level: float = 0.95) -> tuple[float, float]:
         """The wider of the intervals, on each side."""
         low, high = super().ends(level)
-        return min(low, self.lowest.ends(level)[0]), max(high, self.highest.ends(level)[1])
+        low, high = min(low, self.lowest.ends(level)[0]), max(high, self.highest.ends(level)[1])
+        return max(low, -self.reach), min(high, self.reach)
 
     def p_of(self, mean: float) -> float:
         """Two-sided, in accord with the interval."""
@@ -46,7 +49,7 @@ class OneMore(Spread):
         found, lowest, highest = (
             Spread(-one.mean, one.error, one.freedom) for one in (self, self.highest, self.lowest)
         )
-        return OneMore(found.mean, found.error, found.freedom, lowest, highest)
+        return OneMore(found.mean, found.error, found.freedom, lowest, highest, self.reach)
 
 
 def with_one_more(
@@ -63,7 +66,7 @@ def with_one_more(
     lowest, highest = (spread([*rows, *_another(rows, value)]) for value in (-end, end))
     if lowest is None or highest is None:
         return found
-    return OneMore(found.mean, found.error, found.freedom, lowest, highest)
+    return OneMore(found.mean, found.error, found.freedom, lowest, highest, reach)
 
 
 def _nearly_alike(rows: Sequence[Value]) -> bool:
