@@ -595,7 +595,7 @@ def test_orderings_that_were_named_before_are_told_one_by_one(families, tmp_path
     assert told[0]["p_adjusted"] > alone[0]
     assert len(found["headline"]) == 5
     assert found["headline"][0].startswith("Of 4 orderings that were looked for, 1 hold")
-    assert "published: 7.00 against 4.76 (0.50)" in found["headline"][1]
+    assert "published: 7.00 against 4.76 (standard error 0.50)" in found["headline"][1]
     assert "Beside what was published" in text
     assert '<td class="figure">4.76 (0.50)</td>' in text
 

