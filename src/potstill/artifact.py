@@ -216,15 +216,7 @@ def find(path: Path) -> Artifact | None:
     manifest_file = path / MANIFEST
     if not manifest_file.is_file():
         return None
-    try:
-        manifest = read_json(manifest_file)
-        stamps = _Manifest.model_validate(manifest).files
-    except ValueError as error:
-        raise StorageError(
-            str(manifest_file),
-            "this is not a manifest as potstill writes them",
-            f"Remove the folder {path} and run again",
-        ) from error
+    manifest, stamps = _read_manifest(manifest_file)
     for name, stamp in stamps.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != stamp.bytes:
@@ -234,6 +226,30 @@ def find(path: Path) -> Artifact | None:
                 f"Remove the folder {path} and run again",
             )
     return Artifact(path, manifest)
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, _Stamp]]:
+    """The manifest, and of each sealed file what it was."""
+    try:
+        manifest = read_json(path)
+        return manifest, _Manifest.model_validate(manifest).files
+    except (ValueError, RecursionError) as error:
+        what = "this is not a manifest as potstill writes them"
+        raise StorageError(str(path), what, f"Remove the folder {path.parent} and run again") from error
+
+
+@reading()
+def check_bytes(folder: Path, names: Iterable[str]) -> None:
+    """StorageError where one of these files, as far as they are there, is not as the folder's manifest says."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return
+    _, stamps = _read_manifest(manifest)
+    for name in names:
+        file = folder / name
+        if name in stamps and file.is_file() and hash_file(file) != stamps[name].sha256:
+            what = "its bytes are not those that were sealed"
+            raise StorageError(str(file), what, f"Remove the folder {folder} and run again")
 
 
 def seal(draft: Path, target: Path, head: Mapping[str, Any]) -> Artifact:

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,15 +36,28 @@ EXAMPLES = """examples:
 """
 
 
+BUG = 70
+"""The exit code after a traceback: EX_SOFTWARE of sysexits.h."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a run as Ctrl-C does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption.
+    """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption, 70 for a
+    bug.
 
     `compare --require` adds 1 for a regression and 3 where it cannot be told.
     """
+    try:
+        return _run_verb(arguments)
+    except Exception:  # Python would end with 1, which says that a model got worse
+        traceback.print_exc()
+        return BUG
+
+
+def _run_verb(arguments: Sequence[str] | None) -> int:
     args = _arguments(arguments)
     _open_streams(runs=args.verb is _run)
     # OpenMP's threads wait for each other by spinning. Without end, that makes a busy machine several times slower; not

@@ -10,7 +10,7 @@
     ├── BusyError      OSError     another run holds the folder
     └── Stopped                    it was asked to stop, and can go on; exit code 143
 
-Anything else that escapes is a bug and keeps its traceback.
+Anything else that escapes is a bug and keeps its traceback; exit code 70.
 """
 
 from collections.abc import Iterator

@@ -138,7 +138,8 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 def _read_one(path: Path) -> Iterator[Line]:
     if not path.is_file():
-        raise DataError(str(path), "there is no such file", "Check the path")
+        what = "this link leads nowhere" if path.is_symlink() else "there is no such file"
+        raise DataError(str(path), "this is no regular file" if path.exists() else what, "Check the path")
     if path.stat().st_size == 0:
         raise empty(path)
     kind, zipped = _kind(path.name)

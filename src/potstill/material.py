@@ -1,5 +1,6 @@
 """What the files hold that `potstill score` is given: results, leaderboards, outputs, tables of length control."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,11 +50,12 @@ def gather(paths: Sequence[Path], weights: Path | None = None, difficulty: Path 
         if table is not None and not _take_table(table, material):
             what = "it holds neither weights nor difficulties; expected a table of AlpacaEval's length control"
             raise DataError(str(table), what, "Name lc_weights.csv or instruction_difficulty.csv")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
         for place in places(path):
-            if place.resolve() not in seen:
-                seen.add(place.resolve())
+            real = os.path.realpath(place)  # of a link to itself too, which Path.resolve refuses
+            if real not in seen:
+                seen.add(real)
                 _take(place, material, strict=place == path)
     if any(one.suite == alpaca_eval.WIN_RATE.protocol for one in material.results):
         _look_beside(material)

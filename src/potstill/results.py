@@ -10,14 +10,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from potstill.artifact import MANIFEST
+from potstill.artifact import MANIFEST, check_bytes
 from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval, fastchat, fastchat_scores, scores
 from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.fastchat import Judgment, PairJudgment, Question
 from potstill.evaluation.scores import OBSERVATIONS_FILE, SCORES_FILE, SuiteResult
 from potstill.evaluation.stored import unlike
-from potstill.evaluation.terms import Terms, annotated_terms, judged_terms, sealed_terms
+from potstill.evaluation.terms import ANSWERS_FILE, Terms, annotated_terms, judged_terms, sealed_terms
 from potstill.files import Line, read_lines
 from potstill.workspace import Workspace
 
@@ -105,7 +105,11 @@ def is_text(path: Path) -> bool:
 
 
 def read_place(place: Path, *, strict: bool) -> list[Results]:
-    """The suites of an evaluation's folder or of a file; a file that holds no results has none, or is refused."""
+    """The suites of an evaluation's folder or of a file; a file that holds no results has none, or is refused.
+
+    StorageError where it was sealed, and its bytes are others now.
+    """
+    _check_sealed(place)
     return list(_evaluation(place)) if place.is_dir() else read_file(place, strict=strict)
 
 
@@ -204,13 +208,22 @@ def _questions(file: Path | None) -> Callable[[], list[Question]]:
     return lambda: [] if file is None else fastchat.read_questions(read_lines(file), str(file))
 
 
+def _check_sealed(place: Path) -> None:
+    """Every byte that is read of a sealed evaluation, the files of others in it too. A run checks their sizes alone."""
+    place = place.absolute()
+    if place.is_dir():
+        check_bytes(place, (SCORES_FILE, OBSERVATIONS_FILE, ANSWERS_FILE))
+    elif above := next((one for one in place.parents if (one / SCORES_FILE).is_file()), None):
+        check_bytes(above, [place.relative_to(above).as_posix()])
+
+
 def _evaluation(folder: Path) -> Iterator[Results]:
-    """The suites of a sealed evaluation."""
+    """The suites of an evaluation."""
+    found = scores.read_results(folder)
     try:
-        found = scores.read_results(folder)
         terms = sealed_terms(folder, found)
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-        what = f"{SCORES_FILE}, {OBSERVATIONS_FILE} or {MANIFEST} are not as potstill writes them"
-        raise DataError(str(folder), what, "Run the evaluation again, which seals them anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = "this is not a manifest as potstill writes them"
+        raise DataError(str(folder / MANIFEST), what, "Run the evaluation again, which seals it anew") from error
     for name, result in found.items():
         yield Results(folder, name, result, terms=terms[name])

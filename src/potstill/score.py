@@ -132,7 +132,7 @@ def _parts(one: Results, rows: Sequence[Observation], parts: Sequence[str]) -> d
 def _standard_error(rows: Sequence[Observation]) -> float | None:
     """Of the mean, clustered by question, in the unit of the values."""
     spread = spread_over_questions(
-        [Value(row.question, row.value, row.weight) for row in rows if row.value is not None]
+        [Value(row.question, row.value, row.weight, stratum=row.stratum) for row in rows if row.value is not None]
     )
     return None if spread is None else spread.error
 
@@ -319,6 +319,8 @@ def _warnings(one: Results, name: str, found: Mapping[str, Any]) -> list[str]:
         )
         rest = f" and {len(unlike) - SHOWN} more" if len(unlike) > SHOWN else ""
         said.append(f"{len(unlike)} stored otherwise than the judge's reply reads ({shown}{rest}); counted as stored")
+    if beyond := _beyond(one, name):
+        said.append(beyond)
     if (found["length_controlled"] or {}).get("weights_left_out"):
         said.append(f"the published weights are not against {one.baseline}, and are left out")
     if why := (found["length_controlled"] or {}).get("no_fit"):
@@ -334,6 +336,19 @@ def _missing(one: Results, name: str) -> str:
     }
     lacking = len(all_asked - asked)
     return f"{lacking:,} of {len(all_asked):,} that other models here were asked are missing" if lacking else ""
+
+
+def _beyond(one: Results, name: str) -> str:
+    """Where stored grades leave their scale."""
+    if one.suite != fastchat_scores.GRADE.protocol:
+        return ""
+    rows = one.result.observations[name]
+    beyond = [row for row in rows if fastchat_scores.is_beyond(row.value)]
+    others = one.result.measure.estimate([row for row in rows if not fastchat_scores.is_beyond(row.value)])
+    shown = "; ".join(f"{row.question}, turn {row.part}: {_value(row.value)}" for row in beyond[:SHOWN])
+    rest = f" and {len(beyond) - SHOWN} more" if len(beyond) > SHOWN else ""
+    what = f"{len(beyond)} scores lie beyond the scale ({shown}{rest}); counted as stored, and of the others alone"
+    return f"{what} {_said(others)}" if beyond else ""
 
 
 def _value(value: Any) -> str:

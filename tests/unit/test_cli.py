@@ -124,6 +124,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(potstill):
     assert not Path("runs").exists()
 
 
+def test_a_bug_is_a_traceback_and_no_exit_code_that_says_anything_of_models(potstill, monkeypatch):
+    def broken(*arguments):
+        raise RecursionError("a bug")
+
+    monkeypatch.setattr("potstill.compare.compare", broken)
+    code, _, err = potstill("compare", "a", "b", "--require", "x > 0")
+    assert code == 70
+    assert err.startswith("Traceback")
+    assert "RecursionError: a bug" in err
+
+
 def test_plan_says_what_would_run_why_and_what_it_takes(potstill):
     Path("tiny.yaml").write_text(fakes.RECIPE.replace("name: scribe-1", "name: scribe-1, price: {input: 1, output: 5}"))
     code, out, _ = potstill("plan", "tiny.yaml")

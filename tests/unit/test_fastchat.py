@@ -213,10 +213,11 @@ def test_the_instructions_example_is_no_quotation_but_the_answers_words_are(tmp_
     assert [fastchat_scores.grade_in(row) for row in rows] == [5.0, None]
 
 
-def test_zeros_count_and_what_is_beyond_the_scale_does_not(tmp_path):
-    rows = read_judgments(write(tmp_path / "x.jsonl", *(judged(score=score) for score in (0, 10, 11, 85, -3))))
-    found = fastchat_scores.observations(rows, {})["m"]
-    assert [row.value for row in found] == [0.0, 10.0, None, None, None]
+def test_all_scores_count_but_minus_one_as_in_show_result(tmp_path):
+    rows = read_judgments(write(tmp_path / "x.jsonl", *(judged(score=score) for score in (0, 10, 11, 85, -3, -1))))
+    found = [row.value for row in fastchat_scores.observations(rows, {})["m"]]
+    assert found == [0.0, 10.0, 11.0, 85.0, -3.0, None]
+    assert [fastchat_scores.is_beyond(value) for value in found] == [False, False, True, True, True, False]
 
 
 def test_a_second_run_under_one_name_is_told_by_its_parts(tmp_path):

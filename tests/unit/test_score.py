@@ -434,7 +434,7 @@ def test_what_the_text_says_otherwise_is_told_and_what_is_stored_counts(tmp_path
         (
             "scores.json",
             '{"suites": {"chat": {"models": {"a": 1}}}}',
-            "scores.json, observations.jsonl or manifest.json are not as potstill writes them",
+            "scores.json: these are not scores as potstill writes them (suites.chat.protocol: Field required)",
         ),
     ],
 )
@@ -457,6 +457,175 @@ def test_what_is_not_there_or_empty_is_one_line(tmp_path, capsys):
     assert "nothing here was scored against 'nobody'" in capsys.readouterr().err
     assert main(["score", str(path), "--weights", str(path)]) == 2
     assert "it holds neither weights nor difficulties" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"value": "5"}, "'value' is text; expected a number from 0 to 10"),
+        ({"value": [1]}, "'value' is a list; expected a number"),
+        ({"value": True}, "'value' is true or false; expected a number"),
+        ({"value": math.nan}, "'value' is nan; expected a number from 0 to 10"),
+        ({"value": math.inf}, "'value' is inf; expected"),
+        ({"value": 1e308}, "'value' is 1e+308; expected a number from 0 to 10"),
+        ({"value": 10**400}, "'value' is 1000"),
+        ({"value": 11}, "'value' is 11; expected a number from 0 to 10"),
+        ({"value": -0.5}, "'value' is -0.5; expected"),
+        ({"weight": 0}, "'weight' is 0; expected a number above 0"),
+        ({"weight": -1}, "'weight' is -1; expected a number"),
+        ({"weight": "1"}, "'weight' is text; expected a number"),
+        ({"category": ["math"]}, "'category' is a list; expected text"),
+        ({"question": ["q"]}, "'question' is a list; expected text"),
+        ({"stratum": None}, "'stratum' is missing; expected text"),
+        ({"model": "z"}, "scores.json has no 'z' in a suite 'chat'"),
+        ({"suite": "z"}, "scores.json has no 'a' in a suite 'z'"),
+        ({"question": "2"}, "question '2', part '1' of 'a' stands there twice; expected it once"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["score", "compare"])
+def test_a_value_that_cannot_be_is_one_line_with_its_number(verb, changed, message, tmp_path, capsys):
+    path = evaluation(tmp_path / "kept") / "observations.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:1], json.dumps(json.loads(lines[1]) | changed), *lines[2:]]))
+    assert main([verb, *[str(path.parent)] * (2 if verb == "compare" else 1)]) == 2
+    said = capsys.readouterr().err
+    assert f"observations.jsonl:{3 if changed.get('question') == '2' else 2}: {message}" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("observations.jsonl", "3", "observations.jsonl:1: the row is a number; expected an object"),
+        ("observations.jsonl", "[" * 100_000, "observations.jsonl:1: JSON that is nested too deeply"),
+        ("observations.jsonl", "", "observations.jsonl: the file is empty"),
+        ("observations.jsonl", "{}", "observations.jsonl:1: 'suite' is missing; expected text"),
+        ("scores.json", "[" * 100_000, "scores.json: these are not scores as potstill writes them (Invalid JSON: rec"),
+        ("scores.json", "[]", "scores.json: these are not scores as potstill writes them"),
+        ("scores.json", '{"suites": {"chat": 5}}', "(suites.chat: Input should be"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_that_cannot_be_read_is_one_line(name, text, message, tmp_path, capsys):
+    folder = evaluation(tmp_path / "kept")
+    (folder / name).write_text(text)
+    assert main(["score", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ("5", "(suites.chat.scale: Input should be a valid array)"),
+        ("[1, true]", "(suites.chat.scale.1: Input should be a valid number)"),
+        ('["1", 10]', "(suites.chat.scale.0: Input should be a valid number)"),
+        ("[NaN, 10]", "(suites.chat.scale.0: Input should be a finite number)"),
+    ],
+)
+def test_a_scale_that_is_none_is_one_line(scale, message, tmp_path, capsys):
+    path = evaluation(tmp_path / "kept") / "scores.json"
+    path.write_text(path.read_text().replace("[1.0, 10.0]", scale))
+    assert main(["score", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_huge_values_without_a_highest_are_refused(tmp_path, capsys):
+    """Two of 1e308 have no sum."""
+    folder = evaluation(tmp_path / "kept")
+    for path in (folder / "scores.json", folder / "observations.jsonl"):
+        text = path.read_text().replace('"value": 2.0', '"value": 1e308').replace("mt_bench", "answer_loss")
+        path.write_text(text.replace("[1.0, 10.0]", "[0.0, null]"))
+    assert main(["score", str(folder)]) == 2
+    assert "observations.jsonl:2: 'value' is 1e+308; expected a number from 0 to 1e+50" in capsys.readouterr().err
+    assert main(["score", str(write(tmp_path / "x.jsonl", judged(81, 8), judged(82, 1e308)))]) == 2
+    assert "x.jsonl:2: 'score' is 1e+308; expected a number" in capsys.readouterr().err
+
+
+def test_values_that_do_leave_their_scale_are_read(tmp_path):
+    """A judge's [[0]], and the pseudo-values of a rate at equal length; a mean of probabilities by its rounding."""
+    rows = {
+        "grades": (Measure("mt_bench", (1.0, 10.0)), 0.0),
+        "wins/length_controlled": (Measure("alpaca_eval_length_controlled", (0.0, 1.0)), -0.4),
+        "wins": (Measure("alpaca_eval", (0.0, 1.0), share=True), 1 + 1e-12),
+    }
+    results = {
+        name: SuiteResult(measure, {"m": [Observation("q", "1", value), Observation("r", "1", None, 0.0)]})
+        for name, (measure, value) in rows.items()
+    }
+    suites = {name: result.to_json() for name, result in results.items()}
+    (tmp_path / "scores.json").write_text(json.dumps({"models": ["m"], "suites": suites}))
+    write_observations(tmp_path, results)
+    assert read_results(tmp_path) == results
+
+
+def sealed(folder: Path) -> Path:
+    """A sealed evaluation, with judgments beside its scores."""
+    draft = evaluation(folder / "draft")
+    write(draft / "fastchat" / "judge_single.jsonl", *(judged(81 + i, 2 + i % 3) for i in range(9)))
+    head = {"stage": "scores", "kind": "evaluate", "version": 1, "produces": "scores", "key": "1", "seed": 0}
+    seal(draft, folder / "sealed", {**head, "config": {}, "inputs": {}, "facts": {}})
+    return folder / "sealed"
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "becomes"),
+    [
+        ("observations.jsonl", '"value": 3.0', '"value": 4.0'),
+        ("scores.json", "points", "pounds"),
+        ("fastchat/judge_single.jsonl", '"score": 3', '"score": 4'),
+    ],
+)
+def test_a_sealed_byte_that_changed_is_refused(name, was, becomes, tmp_path, score, capsys):
+    folder = sealed(tmp_path)
+    said = folder / name if name.startswith("fastchat") else folder
+    assert score(said)["results"]
+    assert main(["compare", str(said), str(said)]) == 0
+    capsys.readouterr()
+    path = folder / name
+    path.write_text(path.read_text().replace(was, becomes))
+    for verb in (["score", str(said)], ["compare", str(said), str(said)]):
+        assert main(verb) == 2
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.count("\n")) == ("", 1)
+        assert f"{path}: its bytes are not those that were sealed. Remove the folder" in shown.err
+    (folder / "manifest.json").unlink()
+    assert score(said)["results"]
+
+
+def test_what_was_laid_beside_a_seal_is_read(tmp_path, score):
+    folder = sealed(tmp_path)
+    write(folder / "more.jsonl", judged(81, 5), judged(82, 6))
+    assert score(folder / "more.jsonl")["results"][0]["models"]["m"]["n"] == 2
+
+
+def test_links_and_devices_are_told_apart_from_files_that_are_not_there(tmp_path, capsys):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    for path, words in ((loop, "this link leads nowhere"), (Path("/dev/zero"), "this is no regular file")):
+        assert main(["score", str(path)]) == 2
+        assert f"{path}: {words}" in capsys.readouterr().err
+
+
+def test_the_standard_error_is_that_of_the_interval_where_questions_have_strata(tmp_path, score):
+    """Half of each task right, one task easier: how tasks differ is no doubt of a mean over both."""
+    rows = [Observation(f"{task}{i}", "", float(i < right), 1 / 12, task, task)
+            for task, right in (("easy", 11), ("hard", 2)) for i in range(12)]  # fmt: skip
+    results = {"board": SuiteResult(Measure("leaderboard", (0.0, 1.0), unit="points"), {"m": rows})}
+    (tmp_path / "scores.json").write_text(json.dumps({"suites": {"board": results["board"].to_json()}}))
+    write_observations(tmp_path, results)
+    error = score(tmp_path)["results"][0]["models"]["m"]["standard_error"]
+    variances = [p * (1 - p) / 11 for p in (11 / 12, 2 / 12)]  # of a share of 12, unbiased
+    assert error == pytest.approx(math.sqrt(sum(variances)) / 2)
+
+
+def test_grades_beyond_the_scale_count_as_published_and_are_told(tmp_path, score):
+    rows = [judged(81 + i, grade) for i, grade in enumerate((8, 6, 0, 11, -3, -1))]
+    found = score(write(tmp_path / "x.jsonl", *rows))["results"][0]["models"]["m"]
+    assert (found["mean"], found["n"], found["failed"]) == (pytest.approx(22 / 5), 5, 1)
+    (said,) = [warning for warning in found["warnings"] if "scale" in warning]
+    assert said.startswith("2 scores lie beyond the scale (84, turn 1: 11; 85, turn 1: -3); counted as stored")
+    assert "of the others alone 4.667 [" in said
 
 
 def test_no_number_counts_as_failed_not_as_a_number(tmp_path, score):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from potstill.evaluation.scores import LARGEST
 from potstill.evaluation.stored import number_or_none, read_typed, text_or_none, without, write_lines
 from potstill.files import Line, quote
 from potstill.found import ShapeError
@@ -230,6 +231,8 @@ def _judge_prompt(row: Columns) -> JudgePrompt:
 
 def _judgment(row: Columns) -> Judgment:
     score = number_or_none(row, "score", "a number, -1 where the judgment failed")
+    if score is not None and abs(score) > LARGEST:
+        raise ShapeError(f"'score' is {score:g}; expected a number from 1 to 10, -1 where the judgment failed")
     judge, prompt_name = _judge(row)
     named = ("question_id", "model", "judge", "user_prompt", "judgment", "score", "turn", "tstamp")
     return Judgment(

@@ -33,7 +33,7 @@ def categories(questions: Iterable[Question] = ()) -> dict[str, str]:
 def observations(judgments: Iterable[Judgment], category: Mapping[str, str]) -> dict[str, list[Observation]]:
     """One a row, by model. The parts of a question are its turns; each further run of one is a part of its own.
 
-    A stored score beyond the scale is none. Zeros stand in published files, and count.
+    Every stored score counts but the -1 of a failed judgment, as in FastChat, also one beyond the scale.
     """
     met: dict[tuple[str, str, int], int] = defaultdict(int)
     found: dict[str, list[Observation]] = defaultdict(list)
@@ -41,9 +41,13 @@ def observations(judgments: Iterable[Judgment], category: Mapping[str, str]) -> 
         question = str(row.question_id)
         met[row.model, question, row.turn] += 1
         part = numbered(str(row.turn), met[row.model, question, row.turn])
-        score = row.score if row.score is not None and 0 <= row.score <= HIGHEST else None
-        found[row.model].append(Observation(question, part, score, category=category.get(question, "")))
+        found[row.model].append(Observation(question, part, row.score, category=category.get(question, "")))
     return dict(found)
+
+
+def is_beyond(score: float | None) -> bool:
+    """Whether a score leaves the scale. Zeros, which judges do give, are not told."""
+    return score is not None and score != 0 and not LOWEST <= score <= HIGHEST
 
 
 def pair_observations(

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill.artifact import read_json, storage_errors
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from potstill.artifact import storage_errors
+from potstill.errors import DataError, reading
 from potstill.evaluation.seed_pools import pooled_suite
 from potstill.evaluation.spread import Value
 from potstill.evaluation.statistics import (
@@ -20,10 +23,21 @@ from potstill.evaluation.statistics import (
     share_estimate,
     share_over_seeds,
 )
+from potstill.evaluation.stored import read_typed
+from potstill.files import quote, read_lines
+from potstill.found import ShapeError
 from potstill.members import pools
+from potstill.turns import Columns, kind_of, string
 
 SCORES_FILE = "scores.json"
 OBSERVATIONS_FILE = "observations.jsonl"
+LARGEST = 1e50
+"""Of a value or a weight: squares of sums of these are still numbers."""
+ROUNDING = 1e-6
+"""By which a value may leave its scale."""
+BEYOND_SCALE = {"mt_bench": (0.0, 10.0), "alpaca_eval_length_controlled": (-LARGEST, LARGEST)}
+"""From where to where single values reach that leave their scale, by protocol. Some judges write [[0]], which counts as
+published; the pseudo-values of a fitted rate have their mean alone on its scale."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +124,83 @@ def write_observations(folder: Path, results: Mapping[str, SuiteResult]) -> None
                     file.write(json.dumps({"suite": suite, "model": model} | asdict(row), ensure_ascii=False) + "\n")
 
 
+class _Suite(BaseModel):
+    """What is read of a suite in scores.json. Its estimates are computed anew."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    protocol: str
+    scale: tuple[float, float | None]
+    higher_is_better: bool
+    share: bool
+    unit: str
+    models: dict[str, Any]
+
+    def measure(self) -> Measure:
+        return Measure(self.protocol, self.scale, self.higher_is_better, self.share, self.unit)
+
+    def bounds(self) -> tuple[float, float]:
+        """Of a single value."""
+        low, high = BEYOND_SCALE.get(self.protocol, self.scale)
+        return max(low, -LARGEST), LARGEST if high is None else min(high, LARGEST)
+
+
+class _Scores(BaseModel):
+    suites: dict[str, _Suite]
+
+
+@reading()
 def read_results(folder: Path) -> dict[str, SuiteResult]:
-    """The suites of a sealed evaluation, value by value."""
-    suites = read_json(folder / SCORES_FILE)["suites"]
-    found: dict[str, dict[str, list[Observation]]] = {
-        name: {row: [] for row in suite["models"]} for name, suite in suites.items()
-    }
+    """The suites of an evaluation, value by value. DataError at the first thing that is not as potstill writes it."""
+    suites = _read_suites(folder / SCORES_FILE)
+    rows = _Rows(suites)
     path = folder / OBSERVATIONS_FILE
-    with storage_errors(path), path.open(encoding="utf-8") as file:
-        for line in file:
-            value = json.loads(line)
-            found[value.pop("suite")][value.pop("model")].append(Observation(**value))
-    return {name: SuiteResult(_measure(suite), found[name]) for name, suite in suites.items()}
+    read_typed(read_lines(path), str(path), rows.keep)
+    return {name: SuiteResult(suite.measure(), rows.found[name]) for name, suite in suites.items()}
 
 
-def _measure(suite: Mapping[str, Any]) -> Measure:
-    low, high = suite["scale"]
-    return Measure(suite["protocol"], (low, high), suite["higher_is_better"], suite["share"], suite["unit"])
+def _read_suites(path: Path) -> dict[str, _Suite]:
+    try:
+        return _Scores.model_validate_json(path.read_bytes()).suites
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+        remedy = "Run the evaluation again, which writes them anew"
+        raise DataError(str(path), f"these are not scores as potstill writes them ({what})", remedy) from error
+
+
+class _Rows:
+    """The observations of each suite and model, every row checked against what scores.json says of its suite."""
+
+    def __init__(self, suites: Mapping[str, _Suite]) -> None:
+        self.found: dict[str, dict[str, list[Observation]]] = {
+            name: {model: [] for model in suite.models} for name, suite in suites.items()
+        }
+        self._bounds = {name: suite.bounds() for name, suite in suites.items()}
+        self._met = {(name, model): set[tuple[str, str]]() for name, suite in suites.items() for model in suite.models}
+
+    def keep(self, row: Columns) -> None:
+        suite, model, question, part = (string(row, column) for column in ("suite", "model", "question", "part"))
+        met = self._met.get((suite, model))
+        if met is None:
+            raise ShapeError(f"{SCORES_FILE} has no {quote(model)!r} in a suite {quote(suite)!r}; expected what it has")
+        before = len(met)
+        met.add((question, part))
+        if len(met) == before:
+            said = f"question {quote(question)!r}, part {quote(part)!r} of {quote(model)!r} stands there twice"
+            raise ShapeError(f"{said}; expected it once")
+        value = row["value"] if row.get("value", "") is None else _number(row, "value", *self._bounds[suite])
+        weight = _number(row, "weight", 0.0, LARGEST)
+        if weight <= 0 and value is not None:
+            raise ShapeError(f"'weight' is {weight:g}; expected a number above 0")
+        stratum = string(row, "stratum") if "stratum" in row else ""
+        self.found[suite][model].append(Observation(question, part, value, weight, string(row, "category"), stratum))
+
+
+def _number(row: Columns, column: str, low: float, high: float) -> float:
+    value = row.get(column)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ShapeError(f"{column!r} is {kind_of(value)}; expected a number from {low:g} to {high:g}")
+    if not low - ROUNDING <= value <= high + ROUNDING:  # neither is one that is no number
+        raise ShapeError(f"{column!r} is {quote(str(value))}; expected a number from {low:g} to {high:g}")
+    return float(value)

@@ -300,7 +300,7 @@ def _read_asked(path: Path, baselines: Mapping[str, str]) -> dict[str, Asked]:
                         texts[row["suite"]][place] = Text.of(said["user"])
                 if row["model"] == baselines.get(row["suite"]):
                     answers.setdefault(row["suite"], {}).update((at, Text.of(said["assistant"])) for at, said in turns)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 what = "this line is not as potstill writes answers"
                 raise DataError(f"{path}:{number}", what, "Run the evaluation again, which seals it anew") from error
     return {suite: Asked(found, answers.get(suite, {})) for suite, found in texts.items()}
