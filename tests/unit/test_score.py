@@ -498,7 +498,7 @@ def test_a_value_that_cannot_be_is_one_line_with_its_number(verb, changed, messa
     [
         ("observations.jsonl", "3", "observations.jsonl:1: the row is a number; expected an object"),
         ("observations.jsonl", "[" * 100_000, "observations.jsonl:1: JSON that is nested too deeply"),
-        ("observations.jsonl", "", "observations.jsonl: the file is empty"),
+        ("observations.jsonl", "", "observations.jsonl: it holds 0 values of 'a' in 'chat'; expected 9"),
         ("observations.jsonl", "{}", "observations.jsonl:1: 'suite' is missing; expected text"),
         ("scores.json", "[" * 100_000, "scores.json: these are not scores as potstill writes them (Invalid JSON: rec"),
         ("scores.json", "[]", "scores.json: these are not scores as potstill writes them"),
@@ -557,6 +557,21 @@ def test_values_that_do_leave_their_scale_are_read(tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps({"models": ["m"], "suites": suites}))
     write_observations(tmp_path, results)
     assert read_results(tmp_path) == results
+
+
+def test_an_evaluation_that_was_cut_short_between_lines_is_refused(tmp_path, capsys):
+    path = evaluation(tmp_path / "kept") / "observations.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["score", str(path)]) == 2
+    expected = "observations.jsonl: it holds 8 values of 'b' in 'chat'; expected 9, as scores.json counts"
+    assert expected in capsys.readouterr().err
+
+
+def test_an_evaluation_that_scored_nothing_has_no_results(tmp_path, capsys):
+    (tmp_path / "scores.json").write_text('{"suites": {}}')
+    write_observations(tmp_path, {})
+    assert main(["score", str(tmp_path)]) == 2
+    assert "nothing here was scored" in capsys.readouterr().err
 
 
 def sealed(folder: Path) -> Path:

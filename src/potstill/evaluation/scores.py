@@ -124,6 +124,12 @@ def write_observations(folder: Path, results: Mapping[str, SuiteResult]) -> None
                     file.write(json.dumps({"suite": suite, "model": model} | asdict(row), ensure_ascii=False) + "\n")
 
 
+class _Counted(BaseModel):
+    """How many values a model's estimate is of."""
+
+    n: int
+
+
 class _Suite(BaseModel):
     """What is read of a suite in scores.json. Its estimates are computed anew."""
 
@@ -134,7 +140,7 @@ class _Suite(BaseModel):
     higher_is_better: bool
     share: bool
     unit: str
-    models: dict[str, Any]
+    models: dict[str, _Counted]
 
     def measure(self) -> Measure:
         return Measure(self.protocol, self.scale, self.higher_is_better, self.share, self.unit)
@@ -155,7 +161,14 @@ def read_results(folder: Path) -> dict[str, SuiteResult]:
     suites = _read_suites(folder / SCORES_FILE)
     rows = _Rows(suites)
     path = folder / OBSERVATIONS_FILE
-    read_typed(read_lines(path), str(path), rows.keep)
+    if path.stat().st_size:  # else nothing was scored, or it is lost
+        read_typed(read_lines(path), str(path), rows.keep)
+    for name, suite in suites.items():
+        for model, told in suite.models.items():
+            count = sum(row.value is not None for row in rows.found[name][model])
+            if count != told.n:
+                what = f"it holds {count} values of '{model}' in '{name}'; expected {told.n}, as {SCORES_FILE} counts"
+                raise DataError(str(path), what, "Copy or seal the evaluation again")
     return {name: SuiteResult(suite.measure(), rows.found[name]) for name, suite in suites.items()}
 
 
@@ -189,7 +202,8 @@ class _Rows:
         if len(met) == before:
             said = f"question {quote(question)!r}, part {quote(part)!r} of {quote(model)!r} stands there twice"
             raise ShapeError(f"{said}; expected it once")
-        value = row["value"] if row.get("value", "") is None else _number(row, "value", *self._bounds[suite])
+        unscored = "value" in row and row["value"] is None
+        value = None if unscored else _number(row, "value", *self._bounds[suite])
         weight = _number(row, "weight", 0.0, LARGEST)
         if weight <= 0 and value is not None:
             raise ShapeError(f"'weight' is {weight:g}; expected a number above 0")
