@@ -15,7 +15,7 @@ import pytest
 
 from potstill.artifact import seal
 from potstill.cli import main
-from potstill.evaluation.scores import Measure, SuiteResult, write_observations
+from potstill.evaluation.scores import Measure, SuiteResult, read_results, write_observations
 from potstill.evaluation.statistics import Observation, mean_estimate
 from potstill.results import read_suites
 from potstill.workspace import Asked, Description, Workspace
@@ -577,6 +577,8 @@ def test_an_evaluation_that_scored_nothing_has_no_results(tmp_path, capsys):
 def sealed(folder: Path) -> Path:
     """A sealed evaluation, with judgments beside its scores."""
     draft = evaluation(folder / "draft")
+    said = [{"user": "Why?", "assistant": "So."}]
+    write(draft / "answers.jsonl", *({"suite": "chat", "model": m, "id": "0", "turns": said} for m in ("a", "b")))
     write(draft / "fastchat" / "judge_single.jsonl", *(judged(81 + i, 2 + i % 3) for i in range(9)))
     head = {"stage": "scores", "kind": "evaluate", "version": 1, "produces": "scores", "key": "1", "seed": 0}
     seal(draft, folder / "sealed", {**head, "config": {}, "inputs": {}, "facts": {}})
@@ -588,6 +590,7 @@ def sealed(folder: Path) -> Path:
     [
         ("observations.jsonl", '"value": 3.0', '"value": 4.0'),
         ("scores.json", "points", "pounds"),
+        ("answers.jsonl", "Why?", "How?"),
         ("fastchat/judge_single.jsonl", '"score": 3', '"score": 4'),
     ],
 )
