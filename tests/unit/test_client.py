@@ -302,6 +302,23 @@ def test_the_same_thing_twice_in_one_go_is_asked_for_once(tmp_path: Path) -> Non
         assert stub.seen.total() == 1
 
 
+def test_what_is_counted_is_what_was_asked_whatever_the_journal_held(tmp_path: Path) -> None:
+    """Facts hold these counts: after a kill, which leaves some replies behind, they have to be the same."""
+    asked, found = [ask("q1"), ask("q2"), ask("q1"), ask("q1")], []
+    with Stub() as stub:
+        for held in ([], ["q1"], ["q1", "q2"]):
+            workspace = tmp_path / str(len(held))
+            if held:
+                ask_for(stub, workspace, *map(ask, held))
+            account = Account(workspace)
+            with Endpoint(model(stub.base_url), account, QUICK) as teacher:
+                list(teacher.complete(asked))
+            found.append(account.meter)
+        assert stub.seen.total() == 6, "every journal is asked for each once"
+    assert found[0].calls == 4
+    assert found[0] == found[1] == found[2]
+
+
 def test_the_key_is_sent_and_stands_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sk-very-secret-0123456789"
     monkeypatch.setenv("STUB_KEY", secret)

@@ -157,11 +157,13 @@ class Endpoint:
         flying = self._flying.get(key)
         if flying is not None and not flying.cancelled():
             self._waiters[flying] = self._waiters.get(flying, 0) + 1
+            flying.add_done_callback(self._count)
             return flying
         self._flying[key] = job.future
         self._waiters[job.future] = 1
         self._asked += 1
         job.future.add_done_callback(lambda future: self._landed(key, future))
+        job.future.add_done_callback(self._count)
         if not job.find(self._journal):
             self._loop.call_soon_threadsafe(self._dispatcher.start, job)
         return job.future
@@ -179,6 +181,9 @@ class Endpoint:
         self._waiters.pop(future, None)
         if self._flying.get(key) is future:
             del self._flying[key]
+
+    def _count(self, future: "Future[Reply]") -> None:
+        """Once for each request, so that the sum is that of what was asked, whatever the journal held of it."""
         if not future.cancelled() and future.exception() is None:
             reply = future.result()
             self._account.meter.add(reply.prompt_tokens, reply.completion_tokens)
