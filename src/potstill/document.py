@@ -57,6 +57,11 @@ class Document:
             steps = steps[:-1]
         return self.places.get(steps, self.name)
 
+    def places_in(self, steps: Steps) -> dict[str, str]:
+        """Where everything inside a value stands, by its dotted name there."""
+        inside = {old[len(steps) :]: place for old, place in self.places.items() if old[: len(steps)] == steps}
+        return {dotted(rest): place for rest, place in inside.items() if rest}
+
     def get(self, steps: Steps) -> Any:
         """The value there."""
         value = self.value

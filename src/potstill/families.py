@@ -201,7 +201,7 @@ class Families:
         if own != member:
             self._document.alias(("stages", own), ("stages", member))
         for slot in slots(config):
-            if slot.reference.collects and any(self._all(named.name) != [named.name] for named in slot.names):
+            if slot.reference.collects and slot.names:
                 field = slot.field
                 names = [(self._document.place(("stages", own, *named.steps)), named.name) for named in slot.names]
                 given = [(place, one) for place, text in names for one in self._all(text)]

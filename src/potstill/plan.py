@@ -235,42 +235,43 @@ def _check_models(entry: Entry) -> None:
     """RecipeError, at the place where the recipe names them, where models cannot do what their stage asks of them."""
     accepts = {slot.field: slot.accepts for slot in entry.slots}
     models: dict[str, list[Model]] = {}
-    places: dict[str, str] = {}
     for link in entry.links:
         if "model" in accepts[link.field]:
             made = (Model(link.name, LocalModel(path=link.stage)),) if link.stage else link.models
             models.setdefault(link.field, []).extend(made)
-            places.setdefault(link.field, link.place)
     try:
         entry.config.check_models(models)
     except RecipeError as error:
-        place = places.get(error.where, entry.place)
-        raise RecipeError(place, f"'{entry.name}.{error.where}': {error.what}", error.remedy) from error
+        raise _in_recipe(entry, error) from error
+
+
+def _in_recipe(entry: Entry, error: RecipeError) -> RecipeError:
+    """What a config says of one of its fields, at the place where that stands."""
+    return RecipeError(entry.place(error.where), f"'{entry.name}.{error.where}': {error.what}", error.remedy)
 
 
 def _check_sources(entry: Entry, steps: Mapping[str, Step]) -> None:
     """RecipeError, at the place where the recipe names it, where what a stage reads cannot serve it."""
     sources: dict[str, list[Source]] = {}
-    places: dict[str, str] = {}
     for link in entry.links:
         if link.stage:
             made = steps[link.stage].entry
-            sources.setdefault(link.field, []).append(Source(link.stage, made.config, _names(made)))
-        elif link.file:
-            sources.setdefault(link.field, []).append(Source(link.label, None, {}))
-        places.setdefault(link.field, link.place)
+            sources.setdefault(link.field, []).append(Source(link.label, made.config, _names(made)))
+        else:
+            names = [model.name for model in link.models] or [link.label]
+            sources.setdefault(link.field, []).extend(Source(name, None, {}) for name in names)
     try:
         entry.config.check_sources(sources)
     except RecipeError as error:
-        place = places.get(error.where, entry.place)
-        raise RecipeError(place, f"'{entry.name}.{error.where}': {error.what}", error.remedy) from error
+        raise _in_recipe(entry, error) from error
 
 
 def _names(entry: Entry) -> dict[str, tuple[str, ...]]:
     """Those that its fields hold, as rows and manifests have them."""
     names: dict[str, tuple[str, ...]] = {}
     for link in entry.links:
-        names[link.field] = (*names.get(link.field, ()), link.label)
+        own = [model.name for model in link.models] or [link.label]  # a pool's members stand there by themselves
+        names[link.field] = (*names.get(link.field, ()), *own)
     return names
 
 

@@ -83,9 +83,16 @@ class Entry:
     config: StageConfig
     slots: tuple[Slot, ...]
     links: tuple[Link, ...]
-    place: str
+    places: Mapping[str, str]
+    """Where each of its fields stands in the recipe, by its dotted name; "" is the stage."""
     seed: int | None = None
     """What its seed is made from; None: the recipe's."""
+
+    def place(self, field: str = "") -> str:
+        """Where a field stands, or what it is a part of."""
+        while field and field not in self.places:
+            field = field.rpartition(".")[0]
+        return self.places[field]
 
     @property
     def family(self) -> str:
@@ -307,8 +314,8 @@ class Resolver:
             for named in slot.names
             if "word" not in slot.accepts or own.is_own(named.name)
         ]
-        place = self._document.place(("stages", name))
-        return Entry(name, stage, config, found, tuple(links), place, self._members.seed(name))
+        places = {"": self._document.place(("stages", name)), **self._document.places_in(("stages", name))}
+        return Entry(name, stage, config, found, tuple(links), places, self._members.seed(name))
 
     def _link(self, owner: str, slot: Slot, named: Named) -> Link:
         steps, text, weight = named

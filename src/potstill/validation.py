@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from potstill.document import Document, Steps, dotted
@@ -14,7 +14,8 @@ from potstill.errors import PotstillError, RecipeError
 LONGEST_NAME = 64
 """Of a recipe or a part of it: each becomes the name of a folder, and a file system bounds those."""
 PLAIN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
-"""What a recipe, and so its folder, may be called."""
+"""What becomes the name of a file or a folder: a recipe, a suite, recorded answers."""
+PlainName = Annotated[str, Field(pattern=f"^{PLAIN.pattern}$")]
 
 
 def nearest(name: object, names: Iterable[str]) -> str:

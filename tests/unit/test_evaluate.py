@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -448,6 +449,22 @@ def test_the_keys_of_a_suite_are_those_of_its_protocol(tmp_path):
     assert caught.value.remedy == f"The keys here are: {keys}"
 
 
+def test_temperatures_are_of_categories_that_the_questions_have(house, tmp_path):
+    given = everything(tmp_path)
+    for number, (category, words) in enumerate(
+        {"nope": "Name one of: coding, extraction, humanities, math", "wirting": r"did you mean 'writing'"}.items()
+    ):
+        suites = {"chat": {"protocol": "mt_bench", "questions": "questions", "temperatures": {category: 0.3}}}
+        with pytest.raises(DataError, match=words):
+            evaluate.run(config(suites=suites), given, work(tmp_path / str(number)))
+    assert not house.teachers["sft"].asked
+    suites["chat"]["temperatures"] = {"humanities": 0.3}
+    few = replace(given.data["suites.chat.questions"][0], part=(2, 1))
+    for rows in (given, replace(given, data={**given.data, "suites.chat.questions": (few,)})):
+        # The first two questions have other categories: neither a limit nor a trial, which sees no more, is refused.
+        evaluate.run(config(suites=suites, limit=2), rows, work(tmp_path / f"few-{rows is given}"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -460,7 +477,10 @@ def test_the_keys_of_a_suite_are_those_of_its_protocol(tmp_path):
             {"models": [], "suites": {"a": {"protocol": "alpaca_eval", "recorded": {"x": "y"}}}},
             "suite 'a' has nothing to compare with: name a baseline",
         ),
-        ({"suites": {"a/b": {"protocol": "answer_loss", "chats": "x"}}}, "slash"),
+        *(
+            ({"suites": {name: {"protocol": "answer_loss", "chats": "x"}}}, "should match pattern")
+            for name in ("a/b", "..", "", "a\0b", "a\n", "x" * 65)
+        ),
         ({"suites": {"a": {"protocol": "bleu", "chats": "x"}}}, "mt_bench"),
         ({"suites": {"a": {"protocol": "answer_loss", "chats": "x", "pairs": "y"}}}, "pairs"),
     ],

@@ -12,7 +12,7 @@ from test_spool import small
 
 from potstill.artifact import hash_file, read_json
 from potstill.cli import main
-from potstill.errors import DataError
+from potstill.errors import RecipeError
 from potstill.evaluation.footprint import amounts, kept
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation, paired_ratio
@@ -283,7 +283,7 @@ def test_measurements_that_cannot_be_read_are_unknown(folder: Path, damage: str)
 
 def test_a_teacher_that_was_not_scored_is_refused(folder: Path) -> None:
     with pytest.raises(
-        DataError, match=r"teacher names 'nobody', which none of the scores has. Name one of: scribe, st"
+        RecipeError, match=r"report.teacher': 'nobody' is a model that none of the scores has. Name one of: scribe, st"
     ):
         whole(folder, "wrong", "nobody")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from potstill import show
 from potstill.artifact import read_json, seal, write_json
-from potstill.errors import DataError
+from potstill.errors import RecipeError
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
@@ -597,7 +597,7 @@ def test_orderings_that_were_named_before_are_told_one_by_one(families, tmp_path
     assert found["headline"][0].startswith("Of 4 orderings that were looked for, 1 hold")
     assert "published: 7.00 against 4.76 (standard error 0.50)" in found["headline"][1]
     assert "Beside what was published" in text
-    assert '<td class="figure">4.76 (0.50)</td>' in text
+    assert '<td class="figure">4.76 (standard error 0.50)</td>' in text
 
 
 @pytest.mark.parametrize(
@@ -606,6 +606,9 @@ def test_orderings_that_were_named_before_are_told_one_by_one(families, tmp_path
         ({"claims": [{"better": "sft", "worse": "dpo", "suite": "chat"}]}, "claims.0 names 'sft'"),
         ({"published": {"source": "x", "scores": {"sft": {"chat": 7}}}}, "published.scores names 'sft'"),
         ({"published": {"source": "x", "scores": {"dpo": {"chat": [1, 2, 3]}}}}, "at most 2|valid number"),
+        ({"published": {"source": "x", "scores": {"dpo": {"chat": [1, -0.1]}}}}, "greater than or equal to 0"),
+        ({"published": {"source": "x", "scores": {"dpo": {"chat": 1e308}}}}, "less than or equal to 1000000"),
+        ({"claims": [{"better": "dpo", "worse": "dpo", "suite": "chat"}]}, "claims.0 sets 'dpo' against itself"),
     ],
 )
 def test_what_is_claimed_is_of_the_models(changes, words):
@@ -615,5 +618,11 @@ def test_what_is_claimed_is_of_the_models(changes, words):
 
 def test_a_claim_about_a_suite_that_is_not_there_is_refused(families, tmp_path):
     claim = {"better": "text", "worse": "base", "suite": "chta"}
-    with pytest.raises(DataError, match="about the suite 'chta', which none of the scores has"):
+    with pytest.raises(RecipeError, match=r"claims.0: 'chta' is a suite that none .* \(did you mean 'chat'\?\)"):
         family_page(families, tmp_path, claims=[claim])
+
+
+def test_a_published_score_off_its_scale_is_refused(families, tmp_path):
+    published = {"source": "x", "scores": {"text": {"chat": 85.65}}}
+    with pytest.raises(RecipeError, match=r"published.scores.text.chat: 85.65 is off the scale .* expected 1 to 10"):
+        family_page(families, tmp_path, published=published)

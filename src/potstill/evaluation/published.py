@@ -1,6 +1,7 @@
 """An evaluation in the layouts of FastChat and AlpacaEval, so that others' tools can open it. No times, no ids drawn:
 the same scores are the same bytes."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from potstill.evaluation.sheets import Ask, Sheet, Turn
 
 FASTCHAT, ALPACA_EVAL = "fastchat", "alpaca_eval"
 """The folders of an evaluation that these lie in, one below them for each suite."""
+
+LONGEST_FILE = 128
+"""Bytes of a file's name that are a model's."""
+_NO_NAME = re.compile(r"[/\x00-\x1f\x7f]")
 
 
 def write_dialogues(folder: Path, sheets: Sequence[Sheet]) -> None:
@@ -150,7 +155,8 @@ def _once(sheets: Iterable[Sheet]) -> list[Sheet]:
 
 def _file(model: str) -> str:
     """A name that a file can have: baselines' are others'."""
-    return model.replace("/", "_").lstrip(".") or "model"
+    plain = _NO_NAME.sub("_", model).lstrip(".").encode("utf-8", "replace")
+    return plain[:LONGEST_FILE].decode("utf-8", "ignore") or "model"
 
 
 def _make(folder: Path) -> None:

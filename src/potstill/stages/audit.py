@@ -4,16 +4,19 @@ It reads what earlier stages left: answers and scores of evaluations, training c
 lineage. It asks models only for what is not there: several answers to a prompt, and paired prompts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from potstill.artifact import write_json
+from potstill.errors import RecipeError
 from potstill.evaluation.audits.base import conclude, flagged
-from potstill.sources import Inputs
+from potstill.sources import Data, Inputs
 from potstill.stages.auditing import Auditor, PairedPrompts, Samples
-from potstill.stages.base import Expected, Facts, ModelName, PoolName, Reference, Stage, StageConfig, Work
+from potstill.stages.base import Expected, Facts, ModelName, PoolName, Reference, Source, Stage, StageConfig, Work
+from potstill.stages.scored import scored_by
 
 AUDIT_FILE = "audit.json"
 TOKENS_A_CALL = 300  # for `potstill plan`
@@ -42,6 +45,29 @@ class Audit(StageConfig):
     """Several answers to each prompt: prompts, how many, how they are drawn."""
     paired: PairedPrompts | None = None
     """Prompts that differ in one attribute."""
+
+    def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
+        super().glance(field, accepts, path)
+        if field == "paired.prompts" and self.paired is not None:
+            self.paired.variants(Data(path.name, "file", path))
+
+    def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
+        scored = scored_by(sources["scores"])
+        silent = [student for student in sources["models"] if student.name not in scored]
+        asks = self.samples is not None or self.paired is not None
+        who = ", ".join(scored)
+        if len(silent) == len(sources["models"]):
+            what = f"the scores have none of models; they have {who}"
+            raise RecipeError("scores", what, "Name the evaluations of the models")
+        for field in ("base", "teacher"):
+            for model in sources.get(field, ()):
+                if model.name not in scored and not (asks and field == "teacher"):
+                    what = f"'{model.name}' is in none of the scores, so nothing can be set against it"
+                    raise RecipeError(field, what, f"Name one of: {who}; or evaluate it")
+        for student in silent:
+            if student.config is None and not asks:
+                what = f"'{student.name}' is in none of the scores and made by no stage: nothing of it can be measured"
+                raise RecipeError("models", what, "Evaluate it, or leave it out")
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         asked = rows.get("models", len(self.models)) + (self.teacher is not None)

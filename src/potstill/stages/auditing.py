@@ -97,6 +97,18 @@ class PairedPrompts(Spec):
             raise ValueError("there is a judge and a checker: name one of them")
         return self
 
+    def variants(self, data: Data) -> list[Variant]:
+        """What to ask. DataError where the prompts have nothing to compare in them."""
+        asked = list(variants(list(islice(data.rows(Prompt), self.limit)), self.attributes))
+        if not asked and not self.attributes:
+            what = "no prompt stands beside its counterpart, and there are no attributes to put into slots"
+            raise DataError(data.name, what, "Name shipped:paired, or write slots and their attributes")
+        for attribute in self.attributes:
+            if not any(variant.attribute == attribute for variant in asked):
+                what = f"no prompt holds the slot {{{attribute}}}"
+                raise DataError(data.name, what, f"Write {{{attribute}}} where its values are to stand")
+        return asked
+
 
 class Auditor:
     """One audit: what it was given, and what it has asked for so far."""
@@ -131,7 +143,7 @@ class Auditor:
         if self._how is not None and self._how.checker is not None:
             self._checker("samples", self._how.checker, self._prompts)
         if self._paired is not None:
-            asked = [variant.prompt for variant in self._variants(self._paired)]
+            asked = [variant.prompt for variant in self._paired.variants(self._inputs.one("paired.prompts"))]
             if self._paired.checker is not None:
                 self._checker("paired", self._paired.checker, asked)
 
@@ -205,7 +217,7 @@ class Auditor:
         if self._paired is None:
             why = "it needs paired prompts, and the attributes that they differ in"
             return unmeasured(inherited_bias.DANGER, self.models, why)
-        asked, judged = self._variants(self._paired), self._paired.judge is not None
+        asked, judged = self._paired.variants(self._inputs.one("paired.prompts")), self._paired.judge is not None
         found = {model.name: self._outcomes(self._paired, model, asked) for model in self._asked()}
         unscored = {model: sum(one.score is None for one in rows) for model, rows in found.items()}
         notes = [
@@ -218,18 +230,6 @@ class Auditor:
         known = {model: rows for model, rows in found.items() if rows}
         danger = inherited_bias.inherited_bias(known, teacher, missing, scored=judged)
         return replace(danger, notes=(*danger.notes, *self._unread, *notes))
-
-    def _variants(self, paired: PairedPrompts) -> list[Variant]:
-        data = self._inputs.one("paired.prompts")
-        asked = list(variants(list(islice(data.rows(Prompt), paired.limit)), paired.attributes))
-        if not asked and not paired.attributes:
-            what = "no prompt stands beside its counterpart, and there are no attributes to put into slots"
-            raise DataError(data.name, what, "Name shipped:paired, or write slots and their attributes")
-        for attribute in paired.attributes:
-            if not any(variant.attribute == attribute for variant in asked):
-                what = f"no prompt holds the slot {{{attribute}}}"
-                raise DataError(data.name, what, f"Write {{{attribute}}} where its values are to stand")
-        return asked
 
     def _outcomes(self, paired: PairedPrompts, model: Model, asked: Sequence[Variant]) -> list[inherited_bias.Outcome]:
         """What one model makes of the paired prompts."""

@@ -93,7 +93,7 @@ class StageConfig(Spec):
     def check_sources(self, sources: "Mapping[str, Sequence[Source]]") -> None:
         """RecipeError, its place one of the fields, where what the fields name cannot serve this stage.
 
-        For a plan, before anything is made. `sources`: by field, stages and files.
+        For a plan, before anything is made. `sources`: by field, stages, files and the recipe's models.
         """
 
     def remarks(self) -> tuple[str, ...]:
@@ -140,10 +140,11 @@ class Source:
     """What a field names, as a plan knows it."""
 
     name: str
+    """As the rows and scores of a run have it."""
     config: StageConfig | None
-    """Of a stage; None: it is a file."""
+    """Of a stage; None: it is a file, or a model of the recipe."""
     reads: Mapping[str, tuple[str, ...]]
-    """Of a stage: the names that its own fields hold."""
+    """Of a stage: the names that its own fields hold, of a pool those of its members."""
 
 
 Range = tuple[int, int]

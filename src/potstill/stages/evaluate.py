@@ -23,10 +23,10 @@ from potstill.stages.base import (
     Reference,
     Source,
     Stage,
-    StageConfig,
     Work,
 )
 from potstill.stages.judging import Bar, check_trials, hold_to_bar
+from potstill.stages.scored import Scores
 from potstill.stages.suites import Suites
 from potstill.stages.suites.base import ANSWERS, Bench, JudgedSuite, Loads, calls
 
@@ -40,7 +40,7 @@ TOKENS_A_JUDGMENT = 100
 ANSWERS_FILE = "answers.jsonl"
 
 
-class Evaluate(StageConfig):
+class Evaluate(Scores):
     """Scores of several models on several suites."""
 
     kind: Literal["evaluate"]
@@ -78,8 +78,6 @@ class Evaluate(StageConfig):
         for name, suite in self.suites.items():
             if fault := suite.fault(self.models):
                 raise ValueError(f"suite '{name}' {fault}")
-            if "/" in name:
-                raise ValueError(f"suite '{name}' has a slash in its name, which stands between suite and aspect")
             if isinstance(suite, JudgedSuite) and (suite.judge or self.judge) is None:
                 raise ValueError(f"suite '{name}' needs a judge: name one for the suite or for the stage")
         return self
@@ -114,6 +112,12 @@ class Evaluate(StageConfig):
         if self.bar is not None:
             judges = [name for name in self.judges if name not in self.trust]
             check_trials(self.bar, sources.get("trial", ()), judges)
+
+    def results(self) -> tuple[str, ...]:
+        return tuple(result for name, suite in self.suites.items() for result in suite.results(name))
+
+    def recorded_rows(self) -> tuple[str, ...]:
+        return tuple(row for suite in self.suites.values() for row in getattr(suite, "recorded", ()))
 
     def remarks(self) -> tuple[str, ...]:
         stored = {name: getattr(suite, "judgments", None) for name, suite in self.suites.items()}
@@ -241,8 +245,7 @@ def _question(prompt: Prompt, temperature: float) -> tuple[Any, ...]:
 
 
 def _write(bench: Bench, held: Mapping[str, Any]) -> Facts:
-    recorded = [row for suite in bench.config.suites.values() for row in getattr(suite, "recorded", ())]
-    models = list(dict.fromkeys([*recorded, *(model.name for model in bench.models)]))
+    models = list(dict.fromkeys([*bench.config.recorded_rows(), *(model.name for model in bench.models)]))
     found = {name: result.to_json() for name, result in bench.results.items()}
     write_json(bench.work.path / SCORES_FILE, {"models": models, "suites": found, **held})
     write_observations(bench.work.path, bench.results)

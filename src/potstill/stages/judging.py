@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from potstill.artifact import read_json
 from potstill.errors import RecipeError, TeacherError
+from potstill.evaluation import mt_bench
 from potstill.evaluation.bar import Standing, standings
 from potstill.evaluation.judge_trial import TRIAL_FILE
 from potstill.sources import Data, Spec
@@ -48,8 +49,9 @@ class Bar(Spec):
     """The judge gives longer texts at most this much more of the win than people do, or less."""
     list_bias: float | None = Field(default=None, ge=0, le=1)
     """The same of texts with more lines of lists and headings."""
-    error: float | None = Field(default=None, ge=0)
-    """Grades are at most so many points from people's, in the mean (grade with scale)."""
+    error: float | None = Field(default=None, ge=0, lt=mt_bench.HIGHEST - mt_bench.LOWEST)
+    """Grades are at most so many points from people's, in the mean (grade with scale). Points are the judge's, of
+    which there are nine from 1 to 10."""
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from potstill.artifact import ROWS_FILE, Artifact, find, read_json, write_json
-from potstill.errors import DataError
+from potstill.errors import RecipeError
 from potstill.evaluation.failures import failed_judgments
 from potstill.evaluation.footprint import amounts, kept
 from potstill.evaluation.judge_trial import TRIAL_FILE
@@ -22,7 +22,9 @@ from potstill.records import ROWS
 from potstill.reporting.differences import only_against, without
 from potstill.reporting.findings import noted
 from potstill.sources import Data, Inputs, LocalModel, Model, Spec
-from potstill.stages.base import Expected, Facts, PoolName, Reference, Stage, StageConfig, Work
+from potstill.stages.base import Expected, Facts, PoolName, Reference, Source, Stage, StageConfig, Work
+from potstill.stages.scored import results_of, scored_by
+from potstill.validation import nearest
 
 T = TypeVar("T")
 
@@ -48,13 +50,25 @@ class Claim(Spec):
     """The suite that decides."""
 
 
+MOST = 1e6
+Score = Annotated[float, Field(ge=-MOST, le=MOST)]
+StandardError = Annotated[float, Field(ge=0, le=MOST)]
+
+
 class Published(Spec):
     """What was published of such models, to stand beside what came out."""
 
     source: str
     """Where, as a reader would look for it."""
-    scores: dict[str, dict[str, float | Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]]]
-    """By model and suite: a score, or [score, standard error]."""
+    scores: dict[str, dict[str, Score | tuple[Score, StandardError]]]
+    """By model and suite: a score, or [score, standard error]. On the suite's scale: a share of 0.85, not 85%."""
+
+    def said(self) -> Iterator[tuple[str, str, str, float]]:
+        """Every score, with where it stands, its model and its suite."""
+        for model, scores in self.scores.items():
+            for suite, found in scores.items():
+                score = found[0] if isinstance(found, tuple) else found
+                yield f"published.scores.{model}.{suite}", model, suite, score
 
 
 class Report(StageConfig):
@@ -93,7 +107,32 @@ class Report(StageConfig):
         for field, name in named:
             if name not in self.models:
                 raise ValueError(f"{field} names '{name}', which is none of models; expected one of them")
+        for place, one in enumerate(self.claims):
+            if one.better == one.worse:
+                raise ValueError(f"claims.{place} sets '{one.better}' against itself; expected two models")
         return self
+
+    def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
+        evaluations = sources["scores"]
+        suites = _told_apart([(origin, suite, None) for origin, suite in results_of(evaluations)])
+        self.check_names(list(suites), list(pools(scored_by(evaluations))))
+
+    def check_names(self, suites: Sequence[str], models: Sequence[str]) -> None:
+        """RecipeError, its place a field, where that is about a suite or a model that the scores have not."""
+        claims = [(f"claims.{place}", one) for place, one in enumerate(self.claims)]
+        said = list(self.published.said()) if self.published else []
+        named = [(field, one.suite) for field, one in claims] + [(field, suite) for field, _, suite, _ in said]
+        for field, suite in named:
+            if suite not in suites:
+                what = f"'{suite}' is a suite that none of the scores has{nearest(suite, suites)}"
+                raise RecipeError(field, what, f"Name one of: {', '.join(suites)}")
+        named = [("teacher", self.teacher)] if self.teacher is not None else []
+        named += [(field, name) for field, one in claims for name in (one.better, one.worse)]
+        named += [(field, model) for field, model, _, _ in said]
+        for field, name in named:
+            if name not in models:
+                what = f"'{name}' is a model that none of the scores has{nearest(name, models)}"
+                raise RecipeError(field, what, f"Name one of: {', '.join(models)}, or evaluate it")
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """It makes one file."""
@@ -107,14 +146,9 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
     stages = {model.name: made for model in models if (made := _made_by_a_stage(model)) is not None}
     scored = dict.fromkeys(name for data in scores for name in read_json(data.path / SCORES_FILE)["models"])
     suites = _suites(scores, config.against, config.teacher)
-    for place, claim in enumerate(config.claims):
-        if claim.suite not in suites:
-            what = f"claims.{place} is about the suite '{claim.suite}', which none of the scores has"
-            raise DataError("report", what, f"Name one of: {', '.join(suites)}")
     names = list(pools(scored))
-    if config.teacher is not None and config.teacher not in names:
-        what = f"teacher names '{config.teacher}', which none of the scores has"
-        raise DataError("report", what, f"Name one of: {', '.join(names)}, or evaluate it")
+    config.check_names(list(suites), names)
+    _check_scales(config, suites)
     report: dict[str, Any] = {
         "title": config.title,
         "models": names,
@@ -147,6 +181,16 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
         report["audits"] = {data.name: read_json(data.path / AUDIT_FILE) for data in audits}
     write_json(work.path / REPORT_FILE, report)
     return {"models": report["models"], "suites": list(report["suites"]), "answers": len(report["answers"])}
+
+
+def _check_scales(config: Report, suites: Mapping[str, Any]) -> None:
+    """RecipeError where a published score lies off its suite's scale, a percentage for a share, say."""
+    for field, _, suite, score in config.published.said() if config.published else ():
+        low, high = suites[suite]["scale"]
+        if score < low or (high is not None and score > high):
+            scale = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+            what = f"{score:g} is off the scale of '{suite}'; expected {scale}"
+            raise RecipeError(field, what, "Write it on that scale, a share of 0.85 for 85%")
 
 
 def _made_by_a_stage(model: Model) -> Artifact | None:

@@ -7,18 +7,18 @@ biases, what a judge says when it is asked again, and how much could be read at 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.artifact import storage_errors, write_json
-from potstill.errors import DataError
+from potstill.errors import DataError, RecipeError
 from potstill.evaluation.bar import measured
 from potstill.evaluation.judge_trial import TRIAL_FILE, people_report
 from potstill.records import Answers, Dropped
-from potstill.sources import Inputs
+from potstill.sources import Inputs, Model
 from potstill.stages.asking import Prompts
 from potstill.stages.base import Expected, Facts, Reference, Stage, Work
 from potstill.stages.judging import Tries
@@ -63,6 +63,19 @@ class TryJudge(Tries):
     """The longest judgment."""
     min_coverage: float = Field(default=0.5, ge=0, le=1)
     """Fail where less than this share of a judge's verdicts could be read."""
+
+    @field_validator("judge")
+    @classmethod
+    def _somebody(cls, judge: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not judge:
+            raise ValueError("nobody is on trial: name a model, a list of models, or a pool")
+        return judge
+
+    def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
+        names = [model.name for model in models["judge"]]
+        for name in names:
+            if names.count(name) > 1:
+                raise RecipeError("judge", f"'{name}' is on trial twice", "Name each judge once")
 
     @model_validator(mode="after")
     def _fits_its_protocol(self) -> Self:

@@ -12,6 +12,7 @@ from potstill.stages.suites.leaderboard import LeaderboardSuite
 from potstill.stages.suites.mt_bench import MtBenchSuite
 from potstill.stages.suites.mt_bench_pairs import MtBenchPairsSuite
 from potstill.stages.suites.preference import PreferenceSuite
+from potstill.validation import PlainName
 
 Suite = Annotated[
     MtBenchSuite
@@ -37,4 +38,6 @@ def by_protocol(value: Any) -> Any:
     return value
 
 
-Suites = Annotated[dict[str, Suite], BeforeValidator(by_protocol, json_schema_input_type=dict[str, Suite] | list[str])]
+Suites = Annotated[
+    dict[PlainName, Suite], BeforeValidator(by_protocol, json_schema_input_type=dict[PlainName, Suite] | list[str])
+]

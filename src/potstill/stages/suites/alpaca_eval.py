@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LENGTH_CONTROLLED = Measure("alpaca_eval_length_controlled", (0.0, 1.0), unit="share won")
 """Of Student's interval, not of Wilson's: what a question adds to it is no share, for it moves the regression's weights
 too. So it is a rate of all questions alone, and not of a category's, of which AlpacaEval gives none either."""
+CONTROLLED = "/length_controlled"
+"""What stands behind a suite's name where its win rate is the one at equal length."""
 LISTED = 5
 """Likeliest first tokens that a judge is asked for, as AlpacaEval 2 does."""
 OWN_PROMPTS = ("pairwise_system", "pairwise_label_system", "pairwise_user")
@@ -87,6 +89,9 @@ class AlpacaEvalSuite(ComparedSuite):
 
     def answer_temperature(self, category: str) -> float:
         return self.temperature
+
+    def results(self, name: str) -> tuple[str, ...]:
+        return name, name + CONTROLLED
 
     def load(self, rows: int, crowd: Crowd) -> Load:
         times = 2 if self.orders == "both" else 1
@@ -148,7 +153,7 @@ class AlpacaEvalSuite(ComparedSuite):
                 for prompt, value in zip(prompts[model], values, strict=True)
             ]
         if rows:
-            bench.results[f"{name}/length_controlled"] = SuiteResult(LENGTH_CONTROLLED, rows)
+            bench.results[name + CONTROLLED] = SuiteResult(LENGTH_CONTROLLED, rows)
         told = {"explained_by": "length and instruction difficulty" if difficulty else "length alone"}
         bench.notes[name]["length_controlled"] = told | ({"not_fitted": missing} if missing else {})
 

@@ -22,6 +22,9 @@ class AspectsSuite(JudgedSuite):
     aspects: tuple[Aspect, ...] = Field(default=ASPECTS, min_length=1)
     """What to rate. Each aspect is a suite of its own in the scores, named SUITE/ASPECT."""
 
+    def results(self, name: str) -> tuple[str, ...]:
+        return tuple(f"{name}/{aspect}" for aspect in self.aspects)
+
     def load(self, rows: int, crowd: Crowd) -> Load:
         judged = rows * crowd.rows * len(self.aspects)
         answers = rows * crowd.models * TURNS_A_QUESTION

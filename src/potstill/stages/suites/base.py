@@ -22,6 +22,7 @@ from potstill.records import Chat, Pair, Prompt
 from potstill.sources import Data, EndpointModel, Inputs, Model, Spec
 from potstill.stages.base import Facts, ModelName, Reference, Work
 from potstill.teachers.base import Exchange, Teacher, connect
+from potstill.validation import PlainName
 
 if TYPE_CHECKING:
     from potstill.stages.evaluate import Evaluate
@@ -102,6 +103,10 @@ class SuiteConfig(Spec):
         """The dialogues with the judgments that are there already. Before any judge is asked."""
         return sheets
 
+    def results(self, name: str) -> tuple[str, ...]:
+        """What its results may be called in the scores; `name` is the suite's."""
+        return (name,)
+
     def others(self, bench: "Bench", name: str) -> tuple[Model, ...]:
         """Who is to hold those dialogues beside the models of the stage."""
         return ()
@@ -128,7 +133,6 @@ class SuiteConfig(Spec):
 
 
 FilePath = Annotated[str, Reference(("file",))]
-RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class JudgedSuite(SuiteConfig):
@@ -139,7 +143,7 @@ class JudgedSuite(SuiteConfig):
     own: scores on them do not compare with published ones."""
     judge: ModelName | None = None
     """Who judges; without it the judge of the stage."""
-    recorded: dict[RowName, FilePath] = Field(default_factory=dict)
+    recorded: dict[PlainName, FilePath] = Field(default_factory=dict)
     """Models that are known by their answers alone, {name: file}: FastChat's model_answer, AlpacaEval's
     model_outputs.json, or the answers.jsonl of an evaluation. They are rows beside the models, judged and never asked.
     Of a file that holds several models, the one of that name."""

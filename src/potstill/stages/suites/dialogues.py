@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from potstill.errors import DataError
 from potstill.evaluation import mt_bench
 from potstill.evaluation.fastchat import read_judge_prompts
 from potstill.evaluation.judge_prompts import Examiner, Type
@@ -11,6 +12,7 @@ from potstill.evaluation.recorded import read_recorded
 from potstill.files import read_lines
 from potstill.records import Prompt
 from potstill.stages.suites.base import Bench, FilePath, JudgedSuite
+from potstill.validation import nearest
 
 Temperature = Annotated[float, Field(ge=0)]
 
@@ -33,6 +35,7 @@ class DialogueSuite(JudgedSuite):
         return self.temperatures.get(category, mt_bench.temperature(category))
 
     def prompts(self, bench: Bench, name: str) -> list[Prompt]:
+        self._check_categories(bench, name)
         found = super().prompts(bench, name)
         file = bench.file(name, "references")
         if file is None:
@@ -40,6 +43,19 @@ class DialogueSuite(JudgedSuite):
         known = read_recorded(file.path, file.name)
         said = [tuple(text or "" for text in known.to(prompt)) for prompt in found]
         return [prompt.model_copy(update={"references": told}) for prompt, told in zip(found, said, strict=True)]
+
+    def _check_categories(self, bench: Bench, name: str) -> None:
+        """DataError where a temperature is of a category that no question has. A trial sees a few of them alone."""
+        data = bench.inputs.one(f"suites.{name}.questions")
+        if not self.temperatures or data.part is not None:
+            return
+        there = {prompt.category for prompt in data.rows(Prompt)}
+        for category in self.temperatures:
+            if category not in there:
+                known = sorted(there - {""})
+                what = f"suites.{name}.temperatures has '{category}', which is the category of none of its questions"
+                known_as = f"Name one of: {', '.join(known)}" if known else "Omit it: no question here has a category"
+                raise DataError(data.name, what + nearest(category, known), known_as)
 
     def examiner(self, bench: Bench, name: str, kind: Type) -> Examiner:
         """How the judge is asked."""

@@ -71,6 +71,11 @@ class LeaderboardSuite(SuiteConfig):
         sizes = (V1[task] for task in self.tasks if task in V1)
         return sum(one.questions if limit is None else min(one.questions, limit * one.parts) for one in sizes)
 
+    def results(self, name: str) -> tuple[str, ...]:
+        ways = {False: ("",), True: (TEMPLATED,), "both": ("", TEMPLATED)}[self.chat_template]
+        found = [name + way + task for way in ways for task in ("", *(f"/{task}" for task in self.tasks))]
+        return (*found, name + EFFECT) if len(ways) > 1 else tuple(found)
+
     def load(self, rows: int, crowd: Crowd) -> Load:
         return Load(scored=rows * crowd.models * (2 if self.chat_template == "both" else 1))
 
