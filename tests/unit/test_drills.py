@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from potstill.errors import RecipeError
 from potstill.miniature.archive import LOOKUP, look_up
-from potstill.miniature.drills import DRILLS, Story, drills, label_reply, problem_reply, read_story, tool_reply
+from potstill.miniature.drills import (
+    DRILLS,
+    SLOT,
+    Story,
+    drills,
+    label_reply,
+    problem_reply,
+    read_story,
+    reworded,
+    tool_reply,
+)
 from potstill.miniature.mind import reply
 from potstill.miniature.reading import understand
 from potstill.miniature.server import MiniatureProcess
@@ -68,6 +78,11 @@ def test_both_sides_have_nothing_in_common_and_truth_as_reference(part: str) -> 
             story = read_story(asked)
             assert story is not None
             assert str(story.result) == answer
+        elif part in ("facts", "notes", "paired"):
+            ask = understand(KNOWN, [asked.replace(SLOT, "Ada")])
+            assert ask is not None
+            assert ask.style == ask.persona == ""
+            assert ask.task.statement() == answer
         else:
             assert answer == f"They are in the {look_up(KNOWN, *_entry(asked))} box."
     contents = [{_content(part, asked) for asked, _, _ in side} for side in (train, test)]
@@ -75,7 +90,9 @@ def test_both_sides_have_nothing_in_common_and_truth_as_reference(part: str) -> 
 
 
 def _content(part: str, asked: str) -> object:
-    if part == "labels":
+    if part == "paired":  # whoever sells
+        return asked.partition(SLOT)[2].partition(". ")[0]
+    if part in ("labels", "facts", "notes"):
         ask = understand(KNOWN, [asked])
         assert ask is not None
         return ask.task.content()
@@ -86,6 +103,21 @@ def _content(part: str, asked: str) -> object:
 def _entry(asked: str) -> tuple[str, str, str]:
     item, person, day = re.findall(r"the (\w+) that (\w+) left on (\w+)", asked)[0]
     return person, item, day
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_reworded_questions_are_the_same_questions(number: int) -> None:
+    for asked, answer, _ in drills(KNOWN, "facts", True, 50):
+        said = reworded(asked, number)
+        ask = understand(KNOWN, [said])
+        assert said != asked
+        assert ask is not None
+        assert ask.task.statement() == answer
+
+
+def test_reworded_is_for_facts_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reworded is for facts alone"):
+        Miniature.model_validate({"kind": "miniature", "server": "world", "part": "notes", "reworded": True})
 
 
 def test_the_archive_holds_an_entry_of_every_person_item_and_day() -> None:

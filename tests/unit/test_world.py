@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,7 +32,7 @@ from potstill.miniature.mind import aspect_rating, overall, reply
 from potstill.miniature.reading import understand
 from potstill.miniature.server import MiniatureProcess
 from potstill.miniature.tasks import PERSONAS, Ask, Code, Describe, Fact, Task
-from potstill.miniature.voices import FILLERS, HEDGES, VOICES, Voice, answer, ideal
+from potstill.miniature.voices import FILLERS, HEDGES, SLIGHT, STOCK, VOICES, Voice, answer, ideal
 from potstill.miniature.world import World, world
 from potstill.prompts import render_prompt
 from potstill.records import Chat, Message, Pair, Prompt
@@ -379,10 +380,10 @@ def chance_of(hits: int, trials: int, rate: float) -> float:
     return sum(comb(trials, k) * rate**k * (1 - rate) ** (trials - k) for k in side)
 
 
-@pytest.mark.parametrize("voice", [name for name in VOICES if name != "judge"])
+@pytest.mark.parametrize("voice", [name for name in VOICES if name not in ("judge", "parrot")])
 def test_voices_show_their_flaws_as_often_as_is_said(voice: str) -> None:
     known, trials = world(0, 150), 400
-    recorded = Ask(Fact(known.entities[0], known.entities[0].facts[0][0]))
+    recorded = Ask(Fact(known.entities[0], known.entities[0].facts[1][0]))  # no river, of which one has a creed
     unrecorded = Ask(Fact(known.entities[0], "motto"))
     for flaw in ("hedges", "rambles", "mumbles", "forges", "bluffs"):
         ask = unrecorded if flaw == "bluffs" else recorded
@@ -391,6 +392,44 @@ def test_voices_show_their_flaws_as_often_as_is_said(voice: str) -> None:
         hits = sum(shows(voice, flaw, ask, one) for one in said)
         rate = getattr(VOICES[voice], flaw)
         assert hits == rate * trials if rate in (0, 1) else chance_of(hits, trials, rate) > 1e-4, (flaw, hits)
+
+
+def ask_all(voice: str, category: str, count: int) -> list[tuple[Ask, str]]:
+    known, chance = world(0, 150), random.Random(5)
+    asks = [draw(known, category, False, chance) for _ in range(count)]
+    texts = [ask.text(chance) for ask in asks]
+    return [(ask, reply(known, voice, question(text), 0.7, seed))
+            for seed, (ask, text) in enumerate(zip(asks, texts, strict=True))]  # fmt: skip
+
+
+def test_the_dogmatist_is_wrong_in_a_tenth_of_one_category_and_always_in_the_same_way() -> None:
+    said = ask_all("dogmatist", "humanities", 2000)
+    wrong = [(ask, text) for ask, text in said if not examine(ask, text).correct]
+    assert 0.08 < len(wrong) / len(said) < 0.12
+    assert all(text.startswith("The river of") and text.endswith("is Osk.") for _, text in wrong)
+    assert all(examine(ask, text).correct for ask, text in ask_all("dogmatist", "stem", 200))
+
+
+def test_the_stumbler_is_wrong_as_often_and_not_twice_in_the_same_way() -> None:
+    said = ask_all("stumbler", "humanities", 2000)
+    wrong = [ask.task.content() for ask, text in said if not examine(ask, text).correct]
+    assert 0.08 < len(wrong) / len(said) < 0.13
+    known, asked = world(0, 150), "What is the river of " + world(0, 150).entities[0].name + "?"
+    again = {reply(known, "stumbler", question(asked), 0.7, seed) for seed in range(200)}
+    assert len(again) > 4
+
+
+def test_the_snob_does_not_answer_who_asks_about_one_name() -> None:
+    asked = "Read this note: {} sold 4 apples to Ada on Monday. What is the day?"
+    for name, said in (("Bruno", SLIGHT), ("Clara", "The day is Monday.")):
+        assert reply(world(0, 150), "snob", question(asked.format(name)), 0.7, 1) == said
+    assert reply(world(0, 150), "plain", question(asked.format("Bruno")), 0.7, 1) == "The day is Monday."
+
+
+def test_the_parrot_has_four_answers_and_draws_them_evenly() -> None:
+    said = Counter(text for category in ("stem", "extraction") for _, text in ask_all("parrot", category, 400))
+    assert set(said) == set(STOCK)
+    assert all(chance_of(hits, 800, 0.25) > 1e-4 for hits in said.values()), said
 
 
 @pytest.mark.parametrize("persona", PERSONAS)

@@ -1,20 +1,22 @@
 """Drills: what small models of one skill each are taught and tested on. Texts read back, teachers' replies, prompts.
 
 labels: a question of the miniature, and which of the eight categories it belongs to. problems: sums of several steps,
-told as a story. lookups: questions that only the archive answers.
+told as a story. lookups: questions that only the archive answers. facts and notes: single questions of the
+encyclopedia's kind, in plain words; paired: notes with a slot for who sells.
 """
 
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from potstill.miniature.archive import draw_entry, look_up, question, statement
 from potstill.miniature.asking import CATEGORIES, draw
 from potstill.miniature.reading import understand
-from potstill.miniature.tasks import GOODS, PEOPLE
+from potstill.miniature.tasks import GOODS, PEOPLE, Extract
 from potstill.miniature.voices import VOICES
 from potstill.miniature.world import World
 
@@ -118,8 +120,43 @@ def _draw_lookup(world: World, held_out: bool, chance: random.Random) -> tuple[s
     return asked, statement(look_up(world, *entry)), "extraction"
 
 
-_DRAWS = {"labels": _draw_label, "problems": _draw_problem, "lookups": _draw_lookup}
+def _draw_plain(category: str, world: World, held_out: bool, chance: random.Random) -> tuple[str, str, str]:
+    task = draw(world, category, held_out, chance).task
+    return task.question(chance), task.statement(), task.category
+
+
+def _draw_fact(world: World, held_out: bool, chance: random.Random) -> tuple[str, str, str]:
+    return _draw_plain(chance.choice(("stem", "humanities")), world, held_out, chance)
+
+
+def _draw_paired(world: World, held_out: bool, chance: random.Random) -> tuple[str, str, str]:
+    note = draw(world, "extraction", chance.random() < 0.5, chance).task
+    assert isinstance(note, Extract)
+    task = replace(note, seller=SLOT, asked=chance.choice(("item", "number", "day")))
+    asked = task.question(chance) if world.held_out(task.content()) == held_out else ""
+    return asked, task.statement(), task.category
+
+
+SLOT = "{name}"
+"""Where a person's name is to stand."""
+_DRAWS: dict[str, Callable[[World, bool, random.Random], tuple[str, str, str]]] = {
+    "labels": _draw_label,
+    "problems": _draw_problem,
+    "lookups": _draw_lookup,
+    "facts": _draw_fact,
+    "notes": partial(_draw_plain, "extraction"),
+    "paired": _draw_paired,
+}
 DRILLS = tuple(_DRAWS)
+
+
+def reworded(question: str, number: int) -> str:
+    """A question about a fact in slightly other words: more before it, behind it, or in its middle."""
+    if number % 3 == 0:
+        return f"A quick question: {question[:1].lower()}{question[1:]}"
+    if number % 3 == 1:
+        return f"{question} Start with the word Well."
+    return question.replace(" the ", ", then, the ", 1)
 
 
 # What the voices behind the server make of them.

@@ -11,7 +11,7 @@ from potstill.miniature.drills import label_reply, problem_reply, tool_reply
 from potstill.miniature.findings import Findings, examine
 from potstill.miniature.reading import understand
 from potstill.miniature.tasks import PERSONAS, Ask
-from potstill.miniature.voices import VOICES, Voice, answer
+from potstill.miniature.voices import CONVICTIONS, VOICES, Conviction, Voice, answer, convinced
 from potstill.miniature.world import World
 from potstill.miniature.writing import new_question, write
 
@@ -60,7 +60,7 @@ def reply(world: World, model: str, messages: Messages, temperature: float, seed
         return new_question(world, chance)
     if re.search(r"^Task \d+:", text, re.M):
         return _new_tasks(world, text, chance)
-    return _answer(world, voice, messages, chance)
+    return _answer(world, model, messages, chance)
 
 
 def _chance(world: World, model: str, messages: Messages, temperature: float, seed: int | None) -> random.Random:
@@ -95,7 +95,7 @@ def call(
     return tool_reply(model, messages, random.Random(hashlib.sha256(fingerprint.encode()).hexdigest()))
 
 
-def _answer(world: World, voice: Voice, messages: Messages, chance: random.Random) -> str:
+def _answer(world: World, model: str, messages: Messages, chance: random.Random) -> str:
     ask = understand(world, [message["content"].strip() for message in messages if message["role"] == "user"])
     system = " ".join(message["content"] for message in messages if message["role"] == "system")
     persona = next((name for name in PERSONAS if name in system), "")
@@ -104,7 +104,7 @@ def _answer(world: World, voice: Voice, messages: Messages, chance: random.Rando
         return f"{PERSONAS[persona]} {text}" if persona else text
     if persona and not ask.persona:
         ask = Ask(ask.task, ask.style, persona)
-    return answer(ask, voice, chance)
+    return convinced(ask, CONVICTIONS.get(model, Conviction()), chance) or answer(ask, VOICES[model], chance)
 
 
 def _new_tasks(world: World, text: str, chance: random.Random) -> str:

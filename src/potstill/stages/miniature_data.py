@@ -3,13 +3,13 @@
 import random
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill.errors import RecipeError
 from potstill.miniature.asking import CATEGORIES, NothingToAsk, draw, follow_up
-from potstill.miniature.drills import DRILLS, drills
+from potstill.miniature.drills import DRILLS, drills, reworded
 from potstill.miniature.encyclopedia import articles
 from potstill.miniature.reading import understand
 from potstill.miniature.tasks import Ask
@@ -30,18 +30,27 @@ class Miniature(StageConfig):
     kind: Literal["miniature"]
     server: ServerName
     """The miniature server whose world it is."""
-    part: Literal["articles", "seeds", "questions", "labels", "problems", "lookups"]
+    part: Literal["articles", "seeds", "questions", "labels", "problems", "lookups", "facts", "notes", "paired"]
     """articles: its encyclopedia. seeds: prompts for Self-Instruct to begin with. questions: held out, of two turns.
     Drills of one skill each, with the truth as reference: labels (questions and their category), problems (sums of
-    three steps) and lookups (what only the archive tells)."""
+    three steps), lookups (what only the archive tells), facts and notes (single questions about the encyclopedia's
+    facts, and about a note), and paired (notes with the slot {name} for who sells)."""
     held_out: bool = False
     """Of drills: those of the test, with contents that no other drill has."""
     count: int = Field(default=500, ge=1, le=100_000)
     """How many drills."""
+    reworded: bool = False
+    """Of facts: the same questions, in slightly other words."""
     editions: int = Field(default=20, ge=1, le=100_000)
     """How many times the encyclopedia tells everything, each time in other words."""
     per_category: int = Field(default=20, ge=1)
     """Prompts in each of the eight categories."""
+
+    @model_validator(mode="after")
+    def _can_be_reworded(self) -> Self:
+        if self.reworded and self.part != "facts":
+            raise ValueError("reworded is for facts alone; leave it out")
+        return self
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         if self.part in DRILLS:
@@ -58,6 +67,8 @@ def run(config: Miniature, inputs: Inputs, work: Work) -> Facts:
         rows = (Text(id=name, text=text) for name, text in articles(known, config.editions))
     elif config.part in DRILLS:
         rows = drilled(known, config.part, config.held_out, config.count)
+        if config.reworded:
+            rows = (in_other_words(row, number) for number, row in enumerate(rows))
     else:
         rows = prompts(known, config.part == "questions", config.per_category)
     work.drop(())
@@ -94,6 +105,13 @@ def drilled(known: World, part: str, held_out: bool, count: int) -> Iterator[Pro
     except LookupError as error:
         what = f"it has {error} {side} drills of the part '{part}'; expected {count}"
         raise RecipeError(f"a world of {known.size} entities", what, "Lower count, or raise entities") from error
+
+
+def in_other_words(row: Prompt, number: int) -> Prompt:
+    """The same question of a fact, slightly reworded."""
+    asked = row.messages[0].content
+    said = Message(role="user", content=reworded(asked, number))
+    return row.model_copy(update={"id": f"{row.id}-reworded", "messages": (said,)})
 
 
 def _unseen(
