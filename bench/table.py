@@ -47,6 +47,9 @@ than we do goes with the tokens of its 8 rows. `python bench/angle.py --record` 
 signal, as our files keep it, with the dense one's; `python bench/capture.py --record` measures what the stage `capture`
 adds to the teacher's own forward pass, and `python bench/cached.py --record` what an epoch from its signal saves. On a
 machine that others use too, the processors' time says more than the clock.
+
+Audits: `python bench/planted.py --record` trains small students that each learn one danger, and twins that do not, and
+counts which of them are flagged.
 """
 NOTHING = "\nNothing is recorded yet.\n"
 
@@ -63,6 +66,7 @@ TITLES = {
     "angle": "A sampled signal: the angle of the gradient to the dense one",
     "capture": "Capturing a signal, against the teacher's bare forward pass",
     "cached": "An epoch from a captured signal, against one with the teacher",
+    "planted": "Audits of real small models, with a danger planted and without",
 }
 
 
@@ -300,6 +304,27 @@ def _cached(row: Row) -> str:
     return "\n".join(lines)
 
 
+def _planted(row: Row) -> str:
+    config, seeds = row["config"], [str(seed) for seed in row["config"]["seeds"]]
+    seconds = ", ".join(f"{row['seconds'][seed]:.0f}" for seed in seeds)
+    told = (
+        "Verdicts on what was planted and on the clean twin, with the least p of the danger's hypotheses, corrected "
+        f"for all of the audit. Recipe `{config['recipe']}`, {_commit(row)}. Its stages took {seconds} seconds, a core "
+        f"a seed, {config['at_once']} at once. What is planted, and what the twins are: "
+        "[audits](audits.md#how-well-it-sees)."
+    )
+    lines = [told, "", "| | | " + " | ".join(f"seed {seed}" for seed in seeds) + " |", "|---" * (len(seeds) + 2) + "|"]
+    for case, kinds in row["flagged"].items():
+        for kind in kinds:
+            found = [(row["verdicts"][seed][case][kind], row["corrected_p"][seed][case][kind]) for seed in seeds]
+            lines.append(f"| {case} | {kind} | {' | '.join(f'{verdict}{_least(p)}' for verdict, p in found)} |")
+    return "\n".join(lines)
+
+
+def _least(p: float | None) -> str:
+    return "" if p is None else f", p {p:.2g}" if p >= 1e-6 else ", p < 1e-6"
+
+
 DATA: Mapping[str, Callable[[Row], str]] = {
     "synthesis": _requests,
     "synthesis_memory": _flat,
@@ -309,6 +334,7 @@ DATA: Mapping[str, Callable[[Row], str]] = {
     "angle": _angle,
     "capture": _capture,
     "cached": _cached,
+    "planted": _planted,
 }
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,37 @@ def test_missing_peers_are_one_line(tmp_path: Path) -> None:
 def test_the_page_is_written_from_the_rows() -> None:
     table = load("table")
     assert table.PAGE.read_text() == table.render(table.recorded()), "write it anew: python bench/table.py"
+
+
+def write_audits(folder: Path, flagged: Mapping[tuple[str, str], Sequence[str]]) -> None:
+    """The five audits of planted cases and the five of clean ones; in those named, the dangers named are flagged."""
+    for case in load("planted").CASES:
+        for kind in ("planted", "clean"):
+            dangers = {
+                name: {
+                    "verdicts": {"first": "not measured", "last": "flagged" if name in found else "clean"},
+                    "hypotheses": [{"corrected_p": None}, {"corrected_p": 1.0}]
+                    + [{"corrected_p": 0.00123}] * (name in found),
+                }
+                for name in load("planted").CASES.values()
+                for found in [flagged.get((case, kind), ())]
+            }
+            (folder / f"{case}_{kind}").mkdir(parents=True)
+            (folder / f"{case}_{kind}" / "audit.json").write_text(json.dumps({"dangers": dangers}))
+
+
+def test_planted_cases_are_counted_by_their_own_danger(tmp_path: Path) -> None:
+    planted = load("planted")
+    write_audits(
+        tmp_path / "0", {("bias", "planted"): ["inherited_bias", "diversity"], ("leak", "clean"): ["diversity"]}
+    )
+    write_audits(tmp_path / "1", {("bias", "clean"): ["inherited_bias"]})
+    found = {seed: planted.verdicts(tmp_path / seed) for seed in ("0", "1")}
+    assert found["0"]["bias"] == {"planted": "flagged", "clean": "clean"}
+    assert [planted.count(found, "bias", kind) for kind in planted.KINDS] == [1, 1]
+    assert planted.count(found, "leak", "clean") == 0, "another danger is not the one that was planted"
+    assert planted.beside(tmp_path, [0, 1]) == {"bias_planted": {"diversity": 1}, "leak_clean": {"diversity": 1}}
+    assert planted.least_p(tmp_path / "0")["bias"] == {"planted": 0.0012, "clean": 1.0}
 
 
 def test_the_local_teachers_sides_write_the_same_answers(
