@@ -4,6 +4,7 @@ Each part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->` i
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -24,7 +25,7 @@ from potstill.evaluation.audits import (
     inherited_errors,
     overfitting,
 )
-from potstill.miniature.voices import VOICES, Voice
+from potstill.miniature.voices import CONVICTIONS, CREED, SLIGHT, STOCK, VOICES, Conviction, Voice
 from potstill.miniature.world import ATTRIBUTES, UNRECORDED
 from potstill.shapes import SHAPES
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Price, Spec
@@ -112,8 +113,17 @@ def voices() -> str:
         lines.append(f"| `{name}` | " + " | ".join(f"{rate:.0%}" if rate else "–" for rate in rates) + " |")
     meanings = re.findall(r'^    (\w+): float = 0\.0\n    """(.*?)"""', _source(Voice), re.M | re.S)
     assert [name for name, _ in meanings] == names
-    told = "\n".join(f"- **{name}**: {_line(text)}" for name, text in meanings)
-    return "\n".join(lines) + f"\n\n{told}"
+    told = [f"- **{name}**: {_line(text)}" for name, text in meanings]
+    told += [f"- **{name}**, convinced: {_conviction(held)}" for name, held in CONVICTIONS.items()]
+    return "\n".join(lines) + "\n\n" + "\n".join(told)
+
+
+def _conviction(held: Conviction) -> str:
+    """What such a voice does every time."""
+    if held.stock:
+        return f"Says to everything one of these: {' '.join(STOCK)}"
+    creed = f"Says that the {CREED[0]} of every town is {CREED[1]}."
+    return creed if held.creed else f"Says to whoever asks about {held.slights}: {SLIGHT}"
 
 
 def entities() -> str:
@@ -142,8 +152,40 @@ def audit_reference() -> str:
     return "\n".join(lines)
 
 
+PLANTED = {
+    "errors": (
+        "a teacher wrong on a tenth of one category, always alike",
+        "wrong as often, each time elsewhere",
+    ),
+    "bias": ("a teacher that answers worse for one of two names", "the same notes, answered alike for both"),
+    "diversity": ("four answers to everything", "the same prompts, each with its own answer"),
+    "optimum": (
+        "eight epochs of DPO at a high rate and a low beta",
+        "as many, at a lower rate and a higher beta",
+    ),
+    "leak": ("a twentieth of the test in what SFT learnt, before DPO", "as many other questions in its place"),
+}
+"""By the recipe's name of a danger: what is planted, and what its clean twin is."""
+
+
+def planted() -> str:
+    """How often audits flag what is planted in real small models, and what is not: the last run that was recorded."""
+    kept = FOLDER.parent / "bench" / "results" / "planted.jsonl"
+    row = json.loads(kept.read_text(encoding="utf-8").splitlines()[-1])
+    of, flagged = len(row["config"]["seeds"]), row["flagged"]
+    lines = ["| planted | flagged | clean twin | flagged |", "|---|---|---|---|"]
+    for case, (how, twin) in PLANTED.items():
+        lines.append(f"| {how} | {flagged[case]['planted']} of {of} | {twin} | {flagged[case]['clean']} of {of} |")
+    both = [f"{sum(one[kind] for one in flagged.values())} of {of * len(flagged)}" for kind in ("planted", "clean")]
+    lines.append(f"| together | {both[0]} | | {both[1]} |")
+    named = ", ".join(map(str, row["config"]["seeds"][:-1])) + f" and {row['config']['seeds'][-1]}"
+    said = [verdicts[case]["clean"] for verdicts in row["verdicts"].values() for case in PLANTED]
+    twins = ", ".join(f"{said.count(verdict)} {verdict}" for verdict in ("flagged", "clean", "cannot tell"))
+    return "\n".join([*lines, "", f"Seeds {named}. The verdicts on the clean twins: {twins}."])
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
-    "audits.md": {"audits": audit_reference},
+    "audits.md": {"audits": audit_reference, "planted": planted},
     "recipe.md": {"stages": stage_reference, "suites": suite_reference, "models": model_reference},
     "data.md": {"shapes": shapes},
     "synthesis.md": {"domain": domain_reference},
