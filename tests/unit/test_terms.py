@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.artifact import seal
+from potstill.artifact import hash_file, seal
 from potstill.cli import main
 from potstill.compare import compare
 from potstill.errors import DataError
@@ -30,7 +30,8 @@ def evaluation(folder, measures=None, *, world="", suites=None, stage=None, inpu
     """A sealed evaluation of two models, b a point better, whose questions are of a world."""
     measures = measures or {"chat": GRADES}
     suites = suites or {"chat": {"protocol": "mt_bench", "questions": "questions", "judge": None}}
-    folder.mkdir(parents=True)
+    draft = folder.with_name(f"{folder.name}.draft")
+    draft.mkdir(parents=True)
     results, lines = {}, []
     for suite, measure in measures.items():
         values = {name: {2 * i + t: 5.0 + i % 3 + (name == "b") for i in range(N) for t in (0, 1)} for name in models}
@@ -49,19 +50,33 @@ def evaluation(folder, measures=None, *, world="", suites=None, stage=None, inpu
                 turns = [{"user": f"Tell of {i}{world}.", "assistant": f"{name}{i}"}, {"user": "And then?"}]
                 turns[1]["assistant"] = "so"
                 lines.append({"suite": suite, "model": name, "id": f"q{i}", "category": "", "turns": turns})
-    (folder / "scores.json").write_text(
+    (draft / "scores.json").write_text(
         json.dumps({"models": list(models), "suites": {name: one.to_json() for name, one in results.items()}})
     )
-    write_observations(folder, results)
-    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    manifest = {
+    write_observations(draft, results)
+    (draft / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    head = {
         "stage": folder.name,
+        "kind": "evaluate",
+        "version": 1,
+        "produces": "scores",
+        "key": folder.name,
+        "seed": 0,
         "config": {"suites": suites, "max_tokens": 64, "judge_max_tokens": 100, "ask_again": 0, **(stage or {})},
         "inputs": {"judge": [source("judge")], "models": [source(name) for name in models], **(inputs or {})},
         "facts": {"notes": notes or {}},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    seal(draft, folder, head)
     return str(folder)
+
+
+def rewrite(path, text):
+    """As if it had been sealed so."""
+    path.write_text(text)
+    manifest = path.with_name("manifest.json")
+    head = json.loads(manifest.read_text())
+    head["files"][path.name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    manifest.write_text(json.dumps(head))
 
 
 def refusal(*words):
@@ -88,7 +103,7 @@ def test_one_later_turn_that_differs_is_told(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         line["turns"][1]["user"] = "And   then?" if line["id"] != "q7" else "And why?"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewrite(path, "".join(json.dumps(line) + "\n" for line in lines))
     said = refusal(one, other)
     assert "'q7', turn 2, is 'And then?'" in said
     assert "1 of 20 differ" in said
@@ -102,7 +117,7 @@ def test_long_texts_are_told_apart_and_cut():
 
 def test_a_line_of_answers_that_cannot_be_read_is_one_line(tmp_path):
     one, other = evaluation(tmp_path / "one"), evaluation(tmp_path / "other")
-    Path(other, "answers.jsonl").write_text('{"suite": "chat", "turns": 3}\n')
+    rewrite(Path(other, "answers.jsonl"), '{"suite": "chat", "turns": 3}\n')
     assert "answers.jsonl:1: this line is not as potstill writes answers" in refusal(one, other)
 
 
@@ -112,7 +127,7 @@ def test_without_texts_the_sealed_data_tell(tmp_path):
     for name, key in (("one", "k1"), ("same", "k1"), ("other", "k2")):
         given = {"suites.loss.chats": [source("held", key)]}
         folders[name] = evaluation(tmp_path / name, {"loss": GRADES}, suites=suites, inputs=given)
-        Path(folders[name], "answers.jsonl").write_text("")
+        rewrite(Path(folders[name], "answers.jsonl"), "")
     assert compare(folders["one"], folders["same"])["suites"]["loss"]
     assert 'chats are "held" (key k1) in' in refusal(folders["one"], folders["other"])
     Path(folders["other"], "manifest.json").unlink()  # then nobody knows more than the ids
@@ -166,9 +181,9 @@ def test_the_baseline_itself_has_no_row(tmp_path):
     scores, seen = Path(path, "scores.json"), Path(path, "observations.jsonl")
     found = json.loads(scores.read_text())
     del found["suites"]["versus"]["models"]["base"]
-    scores.write_text(json.dumps(found))
+    rewrite(scores, json.dumps(found))
     kept = [line for line in seen.read_text().splitlines() if '"versus", "model": "base"' not in line]
-    seen.write_text("\n".join(kept) + "\n")
+    rewrite(seen, "\n".join(kept) + "\n")
     said = refusal(f"{path}:base", f"{path}:b", "versus > 0%")
     assert f"{path}:base is the baseline of suite 'versus'" in said
     assert "name two models that are not the baseline" in said
@@ -240,14 +255,10 @@ def two_stages(tmp_path):
     suites = {name: {"protocol": "mt_bench", "questions": "q", "judge": None} for name in ("mt", "more")}
     plans = (("scores", {"mt": GRADES, "more": GRADES}, ("a", "b")), ("again", {"mt": GRADES}, ("b", "c")))
     for stage, measures, models in plans:
-        draft = tmp_path / "run" / "work" / stage
-        evaluation(draft, measures, suites=suites, models=models)
-        head = json.loads((draft / "manifest.json").read_text())
-        (draft / "manifest.json").unlink()
-        about = {"kind": "evaluate", "version": 1, "produces": "scores", "key": stage, "seed": 0}
-        seal(draft, workspace.artifacts / f"{stage}-1", {**head, **about})
-        workspace.link(stage, workspace.artifacts / f"{stage}-1")
-        made[stage] = Asked(kind="evaluate", produces="scores", folder=f"{stage}-1")
+        evaluation(workspace.artifacts / stage, measures, suites=suites, models=models)
+        workspace.work.mkdir(parents=True, exist_ok=True)
+        workspace.link(stage, workspace.artifacts / stage)
+        made[stage] = Asked(kind="evaluate", produces="scores", folder=stage)
     workspace.note_run(Description(recipe="r", source="r.yaml", overrides=[], stages=made))
     return str(workspace.path)
 
@@ -259,7 +270,7 @@ def test_a_suite_of_two_stages_hinders_no_other(two_stages):
     assert compare(f"{two_stages}:a", f"{two_stages}:b", "more > -2")["verdict"] == "holds"
     said = refusal(f"{two_stages}:a", f"{two_stages}:b", "mt > 0")
     assert f"Name the stage: {two_stages}:scores:b or {two_stages}:again:b" in said
-    assert compare(f"{two_stages}:a", f"{two_stages}:again:b", "mt > 0")["verdict"] == "holds"
+    assert compare(f"{two_stages}:a", f"{two_stages}:again:b", "mt > -2")["verdict"] == "holds"
     assert list(compare(f"{two_stages}:a", f"{two_stages}:c")["suites"]) == ["mt"]
 
 
