@@ -56,9 +56,6 @@ class Audit(StageConfig):
         silent = [student for student in sources["models"] if student.name not in scored]
         asks = self.samples is not None or self.paired is not None
         who = ", ".join(scored)
-        if len(silent) == len(sources["models"]):
-            what = f"the scores have none of models; they have {who}"
-            raise RecipeError("scores", what, "Name the evaluations of the models")
         for field in ("base", "teacher"):
             for model in sources.get(field, ()):
                 if model.name not in scored and not (asks and field == "teacher"):
