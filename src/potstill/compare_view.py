@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.evaluation.gate import TOO_NEAR
-from potstill.reporting.differences import same_everywhere
 from potstill.reporting.told import Form, told, told_difference
 
 STYLES = {"holds": "green", "better": "green", "regression": "red", "worse": "red"}
@@ -47,7 +46,7 @@ def _differences(found: Mapping[str, Any]) -> RenderableType:
     for name, suite in found["suites"].items():
         form = Form.of(suite)
         ends = [Text.assemble(*told(suite[side], form).marked("\n")) for side in ("before", "after")]
-        word = "the same" if same_everywhere(suite["difference"]) else suite["verdict"]
+        word = suite["verdict"]
         verdict = Text("cannot tell" if word == "unclear" else word, STYLES.get(word, ""))
         why = Text(f"\n{suite['difference']['why']}" if word == "unclear" else "", "dim")
         lower = Text("" if suite["higher_is_better"] else "\nlower is better", "dim")

@@ -218,14 +218,6 @@ def test_a_small_difference_does_not_look_like_none():
     assert text.endswith("a difference of +0.002 (95% interval +0.001 to +0.003, n 12).")
 
 
-def test_the_same_everywhere_is_said_so():
-    given = suite({"sft": 5.0, "dpo": 5.0})
-    given["paired"]["dpo-sft"] |= {"mean": 0.0, "low": 0.0, "high": 0.0, "p_adjusted": 1.0}
-    finding = findings({"models": ["sft", "dpo"], "suites": {"s": given}})[0]
-    assert finding.text.startswith("dpo does no better and no worse than sft on s, on any question: ")
-    assert finding.verdict == "unclear"
-
-
 def test_few_questions_make_no_claim_however_alike():
     observed = {
         name: [Observation(f"q{i}", "1", mean) for i in range(2)] for name, mean in (("sft", 1.0), ("dpo", 9.0))

@@ -50,11 +50,6 @@ def _minus(value: float | None) -> float | None:
     return None if value is None else -value
 
 
-def same_everywhere(paired: Mapping[str, Any]) -> bool:
-    """Not one question differs."""
-    return bool(paired["low"] == paired["high"] == paired["mean"] == 0)
-
-
 def in_seeds(paired: Mapping[str, Any]) -> str:
     """In how many seeds a difference has the sign that it has on the whole; nothing where there are not two."""
     found = [one for one in paired.get("members", {}).values() if one is not None]

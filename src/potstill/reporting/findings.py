@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from potstill.reporting.differences import Verdict, difference_of, in_seeds, same_everywhere, verdict_of
+from potstill.reporting.differences import Verdict, difference_of, in_seeds, verdict_of
 from potstill.reporting.told import Form, told, told_difference
 
 FULL_COVERAGE = 0.95
@@ -123,8 +123,6 @@ def compare(name: str, suite: Mapping[str, Any], later: str, earlier: str) -> Fi
         "worse": f"{later} does worse than {earlier} on {name}",
         "unclear": f"Whether {later} does better or worse than {earlier} on {name} cannot be told",
     }[verdict]
-    if same_everywhere(paired):
-        opening = f"{later} does no better and no worse than {earlier} on {name}, on any question"
     return Finding(name, later, earlier, verdict, opening, _detail(suite, later, earlier, paired))
 
 
