@@ -37,9 +37,12 @@ def command(out: Path, *overrides: str, recipe: str = "miniature") -> list[str]:
 
 def run(out: Path, *overrides: str) -> str:
     """Run it to its end; what it printed."""
-    done = subprocess.run(
-        command(out, *overrides), capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment()
-    )
+    return finish(command(out, *overrides))
+
+
+def finish(words: list[str]) -> str:
+    """Run a command to its end; what it printed."""
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 

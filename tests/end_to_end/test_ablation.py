@@ -2,7 +2,6 @@
 ordering of the paper gets one of three answers with its interval."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,8 @@ ORDER = ["dpo_alone", *SFT, "dpo_1", "dpo_2", "dpo_3", "dpo_after_2"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("ablation") / "run"
-    done = subprocess.run(
-        reduced.ablation(out), capture_output=True, text=True, stdin=subprocess.DEVNULL, env=reduced.environment()
-    )
-    assert done.returncode == 0, done.stderr
-    (out / "printed").write_text(done.stdout)
+    printed = reduced.finish(reduced.ablation(out))
+    (out / "printed").write_text(printed)
     return out
 
 

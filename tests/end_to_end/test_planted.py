@@ -4,7 +4,6 @@ One seed in a smaller world; `bench/planted.py` does several of the whole, and c
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("planted") / "run"
-    command = [sys.executable, "-m", "potstill.cli", "run", "miniature-audits", *REDUCED, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=reduced.environment())
-    assert done.returncode == 0, done.stderr
+    reduced.finish([sys.executable, "-m", "potstill.cli", "run", "miniature-audits", *REDUCED, "--out", str(out)])
     return out
 
 
