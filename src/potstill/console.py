@@ -293,6 +293,9 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
     rows = [("Talk to it", f"potstill chat {workspace.path} {shlex.quote(models[-1])}")] if models else []
     if summary is not None:
         rows.append(("Read it", str(workspace.path / "report.html")))
+    else:
+        scored = [step.name for step in plan.steps.values() if step.entry.produces == "scores"]
+        rows += [("See scores", f"potstill show {workspace.path} {shlex.quote(name)}") for name in scored]
     if rows:
         console.print()
     for label, command in rows:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakes
 import pytest
@@ -587,3 +588,16 @@ def test_summary_and_headline_end_the_run(tmp_path):
     assert "5.00 [4.00, 6.00]" in out.getvalue()
     assert "it got better" in out.getvalue()
     assert "Read it     runs/tiny/report.html" in out.getvalue()
+
+
+def test_scores_without_a_report_are_pointed_to():
+    from potstill.plan import Plan
+    from potstill.workspace import Workspace
+
+    made = {name: SimpleNamespace(name=name, entry=SimpleNamespace(produces="scores")) for name in ("scores", "more")}
+    out = io.StringIO()
+    console.closing(Console(file=out, width=80), Plan(None, made), Workspace(Path("runs/tiny")), None)
+    assert out.getvalue().split("\n")[1:3] == [
+        "See scores  potstill show runs/tiny scores",
+        "See scores  potstill show runs/tiny more",
+    ]
