@@ -12,7 +12,7 @@ import reduced
 pytestmark = pytest.mark.slow
 
 SEEDS = (0, 1, 2)
-MODELS = ["base", "sft_raw", "sft", "dpo"]
+MODELS = ["teacher", "base", "sft_raw", "sft", "dpo"]
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 
 
@@ -93,6 +93,19 @@ def test_the_summary_holds_what_it_promises(summary):
     assert summary["scores"]["chat"]["dpo"]["coverage"] == 1
     assert all(set(stage) == {"seconds", "sealed_before"} for stage in summary["stages"].values())
     assert {"base", "sft", "dpo", "scores", "report"} <= set(summary["stages"])
+
+
+def test_what_it_keeps_of_its_teacher_is_told_and_the_models_are_audited(folder, summary):
+    means = {name: row["mean"] for name, row in summary["scores"]["chat"].items()}
+    kept = {row["name"]: row["kept"].get("chat") for row in summary["footprint"]["models"]}
+    assert 0 < kept["dpo"]["low"] <= kept["dpo"]["mean"] <= kept["dpo"]["high"]
+    assert kept["dpo"]["mean"] == pytest.approx(means["dpo"] / means["teacher"], abs=0.02)
+    assert kept["dpo"]["mean"] > kept["base"]["mean"]
+    assert any(line.startswith("dpo keeps ") for line in summary["headline"])
+    verdicts = {danger: found.get("dpo") for danger, found in summary["audits"]["checks"].items()}
+    assert verdicts["contamination"] == "clean", "its questions are held out"
+    assert "Audit checks" in "\n".join(summary["headline"])
+    assert "What it keeps and what it costs" in (folder / "report.html").read_text()
 
 
 def test_three_seeds_are_three_worlds(folders):

@@ -74,7 +74,7 @@ def test_it_runs_the_miniature_from_another_folder(elsewhere, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "runs" / "miniature" / "summary.json").read_text())
-    assert summary["models"] == ["base", "sft_raw", "sft", "dpo"]
+    assert summary["models"] == ["teacher", "base", "sft_raw", "sft", "dpo"]
     assert "Content-Security-Policy" in (tmp_path / "runs" / "miniature" / "report.html").read_text()
 
 
