@@ -48,7 +48,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 check: $(VENV)/dev $(PEERS)/peers  ## what is slow: peers, kills, wheel, browser, the miniature three times
-	$(BIN)/python -m pytest -m slow --durations=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile --durations=0
 
 bench: $(VENV)/dev $(PEERS)/peers  ## training against TRL's, quickly; a quarter of an hour
 	$(BIN)/python bench/dpo.py --quick
