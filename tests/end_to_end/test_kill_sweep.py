@@ -120,9 +120,9 @@ def test_another_beta_runs_only_dpo_and_what_reads_it(copy):
     before = hashes(copy)
     output = reduced.run(copy, "dpo.beta=0.05")
     started = [line.split()[-2].rstrip(":") for line in output.splitlines() if line.endswith(": starts")]
-    assert started == ["dpo", "scores", "report"]
+    assert started == ["dpo", "scores", "checks", "report"]
     after = hashes(copy)
     sealed = {name: stamp for name, stamp in before.items() if name.startswith("artifacts/")}
     assert {name: after.get(name) for name in sealed} == sealed
     new = {name.split("/")[1].split("-")[0] for name in after.keys() - before.keys() if name.startswith("artifacts/")}
-    assert new == {"dpo", "scores", "report"}
+    assert new == {"dpo", "scores", "checks", "report"}
