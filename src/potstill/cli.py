@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -356,6 +356,12 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _print_json(found: Mapping[str, Any]) -> None:
+    """For programs: one object."""
+
+    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
 @reading()
 def _compare(args: argparse.Namespace) -> int:
     from potstill.compare import compare
@@ -363,7 +369,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     found = compare(args.before, args.after, args.require, args.level)
     if args.json:
-        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        _print_json(found)
     else:
         compare_view(_console(), found)
     return int(found["exit_code"])
@@ -425,13 +431,11 @@ def _journal(args: argparse.Namespace) -> int:
 
 @reading()
 def _score(args: argparse.Namespace) -> int:
-    import json
-
     from potstill.score import score
 
     found = score(args.files, args.weights, args.difficulty, args.baseline)
     if args.json:
-        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        _print_json(found)
     else:
         from potstill.score_view import view
 

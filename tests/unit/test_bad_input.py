@@ -399,9 +399,9 @@ def test_a_disk_that_is_full_while_replies_are_kept(
             f"{out}/journal.sqlite: the journal of replies cannot be used: database or disk is full. "
             "Free some space or mend the folder's permissions and run again; replies that are in it stay."
         )
-        rows = (  # replies are kept in groups, so that rows may be the first for which there is no room
-            f"{out}/work/s/draft/rows.jsonl: the disk is full. Free some space and run again; what is sealed stays."
-        )
+        # Replies are kept in groups, so that rows may be the first for which there is no room.
+        full = "the disk is full. Free some space and run again; what is sealed stays."
+        rows = f"{out / 'work' / 's' / 'draft' / 'rows.jsonl'}: {full}"
         assert mistake("--out", str(out), out=str(out)) in (journal, rows)
         grow(out.parent)
         asked = server.answered.total()
