@@ -43,6 +43,7 @@ LAYERS = [
     ["console"],
     ["views", "show", "signal_view", "chat", "replies"],
     ["results", "material", "score", "score_view", "compare", "compare_view"],
+    ["verbs"],
     ["cli"],
 ]
 # What the floor holds for those above: a stage's contract knows no stage.

@@ -1,0 +1,17 @@
+"""The verbs of the command line. One file each: HELP, `arguments`, `main`; and one line here."""
+
+from types import ModuleType
+
+from potstill.verbs import chat, compare, journal, plan, run, score, show, status
+
+VERBS: dict[str, ModuleType] = {
+    "run": run,
+    "plan": plan,
+    "status": status,
+    "show": show,
+    "compare": compare,
+    "journal": journal,
+    "score": score,
+    "chat": chat,
+}
+"""In the order in which `--help` lists them. Their work is imported when one is asked for."""

@@ -1,0 +1,27 @@
+"""`potstill show`: what a stage made."""
+
+import argparse
+
+from potstill.errors import reading
+from potstill.verbs import common
+
+HELP = "print what a stage made: its manifest and first rows, or its model"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What it takes."""
+    common.add_run(parser)
+    parser.add_argument("stage", metavar="STAGE", help="the stage's name")
+    parser.add_argument("--rows", type=common.count_or_none, default=3, metavar="N", help="how many rows (default: 3)")
+    parser.add_argument(
+        "--dropped", action="store_true", help="the rows that were left out instead, with their reasons"
+    )
+
+
+@reading()
+def main(args: argparse.Namespace) -> int:
+    from potstill.show import show
+    from potstill.workspace import open_run
+
+    show(common.console(), open_run(args.run), args.stage, args.rows, args.dropped)
+    return 0
