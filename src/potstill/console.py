@@ -19,12 +19,12 @@ from potstill.pipeline import Listener
 from potstill.plan import Plan, Step
 from potstill.records import ROWS
 from potstill.reporting.tables import score_table, side_by_side_table
-from potstill.reporting.told import duration
+from potstill.units import duration
 from potstill.workspace import Workspace
 
 SECONDS_BETWEEN_LINES = 10.0
 FACTS_SHOWN = 4
-TOOK_WIDTH = 7
+TOOK_WIDTH = 12
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -32,6 +32,7 @@ from potstill.signal_view import show_signals
 from potstill.stages.evaluate import ANSWERS_FILE
 from potstill.stages.kept import ALIGNMENT_FILE
 from potstill.teachers.ratings import INCONSISTENT, NOT_APPLICABLE, UNREAD, is_inconsistent, is_unread
+from potstill.units import size
 from potstill.validation import nearest
 from potstill.workspace import Asked, Workspace
 
@@ -140,7 +141,7 @@ def manifest_view(artifact: Artifact, hashes: str) -> RenderableType:
     facts = {name: value for name, value in artifact.facts.items() if name != "examples"}  # with --dropped
     table.add_row("facts", Text(_words(facts)))
     for name, stamp in manifest["files"].items():
-        table.add_row("file", Text(f"{name}, {stamp['bytes']:,} bytes"))
+        table.add_row("file", Text(f"{name}, {size(stamp['bytes'])}"))
     table.add_row("hashes", hashes)
     return table
 

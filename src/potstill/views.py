@@ -14,10 +14,10 @@ from potstill.artifact import find
 from potstill.console import facts_line
 from potstill.members import families, spoken
 from potstill.plan import Plan, Step
-from potstill.reporting.told import duration
 from potstill.sources import EndpointModel, Model, ModelSpec, Price
 from potstill.stages.base import Expected, Part, Range
 from potstill.teachers.journal import JOURNAL, Journal, Total
+from potstill.units import duration
 from potstill.workspace import Description, Workspace
 
 ROOM_FOR_DATES = 110

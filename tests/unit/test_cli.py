@@ -330,11 +330,6 @@ def test_pace_tells_rate_and_time_left(monkeypatch):
     assert pace.words()["count"] == "7 rows"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.44, "0.4 s"), (12.3, "12 s"), (185, "3:05"), (7210, "2:00:10")])
-def test_durations(seconds, text):
-    assert console.duration(seconds) == text
-
-
 def estimate(mean, low, high, n=80, **more):
     return {"mean": mean, "low": low, "high": high, "n": n, "coverage": 1.0, **more}
 

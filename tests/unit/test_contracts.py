@@ -26,7 +26,7 @@ SOURCE = ROOT / "src" / "potstill"
 
 # Imports point down this list, or stay inside one line of it.
 LAYERS = [
-    ["errors"],
+    ["errors", "units"],
     ["records", "document", "money", "members", "questions", "validation"],
     ["artifact"],
     ["sources"],

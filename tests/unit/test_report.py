@@ -20,7 +20,6 @@ from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
 from potstill.reporting.differences import in_seeds, only_against, without
 from potstill.reporting.findings import findings, noted
-from potstill.reporting.page import amount, duration, size
 from potstill.sources import Data
 from potstill.stages import report
 
@@ -431,13 +430,6 @@ def test_a_radar_puts_values_on_their_axes():
     assert 'points="260.0,37.0 344.0,205.0 260.0,205.0 260.0,205.0"' in drawn
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (9.9, "9.9 s"), (42.4, "42 s"), (119.6, "2 min 00 s"), (7260, "2 h 01 min")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
 SEEDS = {"text": (4.0, 4.4, 4.5), "logits": (5.0, 4.3, 5.1)}
 TOOK = {f"{name}[seed={seed}]": {"seconds": 10.0 + seed, "sealed_before": False} for name in SEEDS for seed in range(3)}
 
@@ -543,26 +535,6 @@ def test_a_curve_of_a_family_is_the_mean_and_answers_are_of_one_member(families,
 def test_against_has_to_be_one_of_the_models():
     with pytest.raises(ValueError, match="against names 'sft', which is none of models"):
         report.Report.model_validate({"kind": "report", "scores": ["s"], "models": ["dpo"], "against": "sft"})
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (None, ""),
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (87_207, "87 kB"),
-        (2_023_191, "2.0 MB"),
-        (5e13, "50 TB"),
-    ],
-)
-def test_sizes_as_people_read_them(count, text):
-    assert size(count) == text
-
-
-def test_counts_as_people_read_them():
-    assert [amount(count) for count in (None, 84.0, 21_996, 271_660, 12_345_678)] == ["", "84", "21,996", "272k", "12M"]
 
 
 CLAIMS = [

@@ -1,7 +1,9 @@
 """What it keeps and what it costs: a row a model, from what is sealed, what was measured, and what prices are given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from potstill.units import scaled, size
 
 Measured = Mapping[str, Any]
 """What stands in no artifact: `speeds` by model, as `money.Gauge` measured; `endpoints` by model, each with its `price`
@@ -125,11 +127,11 @@ def _shown(row: Mapping[str, Any], suites: Sequence[str], teacher: str | None) -
     return {
         "name": row["name"],
         "cells": [_share(row["kept"].get(suite), is_teacher=row["name"] == teacher) for suite in suites],
-        "parameters": _amount(row["parameters"]),
-        "bytes": _amount(row["weights_bytes"], "B"),
+        "parameters": _known(row["parameters"], scaled),
+        "bytes": _known(row["weights_bytes"], size),
         "speed": "unknown" if speed is None else f"{speed:,.0f}",
         "where": "one reply" if row["endpoint"] else row["device"],
-        "memory": _amount(row["memory_bytes"], "B"),
+        "memory": _known(row["memory_bytes"], size),
         "memory_of": row["memory_of"],
         "usd": "unknown" if usd is None else _usd(usd),
     }
@@ -144,14 +146,8 @@ def _share(ratio: Mapping[str, Any] | None, *, is_teacher: bool) -> dict[str, st
     return {"share": f"{100 * ratio['mean']:.1f}%", "range": " to ".join(ends)}
 
 
-def _amount(value: float | None, unit: str = "") -> str:
-    """Three figures with k, M, G or T."""
-    if value is None:
-        return "unknown"
-    for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= power:
-            return f"{value / power:.3g} {prefix}{unit}"
-    return f"{value:.0f} {unit}".strip()
+def _known(value: float | None, words: Callable[[float], str]) -> str:
+    return "unknown" if value is None else words(value)
 
 
 def _usd(value: float) -> str:

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from potstill.reporting.footprint import footprint_table
 from potstill.reporting.judges import judge_table
 from potstill.reporting.side_by_side import side_by_side
 from potstill.reporting.told import Form, extent, reach, seeds_apart, strip, told, told_difference, values
+from potstill.units import amount, duration, size
 
 RADAR_AXES = 3
 """Fewer categories than this make no radar."""
@@ -272,22 +272,6 @@ def _against(cell: Mapping[str, Any] | None, suite: Mapping[str, Any]) -> dict[s
     return {"told": told(cell, form), "spread": seeds_apart(cell, form), "gain": gain}
 
 
-def amount(value: float | None) -> str:
-    """A count as people read it: 1,234,567 to three figures where it is long."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value < 100_000 else f"{value / 1e3:,.0f}k" if value < 1e7 else f"{value / 1e6:,.0f}M"
-
-
-def size(count: float | None) -> str:
-    """Bytes as people read them: 87 kB, 2.1 MB; thousands, not 1,024s."""
-    if count is None or count < 1000:
-        return "" if count is None else f"{count:.0f} B"
-    power = min(4, int(math.log10(count)) // 3)
-    shown = count / 1000**power
-    return f"{shown:.{0 if shown >= 10 else 1}f} {('k', 'M', 'G', 'T')[power - 1]}B"
-
-
 def _controlled(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What one field did, where two models differ in nothing else: the paired differences, read as an experiment."""
     lines = []
@@ -389,12 +373,3 @@ def _result(report: Mapping[str, Any], out: Path) -> dict[str, str] | None:
         "run": shlex.quote(folder.as_posix()),
         "path": json.dumps((folder / name).as_posix(), ensure_ascii=False),
     }
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

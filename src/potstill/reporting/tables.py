@@ -12,7 +12,8 @@ from rich.text import Text
 
 from potstill.reporting.differences import verdict_of
 from potstill.reporting.findings import remark
-from potstill.reporting.told import Form, duration, told, told_difference, widest
+from potstill.reporting.told import Form, told, told_difference, widest
+from potstill.units import duration
 
 MOST_COLUMNS = 6
 """Of models, before they become rows."""

@@ -185,12 +185,3 @@ def extent(found: Sequence[Estimate]) -> list[float]:
 def widest(found: Sequence[Estimate]) -> float:
     """The width of the widest interval."""
     return max((one["high"] - one["low"] for one in found if one["low"] is not None), default=0.0)
-
-
-def duration(seconds: float) -> str:
-    """As a person says it: 0.4 s, 12 s, 3:05, 2:00:10."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

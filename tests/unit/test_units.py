@@ -1,0 +1,43 @@
+"""Times, counts and sizes: one way to say them, everywhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import potstill
+from potstill.units import amount, duration, scaled, size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"), (0.44, "0.4 s"), (9.9, "9.9 s"), (9.96, "10 s"), (42.4, "42 s"), (59.6, "1 min 00 s"),
+        (119.6, "2 min 00 s"), (185, "3 min 05 s"), (7260, "2 h 01 min"), (200_000, "2 d 7 h"),
+    ],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, ""), (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (87_207, "87.2 kB"), (999_499, "999 kB"),
+        (999_999, "1 MB"), (2_023_191, "2.02 MB"), (5e13, "50 TB"), (1.234e15, "1234 TB"),
+    ],
+)  # fmt: skip
+def test_sizes(count, text):
+    assert size(count) == text
+
+
+def test_counts():
+    assert [amount(count) for count in (None, 84.0, 21_996, 271_660, 12_345_678)] == ["", "84", "21,996", "272k", "12M"]
+    assert [scaled(count) for count in (12, 1_500, 7_241_732_096)] == ["12", "1.5 k", "7.24 G"]
+
+
+def test_nobody_else_words_them():
+    """A second way to say a time or a size would say it otherwise."""
+    own = re.compile(r"def _?(duration|human\w*)\(|[kKMGT]i?B\b[^\n]*(1024|1e3|1e6|1e9|1 <<)")
+    found = [p.name for p in Path(potstill.__file__).parent.rglob("*.py") if own.search(p.read_text())]
+    assert sorted(found) == ["families.py", "units.py"]  # a family's size is how many it has
