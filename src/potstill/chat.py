@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill.artifact import find
-from potstill.console import clean
+from potstill.console import clean, screen
 from potstill.errors import ModelError, PotstillError
 from potstill.members import families, read_member, spoken
 from potstill.records import Message
@@ -126,9 +126,12 @@ def _input(terminal: bool) -> Iterator[str]:
         return
     import readline  # noqa: F401  input() then edits lines and remembers them
 
+    shown = screen()
+    coloured = shown.color_system is not None and not shown.no_color
+    prompt = "\n\001\033[1;36m\002›\001\033[0m\002 " if coloured else "\n› "
     while True:
         try:
-            yield input("\n\001\033[1;36m\002›\001\033[0m\002 ").strip()
+            yield input(prompt).strip()
         except EOFError:
             _say("")
             return

@@ -4,15 +4,17 @@ import argparse
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from potstill import __version__
-from potstill.errors import PotstillError, StorageError, reason
+from potstill.environment import prepare
+from potstill.errors import EXIT_CODES, PotstillError, StorageError, Terminated, reason
 from potstill.verbs import VERBS, run
-from potstill.verbs.run import Terminated
 
 DESCRIPTION = "Turns any teacher into a small aligned language model that its user owns, with proof that it got better."
 EXAMPLES = """examples:
@@ -24,19 +26,16 @@ EXAMPLES = """examples:
   potstill journal runs/miniature            the replies that were paid for
   potstill chat runs/miniature               talk to the last model
   potstill score gpt-4_single.jsonl          published numbers anew, with intervals
-"""
 
+exit codes:
+""" + "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
 
 BUG = 70
 """The exit code after a traceback: EX_SOFTWARE of sysexits.h."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for what a user can mend, 130 or 143 for an interruption, 70 for a
-    bug.
-
-    `compare --require` adds 1 for a regression and 3 where it cannot be told.
-    """
+    """Run one command; returns its exit code, one of `errors.EXIT_CODES`."""
     try:
         return _run_verb(arguments)
     except Exception:  # Python would end with 1, which says that a model got worse
@@ -47,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_verb(arguments: Sequence[str] | None) -> int:
     args = _arguments(arguments)
     _open_streams(runs=args.verb is run)
-    # OpenMP's threads wait for each other by spinning. Without end, that makes a busy machine several times slower; not
-    # at all, it halves the speed of small models on an idle one. Said before torch is imported, here or in a child.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    prepare()
+    signal.signal(signal.SIGTERM, _terminate)  # the first process of a container is deaf to what it does not handle
     try:
         code: int = args.verb.main(args)
         sys.stdout.flush()
@@ -57,10 +55,14 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except KeyboardInterrupt as stop:
-        return 143 if isinstance(stop, Terminated) else 130
+        return int(getattr(stop, "exit_code", 130))
     except _ReaderLeft:
         return 0
     return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 class _ReaderLeft(Exception):
@@ -109,6 +111,10 @@ def _open_streams(*, runs: bool) -> None:
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parsed. Overrides may stand before options, after them, and between."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     args, rest = parser.parse_known_args(arguments)
     if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -1,10 +1,12 @@
 """How a run looks: bars on a terminal, calm lines everywhere else, and a table of scores at the end."""
 
 import json
+import os
 import re
 import shlex
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import IO, Any
 
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.artifact import Artifact
+from potstill.events import SECONDS_BETWEEN_SAID, Event, Events, Pace, json_line
 from potstill.members import families, read_member, spoken
 from potstill.pipeline import Listener
 from potstill.plan import Plan, Step
@@ -22,49 +25,45 @@ from potstill.reporting.tables import score_table, side_by_side_table
 from potstill.units import duration
 from potstill.workspace import Workspace
 
-SECONDS_BETWEEN_LINES = 10.0
 FACTS_SHOWN = 4
 TOOK_WIDTH = 12
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def listener(console: Console) -> Listener:
-    """The one that suits where the output goes."""
-    return Bars(console) if console.is_terminal else Lines(console)
+def screen() -> Console:
+    """Standard output. rich heeds NO_COLOR, FORCE_COLOR, TERM and COLUMNS; CLICOLOR and CLICOLOR_FORCE are heeded here
+    (bixense.com/clicolors). Who wants no colour is obeyed first."""
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("CLICOLOR") == "0"
+    forced = os.environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
+    return Console(highlight=False, no_color=plain or None, force_terminal=True if forced and not plain else None)
 
 
-class Pace:
-    """How fast a stage goes, since it last changed what it counts."""
+def listener(console: Console, log: str | None = None, *, quiet: bool = False) -> Listener:
+    """The one that suits where the output goes, or the one that was asked for: "text" or "json".
 
-    def __init__(self) -> None:
-        self.unit, self.done, self.total = "", 0, 0
-        self.figures: Mapping[str, float] = {}
-        self._began, self._first = time.monotonic(), 0
+    `quiet`: only warnings, errors and how it ended.
+    """
+    if log == "json":
+        return Events(partial(_print_event, console.file, quiet), SECONDS_BETWEEN_SAID)
+    moves = log is None and not quiet and console.file.isatty() and not console.is_dumb_terminal
+    return Bars(console) if moves else Lines(console, quiet=quiet)
 
-    def update(self, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
-        """Take in a report of progress."""
-        if unit != self.unit or done < self.done:
-            self._began, self._first = time.monotonic(), done
-        self.unit, self.done, self.total, self.figures = unit, done, total, figures
 
-    @property
-    def rate(self) -> float:
-        """Units a second; 0 while that is unknown."""
-        seconds = time.monotonic() - self._began
-        return (self.done - self._first) / seconds if seconds > 0.5 else 0.0
+def _print_event(out: IO[str], quiet: bool, event: Event) -> None:
+    if not quiet or event["level"] != "info" or event["event"] == "finished":
+        print_line(out, json_line(event))
 
-    def words(self) -> dict[str, str]:
-        """Count, rate, time left and figures, as text."""
-        rate, left = self.rate, ""
-        if rate > 0 and self.total > self.done:
-            left = f"{duration((self.total - self.done) / rate)} left"
-        return {
-            "count": f"{self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}" if self.unit else "",
-            "rate": "" if rate <= 0 else f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each",
-            "left": left,
-            "figures": ", ".join(figure(name, value) for name, value in self.figures.items()),
-        }
+
+def progress_words(told: Mapping[str, Any]) -> dict[str, str]:
+    """Count, rate, time left and figures of an event of progress, as text."""
+    done, total, unit, rate, left = (told[name] for name in ("done", "total", "unit", "per_second", "seconds_left"))
+    return {
+        "count": f"{done:,}{f'/{total:,}' if total else ''} {unit}" if unit else "",
+        "rate": "" if rate <= 0 else f"{rate:,.1f}/s" if rate >= 1 else f"{duration(1 / rate)} each",
+        "left": f"{duration(left)} left" if left is not None else "",
+        "figures": ", ".join(figure(name, value) for name, value in told["figures"].items()),
+    }
 
 
 def clean(text: str) -> str:
@@ -89,10 +88,15 @@ def number(value: float) -> str:
 
 def facts_line(artifact: Artifact) -> str:
     """What a stage counted, in a few words."""
-    facts, words = dict(artifact.facts), []
+    return facts_words(artifact.facts, artifact.produces)
+
+
+def facts_words(counted: Mapping[str, Any], produces: str) -> str:
+    """The same, of a stage's facts and of what it made."""
+    facts, words = dict(counted), []
     rows, dropped = facts.pop("rows", None), facts.pop("dropped", None)
     if rows is not None:
-        words.append(f"{rows:,} {artifact.produces if artifact.produces in ROWS else 'rows'}")
+        words.append(f"{rows:,} {produces if produces in ROWS else 'rows'}")
     if isinstance(dropped, dict) and sum(dropped.values()):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=_by_count))
         words.append(f"{sum(dropped.values()):,} left out ({reasons})")
@@ -129,7 +133,7 @@ class Bars:
         self._console = console
         self._live: Live | None = None
         self._pace = Pace()
-        self._width, self._began = 0, 0.0
+        self._width, self._began, self._does = 0, 0.0, ""
         self._whole: dict[str, str] = {}
 
     def planned(self, plan: Plan, workspace: Workspace) -> None:
@@ -149,7 +153,7 @@ class Bars:
             self._line("[dim]·[/]", step.name, "[dim]sealed[/]", f"[dim]{escape(facts_line(artifact))}[/]")
 
     def started(self, step: Step) -> None:
-        self._pace, self._began = Pace(), time.monotonic()
+        self._pace, self._began, self._does = Pace(), time.monotonic(), ""
         self._live = Live(
             get_renderable=lambda: self._moving(step),
             console=self._console,
@@ -158,7 +162,11 @@ class Bars:
         )
         self._live.start()
 
+    def doing(self, step: Step, what: str) -> None:
+        self._does = what
+
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
+        self._does = ""
         self._pace.update(done, total, unit, figures)
 
     def warned(self, step: Step, text: str) -> None:
@@ -168,7 +176,7 @@ class Bars:
         self._stop()
         self._line("[green]✓[/]", step.name, duration(seconds), escape(facts_line(artifact)))
 
-    def failed(self, step: Step) -> None:
+    def failed(self, step: Step, error: BaseException) -> None:
         self._stop()
         self._line("[red]✗[/]", step.name, "", "")
 
@@ -191,7 +199,7 @@ class Bars:
 
     def _moving(self, step: Step) -> Text:
         """The line of the stage that runs, as long as the terminal is wide."""
-        now, words = time.monotonic(), self._pace.words()
+        now, words = time.monotonic(), progress_words(self._pace.fields())
         line = Text.assemble(
             (SPINNER[int(now * 8) % len(SPINNER)], "cyan"),
             (f"  {step.name:<{self._width}}", "bold"),
@@ -199,7 +207,9 @@ class Bars:
             no_wrap=True,
             overflow="ellipsis",
         )
-        if self._pace.unit:
+        if self._does:
+            line.append(f"  {self._does}", "dim")
+        elif self._pace.unit:
             rest = Text.assemble(
                 f"  {words['count']}",
                 (f"  {words['rate']:<10}", "dim"),
@@ -220,50 +230,41 @@ def bar(share: float, width: int) -> Text:
     return Text.assemble("  ", (full, "cyan"), ("━" * (width - len(full)), "grey23"))
 
 
-class Lines:
+class Lines(Events):
     """For a file or a pipe: a line when a stage starts and ends, and now and then one between."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._places: dict[str, str] = {}
-        self._pace = Pace()
-        self._last = 0.0
-
-    def planned(self, plan: Plan, workspace: Workspace) -> None:
-        count = len(plan.steps)
-        self._places = {name: f"[{place:>{len(str(count))}}/{count}]" for place, name in enumerate(plan.steps, 1)}
-        self._print(opening(plan, workspace).plain)
-
-    def found(self, step: Step, artifact: Artifact) -> None:
-        self._say(step, "sealed before", facts_line(artifact))
-
-    def started(self, step: Step) -> None:
-        self._pace, self._last = Pace(), time.monotonic()
-        self._say(step, "starts")
-
-    def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
-        self._pace.update(done, total, unit, figures)
-        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            self._say(step, *self._pace.words().values())
-
-    def warned(self, step: Step, text: str) -> None:
-        self._say(step, f"warning: {clean(text)}")
-
-    def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
-        self._say(step, f"sealed in {duration(seconds)}", facts_line(artifact))
-
-    def failed(self, step: Step) -> None:
-        self._say(step, "did not finish")
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        super().__init__(self._print, SECONDS_BETWEEN_SAID)
+        self._console, self._quiet = console, quiet
 
     def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:
         closing(self._console, plan, workspace, summary)
 
-    def _say(self, step: Step, *words: str) -> None:
-        self._print(f"{self._places[step.name]} {step.name}: {', '.join(word for word in words if word)}")
+    def _print(self, event: Event) -> None:
+        if not self._quiet or event["level"] != "info":
+            # What ended a stage is said by whoever ends the run.
+            print_line(self._console.file, said({**event, "error": ""}))
 
-    def _print(self, text: str) -> None:
-        print_line(self._console.file, text)
+
+def said(event: Event) -> str:
+    """An event in words, in one line."""
+    name = event["event"]
+    if name == "planned":
+        return f"{event['recipe']} in {event['folder']}: {_count(event['stages'], len(event['to_run']))}"
+    if name == "finished":
+        return f"{event['recipe']} in {event['folder']}: all of it is sealed"
+    facts = facts_words(event["facts"], event["produces"]) if "facts" in event else ""
+    words = {
+        "found": ["sealed before", facts],
+        "started": ["starts"],
+        "doing": [event.get("what", "")],
+        "warned": [f"warning: {clean(event.get('text', ''))}"],
+        "sealed": [f"sealed in {duration(event.get('seconds', 0.0))}", facts],
+        "failed": ["did not finish" + (f": {clean(event['error'])}" if event.get("error") else "")],
+    }
+    told = list(progress_words(event).values()) if name == "progress" else words.get(name, [name])
+    width = len(str(event["of"]))
+    return f"[{event['place']:>{width}}/{event['of']}] {event['stage']}: {', '.join(word for word in told if word)}"
 
 
 def print_line(out: IO[str], text: str) -> None:
@@ -274,9 +275,12 @@ def print_line(out: IO[str], text: str) -> None:
 
 def opening(plan: Plan, workspace: Workspace) -> Text:
     """What is about to happen, in one line."""
-    total, waiting = len(plan.steps), len(plan.to_run)
-    words = f"{total} stages, all sealed" if not waiting else f"{waiting} of {total} stages to run"
+    words = _count(len(plan.steps), len(plan.to_run))
     return Text.assemble((plan.recipe.name, "bold"), f" in {workspace.path}: {words}")
+
+
+def _count(total: int, waiting: int) -> str:
+    return f"{total} stages, all sealed" if not waiting else f"{waiting} of {total} stages to run"
 
 
 def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:

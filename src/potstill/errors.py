@@ -15,6 +15,19 @@ Anything else that escapes is a bug and keeps its traceback; exit code 70.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+EXIT_CODES: Final = {
+    0: "done",
+    1: "compare --require: a regression",
+    2: "something to mend, said in one line; what is sealed stays",
+    3: "compare --require: it cannot be told",
+    70: "a bug in potstill, with its traceback",
+    75: "stopped by SIGUSR1, before a time limit: the same command goes on",
+    130: "stopped by Ctrl-C: the same command goes on",
+    143: "stopped by SIGTERM: the same command goes on",
+}
+"""What every command may end with. 70 and 75 are EX_SOFTWARE and EX_TEMPFAIL of sysexits.h."""
 
 
 def _sentence(text: str) -> str:
@@ -68,6 +81,18 @@ class Stopped(PotstillError):
     """A stage was asked to end, as schedulers do with SIGTERM, and wrote down where it stands."""
 
     exit_code = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+    exit_code = 143
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """SIGUSR1, which schedulers send some minutes before a time limit."""
+
+    exit_code = 75
 
 
 def reason(error: OSError) -> str:

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from potstill import errors
 from potstill.artifact import write_json
+from potstill.environment import time_limit_unheard
 from potstill.errors import PotstillError
 from potstill.stages.base import Facts, Work
 from potstill.workspace import Workspace
@@ -49,15 +50,7 @@ def run_job(
     """
     write_json(path, {**job, "launched": bool(launcher)})
     with log.open("wb") as file:
-        child = subprocess.Popen(
-            [*(launcher or [sys.executable]), "-m", "potstill.worker", str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            env=_environment(launcher),
-            pass_fds=[workspace.lock_descriptor],
-            start_new_session=bool(launcher),  # Ctrl-C is for this process: a launcher would kill its workers
-        )
+        child = _start(path, file, workspace, launcher)
         try:
             workspace.lend(child.pid)
             facts = _Ear(child, file, log).listen(work)
@@ -70,6 +63,19 @@ def run_job(
     if facts is None or code:
         raise _crash(code, log, launcher)
     return facts
+
+
+def _start(path: Path, file: IO[bytes], workspace: Workspace, launcher: Sequence[str]) -> "subprocess.Popen[bytes]":
+    with time_limit_unheard():
+        return subprocess.Popen(
+            [*(launcher or [sys.executable]), "-m", "potstill.worker", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            env=_environment(launcher),
+            pass_fds=[workspace.lock_descriptor],
+            start_new_session=bool(launcher),  # Ctrl-C is for this process: a launcher would kill its workers
+        )
 
 
 def _environment(launcher: Sequence[str]) -> dict[str, str]:
@@ -104,6 +110,8 @@ class _Ear:
             if "progress" in said:
                 done, total, unit, figures = said["progress"]
                 work.progress(done, total, unit, **figures)
+            elif "doing" in said:
+                work.doing(said["doing"])
             elif "warning" in said:
                 work.warn(said["warning"])
             elif "error" in said:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from potstill import stages
 from potstill.artifact import Artifact, read_json, seal, storage_errors
 from potstill.errors import RecipeError
+from potstill.events import SECONDS_BETWEEN_KEPT, Events, LogFile
 from potstill.launch import check_launcher, run_job
 from potstill.money import Ledger
 from potstill.overlap import refuse_overlap, refuse_shared
@@ -39,6 +40,9 @@ class Listener(Protocol):
     def started(self, step: Step) -> None:
         """Runs from now on."""
 
+    def doing(self, step: Step, what: str) -> None:
+        """What it does before there is something to count: "loading the model"."""
+
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
         """How far it is; may come many times a second."""
 
@@ -48,8 +52,8 @@ class Listener(Protocol):
     def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
         """Finished."""
 
-    def failed(self, step: Step) -> None:
-        """Did not finish; what ended it is raised."""
+    def failed(self, step: Step, error: BaseException) -> None:
+        """Did not finish; what ended it is raised too."""
 
     def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:
         """All stages are sealed; the summary is there where the recipe reports."""
@@ -64,15 +68,60 @@ class Silent:
 
     def started(self, step: Step) -> None: ...
 
+    def doing(self, step: Step, what: str) -> None: ...
+
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None: ...
 
     def warned(self, step: Step, text: str) -> None: ...
 
     def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None: ...
 
-    def failed(self, step: Step) -> None: ...
+    def failed(self, step: Step, error: BaseException) -> None: ...
 
     def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None: ...
+
+
+class _Logged:
+    """A listener whose run is kept in its folder's log as well, whoever listens."""
+
+    def __init__(self, listener: Listener, log: Listener) -> None:
+        self._both = (log, listener)  # the log first: a terminal may be gone
+
+    def planned(self, plan: Plan, workspace: Workspace) -> None:
+        for one in self._both:
+            one.planned(plan, workspace)
+
+    def found(self, step: Step, artifact: Artifact) -> None:
+        for one in self._both:
+            one.found(step, artifact)
+
+    def started(self, step: Step) -> None:
+        for one in self._both:
+            one.started(step)
+
+    def doing(self, step: Step, what: str) -> None:
+        for one in self._both:
+            one.doing(step, what)
+
+    def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
+        for one in self._both:
+            one.progress(step, done, total, unit, figures)
+
+    def warned(self, step: Step, text: str) -> None:
+        for one in self._both:
+            one.warned(step, text)
+
+    def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
+        for one in self._both:
+            one.sealed(step, artifact, seconds)
+
+    def failed(self, step: Step, error: BaseException) -> None:
+        for one in self._both:
+            one.failed(step, error)
+
+    def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:
+        for one in self._both:
+            one.finished(plan, workspace, summary)
 
 
 def run(
@@ -85,10 +134,11 @@ def run(
     """Run a recipe, or what one stage of it needs, in a folder; returns each stage's artifact.
 
     `launcher` is a command that starts the workers of stages whose `sharding` is not none; see `launch`.
-    What is sealed is found again. RecipeError, BusyError, StorageError or what a stage raises: one line each.
+    What happens is kept in logs/run.jsonl too. What is sealed is found again. RecipeError, BusyError, StorageError or
+    what a stage raises: one line each.
     """
     workspace, hashes = Workspace(folder), Hashes(folder / "hashes.json")
-    listener = listener or Silent()
+    listener = _Logged(listener or Silent(), Events(LogFile(workspace.logs), SECONDS_BETWEEN_KEPT))
     with workspace.hold(), storage_errors(folder), Servers(recipe, workspace) as servers:
         whole = make_plan(recipe, workspace, hashes)
         plan = whole.until(until)
@@ -206,13 +256,14 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
         refuse_overlap(plan, step, sealed)
         inputs = stage_inputs(plan, step, sealed, means.servers.needed_by(step))
         progress, warn = _relay(step, listener), partial(listener.warned, step)
-        work = Work(draft, workspace.path, step.seed, progress, warn, step.folder, ledger=means.ledger)
+        doing = partial(listener.doing, step)
+        work = Work(draft, workspace.path, step.seed, progress, warn, step.folder, means.ledger, doing=doing)
         alone = step.entry.stage.in_child(inputs)
         facts = _in_child(step, inputs, work, means) if alone else _in_process(step, inputs, work)
         refuse_changed(plan, step, means.hashes)  # while it ran
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
-    except BaseException:
-        listener.failed(step)
+    except BaseException as error:
+        listener.failed(step, error)
         raise
     finally:
         shutil.rmtree(desk, ignore_errors=True)

@@ -130,7 +130,7 @@ def _sum(plan: Plan, workspace: Workspace) -> str:
     low, high = (sum(_usd(step)[end] for step in asking) for end in (0, 1))
     words += f", ${_between(low, high)}" if high else ""
     words += _time(asking, workspace)
-    totals = _totals(workspace)
+    totals = journal_totals(workspace)
     names = {step.entry.family for step in asking}
     if kept := sum(total.calls - total.pruned for total in totals if total.stage in names):
         words += f". {kept:,} replies that these stages asked for are kept already: where they ask the same, it is free"
@@ -200,7 +200,7 @@ def _asked_for(step: Step, part: Part) -> list[ModelSpec | None]:
     return [model.spec if model else None for link in links for model in link.models or (None,)]
 
 
-def _totals(workspace: Workspace) -> list[Total]:
+def journal_totals(workspace: Workspace) -> list[Total]:
     """What the run's journal holds and has cost."""
     path = workspace.path / JOURNAL
     if not path.exists():
@@ -211,7 +211,7 @@ def _totals(workspace: Workspace) -> list[Total]:
 
 def _time(asking: list[Step], workspace: Workspace) -> str:
     """How long the calls take, as far as these models have answered before in this folder."""
-    totals = _totals(workspace)
+    totals = journal_totals(workspace)
     seconds = 0.0
     for step in asking:
         specs = [model.spec for link in step.entry.links for model in link.models]
@@ -230,7 +230,7 @@ def status_view(console: Console, workspace: Workspace) -> None:
     wide = console.width >= ROOM_FOR_DATES
     table = _table("stage", "kind", "", *(["sealed at"] if wide else []), "took")
     table.expand = True
-    table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
+    table.add_column(overflow="fold", style="dim", ratio=1)
     for family, names in families(described.stages).items():
         kind, label = described.stages[names[0]].kind, _named(family, names, "", wide=wide)
         sealed = [one for name in names if (one := find(workspace.artifacts / described.stages[name].folder))]
@@ -262,7 +262,7 @@ def status_view(console: Console, workspace: Workspace) -> None:
 
 def _spent(described: Description, workspace: Workspace) -> str:
     """What replies have cost, and what of the budget is left."""
-    totals = _totals(workspace)
+    totals = journal_totals(workspace)
     if not totals:
         return ""
     kept, usd = sum(total.calls - total.pruned for total in totals), sum(total.usd for total in totals)

@@ -1,9 +1,9 @@
 """The process that one training stage runs in: `python -m potstill.worker JOB.json`; or one of those that share it.
 
-It says on standard output, as lines of JSON, how far it is and what it warns of, and last {"facts": ...} or {"error":
-[class, where, what, remedy]}. Of several workers only the first says how far they are, and writes what is sealed;
-whichever fails says so, be it {"crash": what}. Whatever else is printed goes to standard error, which is the stage's
-log.
+It says on standard output, as lines of JSON, what it does, how far it is and what it warns of, and last {"facts": ...}
+or {"error": [class, where, what, remedy]}. Of several workers only the first says how far they are, and writes what is
+sealed; whichever fails says so, be it {"crash": what}. Whatever else is printed goes to standard error, which is the
+stage's log.
 """
 
 import importlib
@@ -114,9 +114,12 @@ def _run(job: dict[str, Any], speaker: "_Speaker | None", stop: "_Stop") -> dict
     config = stage.config.model_validate(job["config"])
     path, workspace = Path(job["path"]), Path(job["workspace"])
     progress, warn = (speaker.progress, speaker.warn) if speaker else (no_progress, no_warning)
+    doing = speaker.doing if speaker else no_warning
     work = Work(
-        path, workspace, job["seed"], progress, warn, job["name"], launched=job["launched"], stoppable=stop.awaited
-    )
+        path, workspace, job["seed"], progress, warn, job["name"], doing=doing, launched=job["launched"],
+        stoppable=stop.awaited,
+    )  # fmt: skip
+    doing("loading the libraries that train")
     return stage.run(config, Inputs.from_json(job["inputs"]), work)
 
 
@@ -163,6 +166,9 @@ class _Speaker:
     def warn(self, text: str) -> None:
         self.say({"warning": text})
         sys.stderr.write(f"warning: {text}\n")
+
+    def doing(self, what: str) -> None:
+        self.say({"doing": what})
 
     def progress(self, done: int, total: int, unit: str, **figures: float) -> None:
         now = time.monotonic()

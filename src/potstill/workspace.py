@@ -1,7 +1,7 @@
 """A run's folder: who holds it, what lies in it, and how long things took.
 
 artifacts/<stage>-<key>/  sealed           work/     unsealed, removed at the next start
-<stage>                   link to the latest logs/     what training processes said
+<stage>                   link to the latest logs/     what the run and its processes said
 journal.sqlite            paid replies      lock      the process that runs
 run.json                  the last recipe   times.json, speed.json, hashes.json, trials.json
 unfinished/<stage>-<key>/ checkpoints and local models' answers, until it is sealed

@@ -16,7 +16,7 @@ import fakes
 import pytest
 from rich.console import Console
 
-from potstill import __version__, console
+from potstill import __version__, console, events
 from potstill.artifact import Artifact
 from potstill.chat import Options, chat
 from potstill.cli import main
@@ -187,13 +187,16 @@ def test_status_tells_what_is_sealed_and_what_is_left(potstill):
     assert "All 6 stages are sealed in runs/tiny." in potstill("status", "runs/tiny")[1]
 
 
-def test_status_gives_each_stage_one_line_on_a_narrow_terminal(potstill, monkeypatch):
+def test_status_folds_what_is_too_long_for_a_narrow_terminal(potstill, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     potstill("run", "tiny.yaml")
     head, *lines = potstill("status", "tiny.yaml")[1].split("\n\n")[0].splitlines()
     assert head.split() == ["stage", "kind", "took"]
-    assert [line.split()[0] for line in lines] == ["first", "second", "loud", "made", "other", "asked"]
-    assert all(len(line) <= 60 and "sealed" in line for line in lines)
+    begin = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert begin == ["first", "second", "loud", "made", "other", "asked"]
+    assert all(len(line) <= 60 for line in lines)
+    assert "…" not in "".join(lines)
+    assert "1 left out (1 hoarse)" in " ".join("".join(line[30:]).strip() for line in lines)
 
 
 def test_show_prints_the_manifest_and_the_first_rows(potstill):
@@ -315,19 +318,19 @@ def test_on_a_terminal_bars_move_and_finished_lines_stay(tmp_path):
 
 def test_pace_tells_rate_and_time_left(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    pace = console.Pace()
+    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    pace = events.Pace()
     pace.update(0, 100, "steps", {})
     now[0] = 10.0
     pace.update(20, 100, "steps", {"loss": 2.5})
-    words = pace.words()
+    words = console.progress_words(pace.fields())
     assert words == {"count": "20/100 steps", "rate": "2.0/s", "left": "40 s left", "figures": "loss 2.5"}
     pace.update(1, 30, "rows", {})  # another phase counts anew
     now[0] = 20.0
     pace.update(3, 30, "rows", {})
-    assert pace.words()["rate"] == "5.0 s each"
+    assert console.progress_words(pace.fields())["rate"] == "5.0 s each"
     pace.update(7, 0, "rows", {})  # nobody knows of how many
-    assert pace.words()["count"] == "7 rows"
+    assert console.progress_words(pace.fields())["count"] == "7 rows"
 
 
 def estimate(mean, low, high, n=80, **more):

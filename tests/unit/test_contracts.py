@@ -26,7 +26,7 @@ SOURCE = ROOT / "src" / "potstill"
 
 # Imports point down this list, or stay inside one line of it.
 LAYERS = [
-    ["errors", "units"],
+    ["errors", "units", "environment"],
     ["records", "document", "money", "members", "questions", "validation"],
     ["artifact"],
     ["sources"],
@@ -37,12 +37,13 @@ LAYERS = [
     ["references", "families", "schema", "recipe"],
     ["workspace"],
     ["plan"],
-    ["launch", "overlap"],
+    ["launch", "overlap", "events"],
     ["pipeline", "worker"],
     ["trial"],
     ["console"],
     ["views", "show", "signal_view", "chat", "replies"],
     ["results", "material", "score", "score_view", "compare", "compare_view"],
+    ["in_memory", "notebook", "handles", "library"],
     ["verbs"],
     ["cli"],
 ]

@@ -168,10 +168,14 @@ def test_when_the_parent_is_killed_every_worker_ends():
     assert find(Path("out/made")) is None
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
 def test_asked_to_end_every_worker_writes_its_checkpoint_first(number, code):
-    """The launcher hears nothing of it: many would kill their workers."""
+    """The launcher hears nothing of it: many would kill their workers. SIGUSR1 is sent to every process, as Slurm does,
+    and only the run heeds it."""
     process, workers = start("made.seconds=60")
+    if number == signal.SIGUSR1:
+        for worker in (os.getpgid(workers[0]), *workers):
+            os.kill(worker, number)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == code

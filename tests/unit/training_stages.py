@@ -50,6 +50,8 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.warnings: list[str] = []
+        self.told: list[str] = []
+        """What stages said that they did, and "step" for each report of one."""
 
     def data(self, name: str, kind: str, rows: Sequence[Record]) -> Data:
         folder = self.root / name
@@ -84,8 +86,9 @@ class Bench:
         folder.mkdir()
         kind = stage.__name__.rsplit(".", 1)[-1]
         work = Work(
-            folder, self.root, seed=3, name=out, warn=self.warnings.append, stoppable=lambda: nullcontext(stopping)
-        )
+            folder, self.root, seed=3, name=out, warn=self.warnings.append, stoppable=lambda: nullcontext(stopping),
+            doing=self.told.append, progress=lambda done, total, unit, **figures: self.told.append(f"{unit} {done}"),
+        )  # fmt: skip
         facts = stage.STAGE.run(stage.STAGE.config(kind=kind, **config), inputs, work)
         return Model(out, LocalModel(path=str(folder))), facts
 

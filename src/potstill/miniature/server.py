@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from potstill.environment import time_limit_unheard
 from potstill.errors import TeacherError
 from potstill.miniature.mind import call, label_odds, reply
 from potstill.miniature.voices import VOICES
@@ -228,7 +229,7 @@ class MiniatureProcess:
         command = [sys.executable, "-m", "potstill.miniature.server", f"--seed={self.spec.seed}"]
         command.append(f"--entities={self.spec.entities}")
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, time_limit_unheard():
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
             )

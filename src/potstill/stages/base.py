@@ -274,6 +274,8 @@ class Work:
     """What the run has spent on replies, and how much it may."""
     meter: Meter = field(default_factory=Meter)
     """What replies this stage was handed."""
+    doing: Callable[[str], None] = field(default=no_warning)
+    """Told what is done while there is nothing to count yet, in a few words: "loading the model"."""
     launched: bool = False
     """Whether a launcher started this process, perhaps as one of several: they share the stage's work."""
     stoppable: Callable[[], AbstractContextManager[Callable[[], bool]]] = field(default=never_asked)

@@ -61,6 +61,7 @@ class Session:
         `referred`: it is the reference too, which is what it is before an adapter is attached. `fit` as in `take`.
         `longest` stands for rows that will be made on the way, where memory is planned.
         """
+        self.work.doing("loading the model")
         adapter, source = self.config.adapter, self.inputs.model("model")
         as_it_was = load_tokenizer(source) if new_tokens else self.tokenizer  # the model knows no new ones yet
         model = load_base(source, as_it_was, self.device, adapter)
@@ -91,6 +92,7 @@ class Session:
         optimizers = make_optimizers(scorer, config.optimizer, config.learning_rate, config.weight_decay, config.beta2)
         self.model = model
         self.pace = Pace(operations(model), matrix_peak(self.device, self.precision))
+        self.work.doing("measuring memory")
         chosen = self.team.first(lambda: self._memory(scorer, items, teach))
         scorer.checkpoint(chosen.checkpoint_activations)
         if config.adapter is not None and self.precision == torch.bfloat16:
@@ -119,6 +121,7 @@ class Session:
         """Within this, rows are encoded: by the team's first member, then by the others, who find it in the store."""
         if self.team.rank > 0:
             self.team.wait()
+        self.work.doing("reading rows and counting tokens")
         yield
         if self.team.rank == 0:
             self.team.wait()
@@ -168,12 +171,15 @@ class Session:
             follow, recall = everyone([tell, *watching]), everyone(watching)
             stopping = stack.enter_context(self.work.stoppable())
             stack.enter_context(memory_errors(self.settings.micro_tokens))
-            desk = Desk(self.work.path, self.work.state, follow, stopping, self.pace, recall, self.work.warn)
+            desk = Desk(
+                self.work.path, self.work.state, follow, stopping, self.pace, recall, self.work.warn, self.work.doing
+            )
             happened = train(self.team, task, self.settings, desk)
         return {**happened, "warnings": guard.warnings} if guard and guard.warnings else happened
 
     def finish(self, split: Split, happened: dict[str, Any]) -> Facts:
         """Save what was trained and the rows left out; returns everything that belongs into the manifest."""
+        self.work.doing("saving the model")
         decided = {**self.team.scorer.facts(), "micro_batch_tokens": self.settings.micro_tokens}
         facts = {**happened, **split.facts(), **decided, **self.team.facts(), **self._adapter, **self._mixture}
         model, path, store = self.team.scorer.release(), self.work.path, self.config.store

@@ -63,6 +63,8 @@ class Desk:
     recall: Follower = field(default=_nobody)
     """Told first what an earlier run of this had told."""
     warn: Callable[[str], None] = field(default=_nobody)
+    doing: Callable[[str], None] = field(default=_nobody)
+    """Told what is done while no step is."""
 
 
 def train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, Any]:
@@ -79,7 +81,11 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
     step = _take_up(team, checkpoints, curve, keeper, desk.warn)
     for row in curve.rows:
         desk.recall(row)
-    if step == 0:
+    if step:
+        desk.doing(f"goes on from step {step:,} of {len(task.steps):,}")
+    else:
+        if task.held_out:
+            desk.doing("scoring the held-out rows before the first step")
         keeper.offer(0, _evaluate(team, task, settings, curve, 0))
     team.scorer.train()
     while step < len(task.steps) and not keeper.exhausted(step, marks):

@@ -2,16 +2,18 @@
 
 from types import ModuleType
 
-from potstill.verbs import chat, compare, journal, plan, run, score, show, status
+from potstill.verbs import chat, compare, completion, journal, logs, plan, run, score, show, status
 
 VERBS: dict[str, ModuleType] = {
     "run": run,
     "plan": plan,
     "status": status,
+    "logs": logs,
     "show": show,
     "compare": compare,
     "journal": journal,
     "score": score,
     "chat": chat,
+    "completion": completion,
 }
 """In the order in which `--help` lists them. Their work is imported when one is asked for."""

@@ -3,15 +3,17 @@
 import argparse
 
 from potstill.errors import reading
-from potstill.verbs import common
+from potstill.verbs import common, complete
 
 HELP = "talk to a model of a run, or to any model folder"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
-    parser.add_argument("run", metavar="RUN_OR_MODEL", help="a run's folder, name or recipe, or a model's folder")
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="which of the run's models (default: the last)")
+    help_text = "a run's folder, name or recipe, or a model's folder"
+    common.completed(parser.add_argument("run", metavar="RUN_OR_MODEL", help=help_text), complete.runs)
+    help_text = "which of the run's models (default: the last)"
+    common.completed(parser.add_argument("model", nargs="?", metavar="MODEL", help=help_text), complete.stages)
     parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
     parser.add_argument(
         "--temperature", type=common.within(0, 2), default=0.7, help="0 takes the likeliest token (default: 0.7)"

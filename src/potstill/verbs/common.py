@@ -7,23 +7,33 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potstill.verbs import complete
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from potstill.recipe import Recipe
 
 
+def completed(action: argparse.Action, completer: Callable[..., list[str]]) -> None:
+    """Let shells complete this argument."""
+    action.completer = completer  # type: ignore[attr-defined]  # argcomplete looks for it there
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """RUN, as every verb on a run takes it."""
-    parser.add_argument("run", metavar="RUN", help="a run's folder; or its name or recipe: then runs/NAME")
+    help_text = "a run's folder; or its name or recipe: then runs/NAME"
+    completed(parser.add_argument("run", metavar="RUN", help=help_text), complete.runs)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE and what may be written over it, as every verb on a recipe takes them."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    named = parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    completed(named, complete.recipes)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="written over the recipe: dpo.beta=0.05")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
-    parser.add_argument("--until", metavar="STAGE", help="only what this stage needs, and itself")
+    until = parser.add_argument("--until", metavar="STAGE", help="only what this stage needs, and itself")
+    completed(until, complete.stages)
 
 
 def count(text: str, least: int = 1) -> int:
@@ -47,9 +57,10 @@ def within(low: float, high: float) -> Callable[[str], float]:
 
 
 def console() -> "Console":
-    from rich.console import Console
+    """Standard output, as the user's environment wants it."""
+    from potstill.console import screen
 
-    return Console(highlight=False)
+    return screen()
 
 
 def load(args: argparse.Namespace) -> "tuple[Recipe, Path]":

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from potstill.errors import reading
-from potstill.verbs import common
+from potstill.verbs import common, complete
 
 HELP = "count, list, price, export or prune the replies that were paid for"
 
@@ -24,7 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="", metavar="NAME", help="only replies of the model that the server calls so"
     )
-    parser.add_argument("--stage", default="", metavar="STAGE", help="only those that this stage asked for first")
+    stage = parser.add_argument("--stage", default="", metavar="STAGE", help="only those that it asked for first")
+    common.completed(stage, complete.stages)
     parser.add_argument(
         "--finish", default="", metavar="END", help="only those that ended so: stop, length, empty, ..."
     )
