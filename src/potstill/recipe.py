@@ -3,6 +3,7 @@
 Whatever is wrong with it is one RecipeError that names the line, before anything runs.
 """
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,16 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
         _override(document, override)
         _check_top(document)
     return _Builder(document, path.parent, source, tuple(overrides)).recipe()
+
+
+def recipe_of(value: Mapping[str, Any], name: str, folder: Path) -> Recipe:
+    """The recipe that a mapping is, as a file would hold it. RecipeError, whose place is `name`.
+
+    `folder`: what paths in it start from.
+    """
+    document = parse(json.dumps(value, default=str), name, lines=False)
+    _check_top(document)
+    return _Builder(document, folder, name, ()).recipe()
 
 
 def _check_top(document: Document) -> None:

@@ -80,7 +80,7 @@ def show(console: Console, workspace: Workspace, stage: str, rows: int, dropped:
     elif artifact.produces == "signals":
         show_signals(console, artifact.path, rows)
     elif artifact.produces == "scores":
-        console.print(_scores(artifact, console.width))
+        console.print(score_table(scores_summary(artifact), console.width))
         _print_failed(console, artifact.path, stage)
         bar = read_json(artifact.path / "scores.json").get("bar")
         for sentence in reservations({"bars": {stage: bar}} if bar else {}):
@@ -384,18 +384,16 @@ def _print_failed(console: Console, path: Path, stage: str) -> None:
     console.print(Text(line, "dim"), soft_wrap=True)
 
 
-def _scores(artifact: Artifact, width: int) -> RenderableType:
+def scores_summary(artifact: Artifact) -> dict[str, Any]:
+    """What a stage that evaluates measured, in the form of a report's summary."""
     scores = read_json(artifact.path / "scores.json")
     notes = artifact.facts.get("notes", {})
     suites = {
         name: noted({**suite, **suite.get("pooled", {})}, name, notes) for name, suite in scores["suites"].items()
     }
-    return score_table(
-        {
-            "models": list(pools(scores["models"])),
-            "measures": suites,
-            "scores": {name: suite["models"] for name, suite in suites.items()},
-            "paired": {name: suite["paired"] for name, suite in suites.items()},
-        },
-        width,
-    )
+    return {
+        "models": list(pools(scores["models"])),
+        "measures": suites,
+        "scores": {name: suite["models"] for name, suite in suites.items()},
+        "paired": {name: suite["paired"] for name, suite in suites.items()},
+    }
