@@ -21,6 +21,7 @@ from potstill.launch import check_launcher, run_job
 from potstill.money import Ledger
 from potstill.overlap import refuse_overlap, refuse_shared
 from potstill.plan import Plan, Step, make_plan, refuse_changed, stage_inputs
+from potstill.progress import ProgressFile
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
 from potstill.stages.base import Facts, Progress, Work, read_speeds
@@ -81,47 +82,47 @@ class Silent:
     def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None: ...
 
 
-class _Logged:
-    """A listener whose run is kept in its folder's log as well, whoever listens."""
+class Everyone:
+    """Several listeners as one, told in their order."""
 
-    def __init__(self, listener: Listener, log: Listener) -> None:
-        self._both = (log, listener)  # the log first: a terminal may be gone
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
 
     def planned(self, plan: Plan, workspace: Workspace) -> None:
-        for one in self._both:
-            one.planned(plan, workspace)
+        for listener in self._listeners:
+            listener.planned(plan, workspace)
 
     def found(self, step: Step, artifact: Artifact) -> None:
-        for one in self._both:
-            one.found(step, artifact)
+        for listener in self._listeners:
+            listener.found(step, artifact)
 
     def started(self, step: Step) -> None:
-        for one in self._both:
-            one.started(step)
+        for listener in self._listeners:
+            listener.started(step)
 
     def doing(self, step: Step, what: str) -> None:
-        for one in self._both:
-            one.doing(step, what)
+        for listener in self._listeners:
+            listener.doing(step, what)
 
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
-        for one in self._both:
-            one.progress(step, done, total, unit, figures)
+        for listener in self._listeners:
+            listener.progress(step, done, total, unit, figures)
 
     def warned(self, step: Step, text: str) -> None:
-        for one in self._both:
-            one.warned(step, text)
+        for listener in self._listeners:
+            listener.warned(step, text)
 
     def sealed(self, step: Step, artifact: Artifact, seconds: float) -> None:
-        for one in self._both:
-            one.sealed(step, artifact, seconds)
+        for listener in self._listeners:
+            listener.sealed(step, artifact, seconds)
 
     def failed(self, step: Step, error: BaseException) -> None:
-        for one in self._both:
-            one.failed(step, error)
+        for listener in self._listeners:
+            listener.failed(step, error)
 
     def finished(self, plan: Plan, workspace: Workspace, summary: Mapping[str, Any] | None) -> None:
-        for one in self._both:
-            one.finished(plan, workspace, summary)
+        for listener in self._listeners:
+            listener.finished(plan, workspace, summary)
 
 
 def run(
@@ -138,7 +139,9 @@ def run(
     what a stage raises: one line each.
     """
     workspace, hashes = Workspace(folder), Hashes(folder / "hashes.json")
-    listener = _Logged(listener or Silent(), Events(LogFile(workspace.logs), SECONDS_BETWEEN_KEPT))
+    log = Events(LogFile(workspace.logs), SECONDS_BETWEEN_KEPT)
+    # Whoever listens comes last: a terminal may be gone.
+    listener = Everyone(log, ProgressFile(), *([listener] if listener else []))
     with workspace.hold(), storage_errors(folder), Servers(recipe, workspace) as servers:
         whole = make_plan(recipe, workspace, hashes)
         plan = whole.until(until)
@@ -208,7 +211,12 @@ def describe(plan: Plan, until: str | None, launcher: Sequence[str] = ()) -> Des
         source=plan.recipe.source,
         overrides=list(plan.recipe.overrides),
         stages={
-            step.name: Asked(kind=step.head["kind"], produces=step.entry.produces, folder=step.folder)
+            step.name: Asked(
+                kind=step.head["kind"],
+                produces=step.entry.produces,
+                folder=step.folder,
+                reads=list(step.entry.reads),
+            )
             for step in plan.steps.values()
         },
         until=until,

@@ -4,6 +4,7 @@ artifacts/<stage>-<key>/  sealed           work/     unsealed, removed at the ne
 <stage>                   link to the latest logs/     what the run and its processes said
 journal.sqlite            paid replies      lock      the process that runs
 run.json                  the last recipe   times.json, speed.json, hashes.json, trials.json
+progress.json             how far it is
 unfinished/<stage>-<key>/ checkpoints and local models' answers, until it is sealed
 cache/                    tokens, references' log-probabilities
 """
@@ -50,6 +51,8 @@ class Asked(BaseModel):
     kind: str
     produces: str
     folder: str
+    reads: list[str] = []
+    """The stages that it reads."""
 
 
 class Description(BaseModel):

@@ -1,8 +1,8 @@
 """Killed at random moments, again and again, a run ends with the bytes of one that nobody disturbed.
 
 Compared is every file but these: the journal (its pages depend on which replies came in together), logs, times.json,
-speed.json and lock (what they are for), summary.json and report.html (sealed results with the seconds that stages took
-and what was measured of models; the summary is compared without them).
+speed.json, progress.json and lock (what they are for), summary.json and report.html (sealed results with the seconds
+that stages took and what was measured of models; the summary is compared without them).
 """
 
 import fnmatch
@@ -23,7 +23,16 @@ pytestmark = pytest.mark.slow
 
 KILLS = 20
 AHEAD = 2  # a kill falls at a random moment of the start-up and so many of the stages that are still to run
-IGNORED = ("journal.sqlite*", "logs/*", "times.json", "speed.json", "lock", "summary.json", "report.html")
+IGNORED = (
+    "journal.sqlite*",
+    "logs/*",
+    "times.json",
+    "speed.json",
+    "progress.json",
+    "lock",
+    "summary.json",
+    "report.html",
+)
 
 
 def hashes(folder: Path) -> dict[str, str]:

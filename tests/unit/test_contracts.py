@@ -37,7 +37,7 @@ LAYERS = [
     ["references", "families", "schema", "recipe"],
     ["workspace"],
     ["plan"],
-    ["launch", "overlap", "events"],
+    ["launch", "overlap", "events", "progress"],
     ["pipeline", "worker"],
     ["trial"],
     ["console"],
