@@ -21,6 +21,7 @@ from potstill.members import families, read_member, spoken
 from potstill.pipeline import Listener
 from potstill.plan import Plan, Step
 from potstill.records import ROWS
+from potstill.reporting.numbers import number as number
 from potstill.reporting.tables import score_table, side_by_side_table
 from potstill.units import duration
 from potstill.workspace import Workspace
@@ -77,13 +78,6 @@ def figure(name: str, value: float) -> str:
     return (
         f"{name.replace('_', ' ')} {number(value)}" if what == name else f"{number(value)} {what.replace('_', ' ')}/s"
     )
-
-
-def number(value: float) -> str:
-    """Whole numbers with commas, others with three figures that matter."""
-    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def facts_line(artifact: Artifact) -> str:

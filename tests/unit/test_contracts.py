@@ -38,12 +38,14 @@ LAYERS = [
     ["workspace"],
     ["plan"],
     ["launch", "overlap", "events", "progress"],
+    ["survey"],
     ["pipeline", "worker"],
     ["trial"],
     ["console"],
     ["views", "show", "signal_view", "chat", "replies"],
     ["results", "material", "score", "score_view", "compare", "compare_view"],
     ["in_memory", "notebook", "handles", "library"],
+    ["view"],
     ["verbs"],
     ["cli"],
 ]
@@ -56,6 +58,8 @@ MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "
 MAY_BE_HEAVY_FILES = {
     "teachers/local.py", "stages/session.py", "stages/classroom.py", "stages/interpreters.py",
     "evaluation/harness.py",
+    *(f"view/{name}.py" for name in ("server", "site")),
+    *(f"view/sections/{name}.py" for name in ("run", "stages", "rows", "scores", "compare", "findings")),
 }  # fmt: skip
 
 
@@ -320,7 +324,7 @@ def test_every_shipped_recipe_parses_and_plans(name, tmp_path):
 # What people see of scores. Trials of judges and audits have tables of their own, whose cells are pairs of a value and
 # its interval.
 PRINTS = ["console", "show", "views", "replies", "compare_view"]
-PRINTS += ["reporting.page", "reporting.findings", "reporting.claims"]
+PRINTS += ["reporting.page", "reporting.findings", "reporting.claims", "reporting.suites", "reporting.questions"]
 
 
 @pytest.mark.parametrize("name", PRINTS)

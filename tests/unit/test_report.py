@@ -18,6 +18,7 @@ from potstill.errors import RecipeError
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.reporting import charts, render
+from potstill.reporting.curves import CURVE_POINTS
 from potstill.reporting.differences import in_seeds, only_against, without
 from potstill.reporting.findings import findings, noted
 from potstill.sources import Data
@@ -119,7 +120,7 @@ def test_what_is_sealed(usual):
     assert sealed["curves"]["base"]["train"]["loss"] == [[1, 3 - 1 / 3], [2, 3 - 2 / 3], [3, 2.0]]
     assert sealed["curves"]["base"]["held_out"] == {"loss": [[3, 2.5]], "reward_accuracy": [[3, 0.75]]}
     thinned = sealed["curves"]["dpo"]["train"]["loss"]
-    assert (len(thinned), thinned[-1][0]) == (report.CURVE_POINTS, 1000)
+    assert (len(thinned), thinned[-1][0]) == (CURVE_POINTS, 1000)
     assert math.fsum(v for _, v in thinned) / len(thinned) == pytest.approx(2.4995, abs=1e-3)
     assert sealed["controlled"] == [{"earlier": "sft", "later": "dpo", "field": "data", "settings": ["raw", "curated"]}]
 

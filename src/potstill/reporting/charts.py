@@ -176,3 +176,13 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)] or [low]
+
+
+def diverging(value: float, far: float) -> Markup:
+    """A bar to the right of the middle for more, to the left for less; `far` fills half of its cell."""
+    share = 50 * min(1.0, abs(value) / far) if far else 0.0
+    side = "more" if value > 0 else "less"
+    return Markup(
+        '<svg class="diverging" aria-hidden="true"><line class="zero" x1="50%" x2="50%" y1="0" y2="100%"/>'
+        '<rect class="{}" x="{:.2f}%" y="25%" width="{:.2f}%" height="50%" rx="2"/></svg>'
+    ).format(side, 50.0 if value > 0 else 50.0 - share, share)

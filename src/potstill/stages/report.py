@@ -1,10 +1,8 @@
 """Report: everything that the final page shows, gathered from scores and models and sealed. `reporting` draws it."""
 
 import json
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -19,8 +17,10 @@ from potstill.evaluation.scores import SCORES_FILE, read_results
 from potstill.lineage import folder_name
 from potstill.members import pools
 from potstill.records import ROWS
+from potstill.reporting.curves import read_curves
 from potstill.reporting.differences import only_against, without
 from potstill.reporting.findings import noted
+from potstill.reporting.suites import folded, told_apart
 from potstill.sources import Data, Inputs, LocalModel, Model, Spec
 from potstill.stages.base import Expected, Facts, PoolName, Reference, Source, Stage, StageConfig, Work
 from potstill.stages.scored import results_of, scored_by
@@ -33,8 +33,6 @@ AUDIT_FILE = "audit.json"
 ANSWERS_FILE = "answers.jsonl"
 CURVES_FILE = "curves.jsonl"
 
-CURVE_POINTS = 240
-"""More than this many points of a curve cannot be told apart on a page."""
 SHOWN_CHARACTERS = 6000
 """A longer answer is cut on the page; it stands whole in the scores."""
 
@@ -114,7 +112,7 @@ class Report(StageConfig):
 
     def check_sources(self, sources: Mapping[str, Sequence[Source]]) -> None:
         evaluations = sources["scores"]
-        suites = _told_apart([(origin, suite, None) for origin, suite in results_of(evaluations)])
+        suites = told_apart([(origin, suite, None) for origin, suite in results_of(evaluations)])
         self.check_names(list(suites), list(pools(scored_by(evaluations))))
 
     def check_names(self, suites: Sequence[str], models: Sequence[str]) -> None:
@@ -166,7 +164,7 @@ def run(config: Report, inputs: Inputs, work: Work) -> Facts:
             for data in scores
             if (found := failed_judgments(_read_lines(data.path / ANSWERS_FILE)))["failed"]
         },
-        "curves": {name: _curves(made.path / CURVES_FILE) for name, made in stages.items()},
+        "curves": {name: read_curves(made.path / CURVES_FILE) for name, made in stages.items()},
         "stages": {name: _told(made) for name, made in stages.items()},
         "controlled": _controlled({pool: stages[names[0]] for pool, names in pools(stages).items()}),
     }
@@ -233,7 +231,7 @@ def _suites(scores: Sequence[Data], against: str | None, teacher: str | None) ->
     teacher: of it the report says what share others keep.
     """
     found = [
-        (data.name, name, noted(_folded(suite), name, _notes(data)))
+        (data.name, name, noted(folded(suite), name, _notes(data)))
         for data in scores
         for name, suite in _read_suites(data).items()
     ]
@@ -241,13 +239,7 @@ def _suites(scores: Sequence[Data], against: str | None, teacher: str | None) ->
         found = [(origin, name, only_against(suite, against)) for origin, name, suite in found]
     elif teacher is not None:
         found = [(origin, name, without(suite, teacher)) for origin, name, suite in found]
-    return _told_apart(found)
-
-
-def _told_apart(found: Sequence[tuple[str, str, T]]) -> dict[str, T]:
-    """What belongs to the suites of all evaluations; a name that two of them use is told apart by the evaluation's."""
-    names = [name for _, name, _ in found]
-    return {name if names.count(name) == 1 else f"{origin}: {name}": one for origin, name, one in found}
+    return told_apart(found)
 
 
 def _footprint(config: Report, scores: Sequence[Data], models: Sequence[str]) -> dict[str, Any]:
@@ -263,13 +255,8 @@ def _footprint(config: Report, scores: Sequence[Data], models: Sequence[str]) ->
         "teacher": config.teacher,
         "machine_usd_per_hour": config.machine_usd_per_hour,
         "models": amounts([made.facts.get("answering", {}) for made in sealed]),
-        "kept": {name: ratios for name, ratios in _told_apart(shares).items() if ratios},
+        "kept": {name: ratios for name, ratios in told_apart(shares).items() if ratios},
     }
-
-
-def _folded(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """With the members of a family as one row."""
-    return {**{key: value for key, value in suite.items() if key != "pooled"}, **suite.get("pooled", {})}
 
 
 def _notes(data: Data) -> Mapping[str, Any]:
@@ -339,26 +326,6 @@ def _cut(turn: Mapping[str, Any]) -> dict[str, Any]:
         "score": turn["score"],
         "reason": turn.get("reason", ""),
     }
-
-
-def _curves(path: Path) -> dict[str, dict[str, list[list[float]]]]:
-    """Every number over the steps, by split and name: {"train": {"loss": [[step, value], ...]}}."""
-    series: dict[str, dict[str, list[list[float]]]] = {}
-    for line in _read_lines(path) if path.is_file() else ():
-        split = series.setdefault(line["split"], {})
-        for name, value in line.items():
-            if name not in ("step", "split") and isinstance(value, int | float) and math.isfinite(value):
-                split.setdefault(name, []).append([line["step"], value])
-    return {split: {name: _thin(points) for name, points in named.items()} for split, named in series.items()}
-
-
-def _thin(points: Sequence[list[float]]) -> list[list[float]]:
-    """At most CURVE_POINTS: means over stretches of equally many points, each at its last step."""
-    if len(points) <= CURVE_POINTS:
-        return list(points)
-    bounds = [len(points) * i // CURVE_POINTS for i in range(CURVE_POINTS + 1)]
-    stretches = [points[a:b] for a, b in pairwise(bounds)]
-    return [[part[-1][0], math.fsum(value for _, value in part) / len(part)] for part in stretches]
 
 
 def _controlled(stages: Mapping[str, Artifact]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from potstill.verbs import chat, compare, completion, journal, logs, plan, run, score, show, status
+from potstill.verbs import chat, compare, completion, journal, logs, plan, run, score, show, status, view
 
 VERBS: dict[str, ModuleType] = {
     "run": run,
@@ -10,6 +10,7 @@ VERBS: dict[str, ModuleType] = {
     "status": status,
     "logs": logs,
     "show": show,
+    "view": view,
     "compare": compare,
     "journal": journal,
     "score": score,
