@@ -25,6 +25,7 @@ from potstill.progress import ProgressFile
 from potstill.recipe import Recipe
 from potstill.sources import EndpointModel, Inputs
 from potstill.stages.base import Facts, Progress, Work, read_speeds
+from potstill.survey import survey
 from potstill.teachers.journal import JOURNAL, Journal, Selection
 from potstill.workspace import Asked, Description, Hashes, Workspace
 
@@ -363,7 +364,8 @@ def _report(plan: Plan, sealed: Mapping[str, Artifact], workspace: Workspace) ->
         }
         for step in plan.steps.values()
     }
-    render(sealed[reports[-1]].path, timings, workspace.path, _measured(plan, plan.steps[reports[-1]], workspace))
+    measured = _measured(plan, plan.steps[reports[-1]], workspace)
+    render(sealed[reports[-1]].path, timings, workspace.path, measured, survey(workspace))
     summary: Mapping[str, Any] = read_json(workspace.path / "summary.json")
     return summary
 

@@ -18,14 +18,19 @@ Timings = Mapping[str, Mapping[str, float | bool]]
 """Per stage: seconds, and sealed_before where an earlier run had made it."""
 
 
-def render(report_artifact: Path, timings: Timings, out: Path, measured: Mapping[str, Any] | None = None) -> None:
-    """Write summary.json and report.html into `out`, each whole or not at all. `measured`: see `footprint.Measured`."""
+def render(
+    report_artifact: Path, timings: Timings, out: Path, measured: Mapping[str, Any] | None = None, run: Any = None
+) -> None:
+    """Write summary.json and report.html into `out`, each whole or not at all.
+
+    `measured`: see `footprint.Measured`. `run`: a `survey.Survey`, whose stages and rows the page shows too.
+    """
     from potstill.reporting.footprint import with_footprint
     from potstill.reporting.page import page
 
     report = with_footprint(read_json(report_artifact / REPORT_FILE), measured or {})
     write_json(out / "summary.json", summary(report, timings))
-    _write_text(out / "report.html", page(report, timings, out))
+    _write_text(out / "report.html", page(report, timings, out, run))
 
 
 def summary(report: Mapping[str, Any], timings: Timings) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def draw(nodes: Mapping[str, Node], reads: Mapping[str, Sequence[str]], href: Ca
     """The graph; each node leads to `href(name)`. Empty where there are no nodes."""
     if not nodes:
         return Markup("")
-    layers, edges = _layout({name: [one for one in reads[name] if one in nodes] for name in nodes})
+    layers, edges = _layout(_needed({name: [one for one in reads[name] if one in nodes] for name in nodes}))
     at = _places(layers)
     width = max(x + _width(place) for place, (x, _) in at.items()) + 2
     height = len(layers) * (HEIGHT + DROP) - DROP + 4
@@ -56,6 +56,17 @@ def draw(nodes: Mapping[str, Node], reads: Mapping[str, Sequence[str]], href: Ca
         '<svg class="graph" viewBox="0 0 {0:g} {1:g}" width="{0:g}" height="{1:g}" role="group" '
         'aria-label="Stages and what they read">{2}</svg>'
     ).format(width, height, Markup("").join(parts))
+
+
+def _needed(reads: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Without what is read by way of another source too: the longer way says it."""
+    above: dict[str, set[str]] = {}
+    for name, sources in reads.items():  # in the order in which they run: what is read comes first
+        above[name] = set(sources).union(*(above.get(one, set()) for one in sources))
+    return {
+        name: [one for one in sources if not any(one in above.get(other, set()) for other in sources)]
+        for name, sources in reads.items()
+    }
 
 
 def _depths(reads: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""report.html: one file with its style inside, no script, and a policy that forbids it every request."""
+"""report.html: one file with its style and its one script inside, and a policy that forbids it every request."""
 
 import base64
 import hashlib
@@ -21,6 +21,7 @@ from potstill.reporting.differences import in_seeds, verdict_of
 from potstill.reporting.environment import harmless, make_environment
 from potstill.reporting.findings import compare, findings, reservations
 from potstill.reporting.footprint import footprint_table
+from potstill.reporting.frozen import frozen, frozen_href
 from potstill.reporting.judges import judge_table
 from potstill.reporting.numbers import flat
 from potstill.reporting.side_by_side import side_by_side
@@ -29,20 +30,25 @@ from potstill.reporting.told import Form, seeds_apart, told, told_difference
 from potstill.units import amount, size
 
 
-def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | bool]], out: Path) -> str:
-    """The whole page as text."""
+def page(
+    report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | bool]], out: Path, run: Any = None
+) -> str:
+    """The whole page as text. `run`: a `survey.Survey`, for the graph, rows and questions; None: scores alone."""
     environment = make_environment()
+    environment.globals["stage_href"] = frozen_href
     style = environment.get_template("style.css").render()
+    script = environment.get_template("compare.js").render()
     colours = charts.colour_classes(report["models"])
     colours |= {one: colours[row] for row, members in report["members"].items() for one in members if row in colours}
     found = [*(claim_findings(report) or findings(report)), *audit_findings(report)]
-    text = environment.get_template(
-        "report.html"
-    ).render(
+    text = environment.get_template("report.html").render(
         title=report["title"] or out.resolve().name,
         version=__version__,
         style=Markup(style),  # our own file, not a model's words
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        style_hash=_hash(style),
+        script=Markup(script),  # likewise
+        script_hash=_hash(script),
+        **frozen(run),
         models=report["models"],
         colours=colours,
         headline=found[0] if found else None,
@@ -69,6 +75,11 @@ def page(report: Mapping[str, Any], timings: Mapping[str, Mapping[str, float | b
         result=_result(report, out),
     )
     return harmless(text)
+
+
+def _hash(text: str) -> str:
+    """As a page's policy names what it allows."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _ladder(
