@@ -88,7 +88,7 @@ class Survey:
 
 
 def survey(workspace: Workspace) -> Survey:
-    """Look at a run. StorageError where its description cannot be read; whatever else is damaged is told of its stage."""
+    """Look at a run. StorageError where its description cannot be read; what else is damaged is told of its stage."""
     described, times, holder = workspace.describe(), workspace.times(), workspace.holder()
     progress, notes = read_progress(workspace.path), list[str]()
     spent = _spent(workspace.path / JOURNAL, notes)
@@ -96,10 +96,10 @@ def survey(workspace: Workspace) -> Survey:
     for name, asked in described.stages.items():
         stages[name] = _stage(name, asked, workspace, times, holder, progress)
     by_family = families(stages)
-    nodes = {family: _node(family, [stages[name] for name in names], by_family, spent) for family, names in by_family.items()}
-    stages = {
-        name: one if len(by_family.get(name, ())) != 1 else _with_spent(one, spent.get(name)) for name, one in stages.items()
+    nodes = {
+        family: _node(family, [stages[name] for name in names], by_family, spent) for family, names in by_family.items()
     }
+    stages = {name: _with_spent(one, spent.get(name)) for name, one in stages.items()}
     whole = Spent(*(sum(getattr(one, part) for one in spent.values()) for part in ("calls", "tokens", "usd")))
     return Survey(workspace.path, described, stages, nodes, holder, progress, whole, tuple(notes))
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from potstill.reporting.graph import GLYPHS, WORDS
 from potstill.reporting.questions import (
-    ANSWERS_FILE, Question, ordered, plain, reach_of, read_questions, signed, strip_of, suites_with_answers,
+    ANSWERS_FILE,
+    Question,
+    ordered,
+    reach_of,
+    read_questions,
+    sides_of,
+    signed,
+    strip_of,
+    suites_with_answers,
 )  # fmt: skip
 from potstill.reporting.shown import Row, Said
 from potstill.reporting.stage_views import graph, stage_table, stage_view
@@ -110,5 +118,5 @@ def _row(question: Question, models: list[str], later: str, earlier: str, far: f
         "question": question,
         "difference": signed(question.difference(later, earlier)),
         "strip": strip_of(question, later, earlier, far),
-        "sides": [(name, plain(question.value(name)), question.answers[name]) for name in models if name in question.answers],
+        "sides": sides_of(question, models),
     }

@@ -6,6 +6,7 @@ Layers by longest path, sources moved down to their first reader; order in a lay
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -104,7 +105,7 @@ def _sort(layers: list[list[Place]], edges: Sequence[Sequence[Place]]) -> None:
     above: dict[Place, list[Place]] = {}
     below: dict[Place, list[Place]] = {}
     for path in edges:
-        for upper, lower in zip(path, path[1:], strict=False):
+        for upper, lower in pairwise(path):
             above.setdefault(lower, []).append(upper)
             below.setdefault(upper, []).append(lower)
     for sweep in range(SWEEPS):
@@ -169,7 +170,9 @@ def _box(node: Node, x: float, y: float, href: str) -> Markup:
             x + 4, y + 4, WIDTH, HEIGHT - 2))  # fmt: skip
     parts.append(Markup('<rect class="box" x="{}" y="{}" width="{}" height="{}" rx="7"/>').format(x, y, WIDTH, HEIGHT))
     parts.append(Markup('<text class="glyph" x="{}" y="{}">{}</text>').format(x + 12, y + 21, GLYPHS[node.state]))
-    parts.append(Markup('<text class="name" x="{}" y="{}">{}</text>').format(x + 30, y + 21, cut(node.name, LONGEST_NAME)))
+    parts.append(
+        Markup('<text class="name" x="{}" y="{}">{}</text>').format(x + 30, y + 21, cut(node.name, LONGEST_NAME))
+    )
     for place, line in enumerate(node.lines[:2]):
         parts.append(Markup('<text class="line-{}" x="{}" y="{}">{}</text>').format(
             place, x + 30, y + 37 + 14 * place, cut(line, LONGEST_LINE)))  # fmt: skip

@@ -41,7 +41,9 @@ def page(
     colours = charts.colour_classes(report["models"])
     colours |= {one: colours[row] for row, members in report["members"].items() for one in members if row in colours}
     found = [*(claim_findings(report) or findings(report)), *audit_findings(report)]
-    text = environment.get_template("report.html").render(
+    text = environment.get_template(
+        "report.html"
+    ).render(
         title=report["title"] or out.resolve().name,
         version=__version__,
         style=Markup(style),  # our own file, not a model's words

@@ -1,7 +1,7 @@
-"""Question by question: what two models scored and said to each, the widest differences first, the judge's words beside.
+"""Question by question: what two models scored and said to each, the widest differences first, the judge's words too.
 
-A question's value is the mean of what could be scored of it. It is one observation, so it has no interval; the difference
-over all questions has one, and stands above them.
+A question's value is the mean of what could be scored of it. It is one observation, so it has no interval; the
+difference over all questions has one, and stands above them.
 """
 
 import json
@@ -150,3 +150,8 @@ def signed(value: float | None) -> str:
 def plain(value: float | None) -> str:
     """What one model scored of one question."""
     return "none" if value is None else number(round(value, 3))
+
+
+def sides_of(question: Question, models: Sequence[str]) -> list[tuple[str, str, Answered]]:
+    """(model, what it scored, what it said), of those that were asked."""
+    return [(name, plain(question.value(name)), question.answers[name]) for name in models if name in question.answers]

@@ -1,4 +1,4 @@
-"""A row of an artifact as pages show it: turns, answers side by side, ratings with their words. Plain data in and out."""
+"""A row of an artifact as pages show it: turns, answers side by side, ratings with their words. Plain data."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,14 +94,15 @@ def _of_record(row: Record) -> Row:
         case Chat():
             return _chat(row)
         case Prompt():
-            turns = [*_turns(row.messages), *(Said("then", text) for text in row.follow_ups)]
-            turns += [Said("reference", text) for text in row.references]
+            more = [*(Said("then", text) for text in row.follow_ups), *(Said("reference", t) for t in row.references)]
             tags = tuple((name, value) for name in ("persona", "counterpart") if (value := getattr(row, name)))
-            return Row(row.id, _asked(row.messages), row.category, tags, tuple(turns))
+            return Row(row.id, _asked(row.messages), row.category, tags, (*_turns(row.messages), *more))
         case Answers():
             sides = tuple(map(_candidate, row.candidates))
             tags = tuple((side.name, _mean_words(side.ratings)) for side in sides)
-            return Row(row.id, _asked(row.prompt.messages), row.prompt.category, tags, _turns(row.prompt.messages), sides)
+            return Row(
+                row.id, _asked(row.prompt.messages), row.prompt.category, tags, _turns(row.prompt.messages), sides
+            )
         case Pair():
             return _pair(row)
         case Feedback():
@@ -117,9 +118,7 @@ def _of_record(row: Record) -> Row:
 
 
 def _chat(row: Chat) -> Row:
-    turns = tuple(
-        Said(m.role, m.content, m.train if m.role == "assistant" else False, _calls(m)) for m in row.messages
-    )
+    turns = tuple(Said(m.role, m.content, m.train if m.role == "assistant" else False, _calls(m)) for m in row.messages)
     return Row(row.id, _asked(row.messages), row.category, (("turns", str(len(turns))),), turns)
 
 

@@ -73,7 +73,9 @@ def stage_view(stage: Stage, rows: int) -> dict[str, Any]:
         "config": list(flat(config)),
         "facts": list(flat(facts)),
         "files": [(name, stamp["bytes"]) for name, stamp in manifest["files"].items()],
-        "rows_files": [name for name in manifest["files"] if name.endswith(".jsonl") and manifest["files"][name]["bytes"]],
+        "rows_files": [
+            name for name in manifest["files"] if name.endswith(".jsonl") and manifest["files"][name]["bytes"]
+        ],
         "inputs": {field: [source["name"] for source in group] for field, group in inputs.items()},
         "key": artifact.key,
         "dropped": drop_reasons(artifact),
@@ -111,5 +113,3 @@ def _examples(artifact: Artifact, reasons: Sequence[str]) -> dict[str, list[Row]
         if all(len(rows) == EXAMPLES for rows in found.values()):
             break
     return found
-
-

@@ -15,9 +15,9 @@ from potstill.reporting.questions import (
     Question,
     counted,
     ordered,
-    plain,
     reach_of,
     read_questions,
+    sides_of,
     signed,
     strip_of,
     suites_with_answers,
@@ -60,6 +60,7 @@ def compared(site: Site, asked: Mapping[str, str]) -> dict[str, Any]:
     every = read_questions(stage.artifact.path / ANSWERS_FILE, suite)
     wanted = [one for one in every if not asked.get("category") or one.category == asked["category"]]
     found = ordered(wanted, later, earlier, order)
+    far = reach_of(found, later, earlier)
     start = int(asked["start"]) if asked.get("start", "").isdecimal() and len(asked["start"]) < 10 else 0
     shown = {"suite": label, "a": later, "b": earlier, "order": order, "category": asked.get("category", "")}
     return {
@@ -70,7 +71,7 @@ def compared(site: Site, asked: Mapping[str, str]) -> dict[str, Any]:
         "asked": shown,
         "counted": counted(found, later, earlier),
         "whole": _whole(stage, suite, later, earlier),
-        "questions": [_row(one, later, earlier, reach_of(found, later, earlier)) for one in found[start : start + PAGE]],
+        "questions": [_row(one, later, earlier, far) for one in found[start : start + PAGE]],
         "start": start,
         "page": PAGE,
         "there": len(found),
@@ -94,5 +95,5 @@ def _row(question: Question, later: str, earlier: str, far: float) -> dict[str, 
         "question": question,
         "difference": signed(question.difference(later, earlier)),
         "strip": strip_of(question, later, earlier, far),
-        "sides": [(name, plain(question.value(name)), question.answers[name]) for name in sides if name in question.answers],
+        "sides": sides_of(question, sides),
     }

@@ -44,8 +44,8 @@ def suites_of(evaluations: Sequence[StageView]) -> dict[str, Any]:
         if unread["failed"]:
             failed.append({"name": stage.name, "sentence": f"{told_failures(unread)}.", "examples": unread["examples"]})
     groups = pools(models)
-    report = {"models": list(groups), "suites": told_apart(found), "against": None}
-    colours = charts.colour_classes(report["models"])
+    report: dict[str, Any] = {"models": list(groups), "suites": told_apart(found), "against": None}
+    colours = charts.colour_classes(list(groups))
     colours |= {one: colours[row] for row, members in groups.items() for one in members}
     return {
         "suites": [suite_view(name, suite, report, colours) for name, suite in plain_suites(report).items()],

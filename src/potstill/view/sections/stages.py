@@ -1,4 +1,4 @@
-"""A stage: its manifest in words, what it reads and who reads it, what was left out and why, curves, scores, verdicts."""
+"""A stage: its manifest in words, what it reads and who reads it, what was left out and why, curves, scores."""
 
 from typing import Any
 
