@@ -127,7 +127,7 @@ def test_hostile_texts_stay_texts(client, address):
 
 def test_the_run_shows_the_graph_with_families_folded(client):
     text = client.get("/").text
-    assert text.count('class="node ') == 6
+    assert text.count('class="node ') == 7
     assert 'href="/stage/dpo"' in text
     assert "2 of 2" in text
     assert "waits" in text

@@ -85,6 +85,22 @@ def answers() -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
+CELL = {"mean": 0.25, "low": 0.1, "high": 0.4, "share": True}
+POINTS = [{"at": at, "mean": 0.2 * at, "low": 0.1 * at, "high": 0.3 * at} for at in (1, 2, 3)]
+AUDIT = {
+    "hypotheses": 2, "teacher": "sage", "base": "base",
+    "dangers": {
+        "diversity": {
+            "title": "Loss of diversity", "question": "Is it?", "sentence": f"It is: {HOSTILE[0]}",
+            "source": "Nobody 2020",
+            "verdicts": {"sft": "flagged", "dpo": "clean"}, "columns": ["model", "share"], "rows": [["sft", CELL]],
+            "notes": [HOSTILE[1]],
+            "plot": {"up": "share", "across": "steps", "zero": None, "series": [{"name": "sft", "points": POINTS}]},
+        }
+    },
+}  # fmt: skip
+
+
 class Maker:
     """Seals stages into a run's folder."""
 
@@ -136,5 +152,6 @@ def make_run(folder: Path) -> Workspace:
     scores = {"models": MODELS, "suites": {"chat": suite({"base": 3.0, "sft": 6.0, "dpo": 7.0})}}
     maker.seal("scores", "evaluate", "scores", {"scores.json": scores, "answers.jsonl": answers()},
                ("dpo[seed=0]", "dpo[seed=1]"), {})  # fmt: skip
+    maker.seal("checks", "audit", "audit", {"audit.json": AUDIT}, ("scores",), {})
     maker.asked("waiting", "report", "report", "waiting-0123456789ab", ("scores",))
     return maker.finish()

@@ -51,6 +51,11 @@ class Lines:
                 self._offsets = found if found is not None else self._find()
             return self._offsets
 
+    @cached_property
+    def choices(self) -> dict[str, list[str]]:
+        """See `facets`."""
+        return facets(self)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

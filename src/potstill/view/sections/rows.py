@@ -11,7 +11,7 @@ from starlette.routing import Route
 from potstill.artifact import ROWS_FILE, Artifact
 from potstill.records import ROWS
 from potstill.reporting.shown import row_type, shown
-from potstill.view.lines import FACETS, Hits, Lines, Query, facets, search
+from potstill.view.lines import FACETS, Hits, Lines, Query, search
 from potstill.view.site import Missing, Site, rows_href
 
 TITLE, PATH = "", "/rows/"
@@ -86,7 +86,7 @@ def rows_page(site: Site, request: Request) -> Response:
         request, "page_rows.html",
         stage=site.stage(asked.stage), files=row_files(artifact), asked=asked, total=len(lines),
         rows=[(number, shown(lines.line(number), kind)) for number in hits.numbers],
-        hits=hits, choices=facets(lines), **_around(asked, hits, start, before),
+        hits=hits, choices=lines.choices, **_around(asked, hits, start, before),
     )  # fmt: skip
 
 
