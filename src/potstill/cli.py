@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   potstill plan my-recipe.yaml               what would run, and what it is likely to cost
   potstill run my-recipe.yaml dpo.beta=0.05  only what that changes runs again
   potstill show runs/miniature pairs         what a stage made
+  potstill view runs/miniature               all of it in a browser, live while it runs
   potstill compare runs/miniature:sft runs/miniature:dpo   whether it got better, question by question
   potstill journal runs/miniature            the replies that were paid for
   potstill chat runs/miniature               talk to the last model

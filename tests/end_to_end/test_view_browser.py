@@ -15,7 +15,7 @@ from potstill.survey import survey
 from potstill.workspace import Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from view_run import MODELS, make_run, suite
+from view_run import REPORT, make_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -198,13 +198,6 @@ def test_an_open_page_sees_what_changes(open_page, tmp_path):
                 page.get_by_text("7 of 9 steps").wait_for(timeout=SECONDS)
         finally:
             server.terminate()
-
-
-REPORT = {
-    "title": "", "models": MODELS, "members": {}, "against": None, "claims": [], "published": None,
-    "suites": {"chat": suite({"base": 3.0, "sft": 6.0, "dpo": 7.0})}, "footprint": {}, "answers": [], "failed": {},
-    "curves": {"dpo": {"train": {"loss": [[1, 3.0], [2, 2.0]]}}}, "stages": {}, "controlled": [],
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -155,3 +155,11 @@ def make_run(folder: Path) -> Workspace:
     maker.seal("checks", "audit", "audit", {"audit.json": AUDIT}, ("scores",), {})
     maker.asked("waiting", "report", "report", "waiting-0123456789ab", ("scores",))
     return maker.finish()
+
+
+REPORT = {
+    "title": "", "models": MODELS, "members": {}, "against": None, "claims": [], "published": None,
+    "suites": {"chat": suite({"base": 3.0, "sft": 6.0, "dpo": 7.0})}, "footprint": {}, "answers": [], "failed": {},
+    "curves": {"dpo": {"train": {"loss": [[1, 3.0], [2, 2.0]]}}}, "stages": {}, "controlled": [],
+}  # fmt: skip
+"""What a report of it holds."""
