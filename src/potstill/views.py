@@ -55,6 +55,12 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     console.print(_sum(plan, workspace), soft_wrap=True)
 
 
+def teachers_usd(plan: Plan) -> tuple[float, float]:
+    """What the calls of a plan cost, from the least to the most; of models without a price nothing is known."""
+    low, high = (sum(_usd(step)[end] for step in plan.to_run if step.expected.calls) for end in (0, 1))
+    return low, high
+
+
 def _part_rows(waiting: Sequence[Step], priced: bool) -> list[list[str]]:
     """What these stages ask, by what for, where there is more than one such thing."""
     names = list(dict.fromkeys(part.name for step in waiting for part in step.expected.parts))
@@ -127,7 +133,7 @@ def _sum(plan: Plan, workspace: Workspace) -> str:
     words = f"{len(waiting)} of {len(plan.steps)} stages would run in {workspace.path}"
     if asking:
         words += f"; about {sum(step.expected.calls for step in asking):,} calls of teachers and judges"
-    low, high = (sum(_usd(step)[end] for step in asking) for end in (0, 1))
+    low, high = teachers_usd(plan)
     words += f", ${_between(low, high)}" if high else ""
     words += _time(asking, workspace)
     totals = journal_totals(workspace)

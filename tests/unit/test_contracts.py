@@ -27,7 +27,7 @@ SOURCE = ROOT / "src" / "potstill"
 # Imports point down this list, or stay inside one line of it.
 LAYERS = [
     ["errors", "units", "environment"],
-    ["records", "document", "money", "members", "questions", "validation"],
+    ["records", "document", "money", "members", "questions", "validation", "hardware"],
     ["artifact"],
     ["sources"],
     ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],
@@ -37,7 +37,7 @@ LAYERS = [
     ["references", "families", "schema", "recipe"],
     ["workspace"],
     ["plan"],
-    ["launch", "overlap", "events", "progress"],
+    ["launch", "overlap", "events", "progress", "estimates"],
     ["survey"],
     ["pipeline", "worker"],
     ["trial"],
@@ -54,7 +54,7 @@ FLOOR = {"stages.base": 4}
 # Late bindings, inside a function: rows of a file of other origin are read by the reader that knows all formats.
 LATE = {("sources", "formats")}
 HEAVY = {"torch", "transformers", "openai", "tokenizers", "datasets", "safetensors", "starlette", "uvicorn"}
-MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "alignment"}
+MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "alignment", "estimates"}
 MAY_BE_HEAVY_FILES = {
     "teachers/local.py", "stages/session.py", "stages/classroom.py", "stages/interpreters.py",
     "evaluation/harness.py",

@@ -21,7 +21,7 @@ from potstill.training.adapters import attach
 from potstill.training.batch import Batch
 from potstill.training.layers import Projections
 from potstill.training.lesson import Aims
-from potstill.training.memory import Plan, bytes_per_token, memory_errors, plan
+from potstill.training.memory import Plan, bytes_per_token, memory_errors, middling, plan
 from potstill.training.scoring import Scorer
 from potstill.training.tasks import untaught
 from potstill.training.taught_head import room_bytes
@@ -50,7 +50,7 @@ class Known(nn.Module):
 
 def test_bytes_of_a_token_by_hand() -> None:
     """Weights are there anyway, and a tensor that two operations keep is there once."""
-    assert bytes_per_token(Known(), ITEMS) == 8 + 4 * 5 + 4 * 3
+    assert bytes_per_token(Known(), middling(ITEMS)) == 8 + 4 * 5 + 4 * 3
 
 
 def test_what_stands_beside_the_model_is_trained_too() -> None:
@@ -65,7 +65,7 @@ def layers(count: int, **how: Any) -> int:
     config = type(FAMILIES["mistral"])(**{**FAMILIES["mistral"].to_dict(), "num_hidden_layers": count})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    return bytes_per_token(Scorer(model, **how), ITEMS)
+    return bytes_per_token(Scorer(model, **how), middling(ITEMS))
 
 
 def test_bytes_of_a_token_grow_with_the_layers_and_fall_where_they_are_computed_again() -> None:
@@ -84,11 +84,11 @@ def test_counting_leaves_no_trace() -> None:
     scorer = Scorer(attach(tiny_model(dtype=torch.float32), Adapter(dropout=0.3), seed=1), neftune_alpha=5.0)
     scorer.eval()
     state = torch.get_rng_state()
-    first = bytes_per_token(scorer, ITEMS)
+    first = bytes_per_token(scorer, middling(ITEMS))
     assert torch.equal(torch.get_rng_state(), state)
     assert not scorer.training
     assert all(p.grad is None for p in scorer.parameters())
-    assert bytes_per_token(scorer, ITEMS) == first
+    assert bytes_per_token(scorer, middling(ITEMS)) == first
 
 
 def decided(
@@ -102,7 +102,7 @@ def decided(
     scorer = Scorer(tiny_model(dtype=torch.float32))
     weights = sum(p.nbytes for p in scorer.parameters())
     to_come = (1 + 2) * weights // workers  # gradients, and what AdamW keeps
-    free = int(tokens * bytes_per_token(scorer, ITEMS) / memory.HEADROOM) + to_come + 8
+    free = int(tokens * bytes_per_token(scorer, middling(ITEMS)) / memory.HEADROOM) + to_come + 8
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     return plan(scorer, ITEMS, 2, workers, micro_tokens, checkpoint), scorer
 
@@ -189,8 +189,10 @@ def test_what_a_lesson_holds_is_counted(layers: dict[int, int]) -> None:
     teacher, student = (Scorer(tiny_model(dtype=torch.float32)) for _ in range(2))
     items = random_items([(0, 40)])
     aims = Aims(Divergence("forward_kl", None, 1.0), VOCABULARY)
-    told = bytes_per_token(student, items, lessons(aims, [Present(teacher.eval(), VOCABULARY, layers=layers)]))
-    alone = bytes_per_token(student, items, lessons(replace(aims, likelihood_weight=1.0), []))
+    told = bytes_per_token(
+        student, middling(items), lessons(aims, [Present(teacher.eval(), VOCABULARY, layers=layers)])
+    )
+    alone = bytes_per_token(student, middling(items), lessons(replace(aims, likelihood_weight=1.0), []))
     scored = items[0].scored / items[0].tokens
     assert told - alone == pytest.approx(scored * 4 * 16 * (1 + len(layers)), abs=2)
 

@@ -21,7 +21,7 @@ from potstill.training.data import Split, mixture, mixture_facts
 from potstill.training.loop import Desk, Settings, train
 from potstill.training.memory import Plan, memory_errors, plan
 from potstill.training.models import choose_device, choose_precision, load_tokenizer, resize, save_model, stored_dtype
-from potstill.training.optimizers import make_optimizers
+from potstill.training.optimizers import STATES, make_optimizers
 from potstill.training.probe import check_positions
 from potstill.training.reference import Cache, by_answer, column, weights_hash, with_reference
 from potstill.training.schedule import global_batches
@@ -109,8 +109,7 @@ class Session:
         micro_tokens = config.micro_batch_tokens or before.micro_batch_tokens
         checkpoint = config.activation_checkpointing
         checkpoint = before.activation_checkpointing if checkpoint is None else checkpoint
-        states = 1 if config.optimizer == "muon" else 2
-        chosen = plan(scorer, items, states, self.team.size, micro_tokens, checkpoint, teach)
+        chosen = plan(scorer, items, STATES[config.optimizer], self.team.size, micro_tokens, checkpoint, teach)
         with storage_errors(note):
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, chosen.notes())

@@ -92,19 +92,7 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
         step += 1
         rows = task.steps[step - 1]
         learning_rate = settings.learning_rate * rate(step - 1, len(task.steps), settings.schedule, settings.warmup)
-        rows, objective = _coupled(team, task, rows, settings.micro_tokens)
-        denominator = math.fsum(task.denominator(item) for item in rows)
-        balance = Balance(team, rows, settings.micro_tokens)
-        sums: dict[str, Tensor] = {}
-        for batch, share, last in team.rounds(rows, settings.micro_tokens):
-            taught = task.teach(batch)
-            scores, unbalanced = balance.score(taught)
-            loss = objective(scores, taught)
-            team.backward((loss.sum / denominator + unbalanced) * share, last)
-            for name, value in {"loss": loss.sum, **loss.figures, **balance.figures(unbalanced, denominator)}.items():
-                sums[name] = sums.get(name, 0) + value.detach() * share
-        norm = team.step(settings.clip, learning_rate)
-        curve.add(Measured(step, rows, sums, norm, denominator, learning_rate))
+        curve.add(learn(team, task, rows, settings, step, learning_rate))
         if step in marks:
             keeper.offer(step, _evaluate(team, task, settings, curve, step))
         stopping = team.any(desk.stopping())
@@ -119,6 +107,25 @@ def _train(team: Team, task: Task, settings: Settings, desk: Desk) -> dict[str, 
         curve.write(desk.out / CURVES_FILE)
     ended = {"ended_by": "patience"} if step < len(task.steps) else {}
     return {"steps": step, **ended, **keeper.facts()}
+
+
+def learn(
+    team: Team, task: Task, rows: Sequence[Item], settings: Settings, step: int, learning_rate: float
+) -> Measured:
+    """One optimizer step on a global batch: micro-batches, their gradients, the step itself."""
+    rows, objective = _coupled(team, task, rows, settings.micro_tokens)
+    denominator = math.fsum(task.denominator(item) for item in rows)
+    balance = Balance(team, rows, settings.micro_tokens)
+    sums: dict[str, Tensor] = {}
+    for batch, share, last in team.rounds(rows, settings.micro_tokens):
+        taught = task.teach(batch)
+        scores, unbalanced = balance.score(taught)
+        loss = objective(scores, taught)
+        team.backward((loss.sum / denominator + unbalanced) * share, last)
+        for name, value in {"loss": loss.sum, **loss.figures, **balance.figures(unbalanced, denominator)}.items():
+            sums[name] = sums.get(name, 0) + value.detach() * share
+    norm = team.step(settings.clip, learning_rate)
+    return Measured(step, rows, sums, norm, denominator, learning_rate)
 
 
 def _take_up(team: Team, checkpoints: Checkpoints, curve: Curve, keeper: "_Keeper", warn: Callable[[str], None]) -> int:

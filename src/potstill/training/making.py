@@ -42,7 +42,8 @@ def make_model(
     Its vocabulary is the tokenizer's. ModelError where the family is unknown, or not sized by what `size` says, or what
     it makes reads ahead of itself or answers with numbers that are not finite.
     """
-    config = _config(family, size, tokenizer)
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = make_config(family, size, max(tokenizer.get_vocab().values()) + 1, ends)
     where = f"family: {family}"
     try:
         with torch.random.fork_rng(devices=[]):
@@ -60,7 +61,10 @@ def make_model(
     return model
 
 
-def _config(family: str, size: Size, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+def make_config(
+    family: str, size: Size, vocabulary: int, ends: Mapping[str, int | None] | None = None
+) -> PreTrainedConfig:
+    """What such a model is: `vocabulary` rows of embeddings; `ends`: its control tokens. ModelError as `make_model`."""
     kind = _family(family)
     known = {name for cls in kind.__mro__ for name in vars(cls).get("__annotations__", {})} | set(kind.attribute_map)
     where = f"family: {family}"
@@ -74,9 +78,8 @@ def _config(family: str, size: Size, tokenizer: PreTrainedTokenizerBase) -> PreT
     if "num_key_value_heads" not in known and size.kv_heads not in (None, size.heads):
         what = f"its heads have keys and values of their own, and kv_heads is {size.kv_heads}"
         raise ModelError(where, what, "Leave kv_heads out")
-    ids = tokenizer.get_vocab().values()
     values: dict[str, Any] = {
-        "vocab_size": max(ids) + 1,
+        "vocab_size": vocabulary,
         "hidden_size": size.width,
         "intermediate_size": size.feed_forward,
         "num_hidden_layers": size.layers,
@@ -96,9 +99,7 @@ def _config(family: str, size: Size, tokenizer: PreTrainedTokenizerBase) -> PreT
             make(
                 **{name: value for name, value in values.items() if name in known},
                 tie_word_embeddings=size.tied,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                **(ends or {}),
                 dtype="float32",
             ),
         )
@@ -196,14 +197,14 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int], where: str) -> None
     for module, other in zip(layers.modules(), _layers(anew, where).modules(), strict=True):
         for attribute, value in _plain(other).items():
             setattr(module, attribute, value)
-    _renumber(model.config.get_text_config(), numbers)
+    renumber(model.config.get_text_config(), numbers)
 
 
 def _rebuilt(model: PreTrainedModel, numbers: Mapping[int, int], where: str) -> PreTrainedModel:
     """What the family's code makes of the config with those layers alone, read as from a disk; without weights."""
     config = copy.deepcopy(model.config)
     try:
-        _renumber(config.get_text_config(), numbers)
+        renumber(config.get_text_config(), numbers)
         with torch.device("meta"):
             return cast(PreTrainedModel, cast(Any, type(model))(type(config).from_dict(config.to_dict())))
     except Exception as error:  # of the config's own checks, or of a family that wants layers at certain places
@@ -212,7 +213,7 @@ def _rebuilt(model: PreTrainedModel, numbers: Mapping[int, int], where: str) -> 
         raise ModelError(where, what, "Keep other layers") from error
 
 
-def _renumber(config: PreTrainedConfig, numbers: Mapping[int, int]) -> None:
+def renumber(config: PreTrainedConfig, numbers: Mapping[int, int]) -> None:
     """What a config says of its layers, for those that stay; `numbers`: what each is called from now on."""
     total = config.num_hidden_layers
     if (step := getattr(config, "decoder_sparse_step", 1)) > 1:  # every so-manieth has experts: the others by name

@@ -4,7 +4,7 @@ Weights, gradients and the optimizer's state are known from the parameters (`mod
 a token take is measured on the user's own rows, by counting what autograd keeps for the backward.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import ModelError
-from potstill.training.batch import Item, collate
+from potstill.training.batch import Batch, Item, collate
 from potstill.training.models import footprint
 from potstill.training.probe import bare
 from potstill.training.scoring import Scorer
@@ -55,19 +55,36 @@ def plan(
 ) -> Plan:
     """What is None is decided: as many tokens at once as are worth while and fit, activations remembered where the
     longest row then fits. Leaves the scorer as decided. `teach`: what training will do with each batch."""
-    longest = max(item.tokens for item in items)
     free = free_bytes(scorer.device) - _to_come(scorer, optimizer_states) // workers
     if teach is not untaught:
         free -= room_bytes(bare(scorer.model).config.get_text_config().vocab_size)
-    preferred = max(micro_tokens or PREFERRED_TOKENS[scorer.device.type], longest)
-    for remembered in [True, False] if checkpoint is None else [not checkpoint]:
-        scorer.checkpoint(not remembered)
-        each = bytes_per_token(scorer, items, teach)
-        fitting = int(HEADROOM * free / each)
+
+    def each(checkpointed: bool) -> int:
+        scorer.checkpoint(checkpointed)
+        return bytes_per_token(scorer, middling(items), teach)
+
+    longest = max(item.tokens for item in items)
+    return decide(each, longest, free, PREFERRED_TOKENS[scorer.device.type], micro_tokens, checkpoint)
+
+
+def decide(
+    each: Callable[[bool], int],
+    longest: int,
+    free: int,
+    worth_while: int,
+    micro_tokens: int | None,
+    checkpoint: bool | None,
+) -> Plan:
+    """The same by numbers: bytes of a token, with activations computed again or not; tokens of the longest row; bytes
+    that are left beside all that stays; and how many tokens at once make training faster."""
+    preferred = max(micro_tokens or worth_while, longest)
+    for checkpointed in [False, True] if checkpoint is None else [checkpoint]:
+        kept = each(checkpointed)
+        fitting = int(HEADROOM * free / kept)
         if fitting >= longest:
             break
     tokens = micro_tokens or (preferred if fitting >= preferred else max(longest, _power_of_two(fitting)))
-    return Plan(tokens, not remembered, each, free)
+    return Plan(tokens, checkpointed, kept, free)
 
 
 @contextmanager
@@ -116,9 +133,8 @@ def _cgroup_bytes() -> int:
         return 1 << 62
 
 
-def bytes_per_token(scorer: Scorer, items: Sequence[Item], teach: Teach = untaught) -> int:
-    """What is kept of one token until the backward, averaged over rows of middling length: by autograd, and by the
-    lesson that the batch is given."""
+def middling(items: Sequence[Item]) -> Batch:
+    """Rows of middling length, some."""
     by_length = sorted(items, key=lambda item: item.tokens)
     probe: list[Item] = []
     size = 0
@@ -127,27 +143,39 @@ def bytes_per_token(scorer: Scorer, items: Sequence[Item], teach: Teach = untaug
             break
         probe.append(item)
         size += item.tokens
-    own = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
+    return collate(probe)
+
+
+def bytes_per_token(scorer: Scorer, batch: Batch, teach: Teach = untaught) -> int:
+    """What is kept of one token until the backward, averaged over a batch: by autograd, and by the lesson that the
+    batch is given."""
+    size = len(batch.tokens_T)
+    own = {_place(p) for p in scorer.parameters()}
     slopes = {p.shape for p in scorer.parameters() if p.ndim == 2 and len(p) > size}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> None:
         """Without its history: a tensor kept by the node that made it would never be freed."""
-        pointer = tensor.untyped_storage().data_ptr()
-        if pointer not in own and tensor.shape not in slopes:  # a gradient made in the forward: it is of no token
-            kept.setdefault(pointer, tensor.detach())
+        place = _place(tensor)
+        if place not in own and tensor.shape not in slopes:  # a gradient made in the forward: it is of no token
+            kept.setdefault(place, tensor.detach())
 
     training = scorer.training
     scorer.train()
     state = torch.get_rng_state()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing), scorer.products():
-        batch = teach(collate(probe).to(scorer.device))
+        batch = teach(batch.to(scorer.device))
         for tensor in _tensors(batch.lesson):
             keep(tensor)
         scorer(batch)
     torch.set_rng_state(state)
     scorer.train(training)
     return max(1, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) // size)
+
+
+def _place(tensor: Tensor) -> int:
+    """Where its bytes are, also of one that has none (`rehearsal`), as long as somebody holds it."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

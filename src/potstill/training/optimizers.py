@@ -7,6 +7,8 @@ import torch
 from potstill.training.scoring import Scorer
 
 OptimizerName = Literal["adamw", "muon"]
+STATES: dict[OptimizerName, int] = {"adamw": 2, "muon": 1}
+"""How many tensors of a weight's size an optimizer keeps: AdamW two moments; Muon one, of the body's matrices."""
 
 
 def make_optimizers(

@@ -1,0 +1,346 @@
+"""What a stage that trains takes: its own step, rehearsed, and then as many of them as the recipe asks for."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from potstill.estimates.base import Change, Estimate
+from potstill.estimates.measured import Pace
+from potstill.estimates.models import Known
+from potstill.estimates.rows import Sample
+from potstill.hardware import Hardware
+from potstill.objectives.divergence import Divergence
+from potstill.stages.distill import ACROSS, DistillConfig
+from potstill.stages.dpo import REFERENCE_FREE, DpoConfig
+from potstill.stages.pretrain import PretrainConfig
+from potstill.stages.training import TrainingConfig
+from potstill.training.adapter_config import Adapter
+from potstill.training.batch import Item
+from potstill.training.lesson import Aims
+from potstill.training.loop import Settings
+from potstill.training.memory import PREFERRED_TOKENS, Plan, decide
+from potstill.training.rehearsal import Cast, Play, Takes, rehearse
+from potstill.training.scoring import Scorer
+from potstill.training.tasks import Task, distillation, likelihood, preference
+from potstill.training.taught_head import room_bytes
+from potstill.training.tellers import Present, lessons
+
+OWN_BYTES = {"cuda": 600 << 20, "workers": 500 << 20}
+"""What CUDA's context and cuBLAS take on a GPU, and NCCL's buffers beside them: seen on A100 and H100."""
+TOKENS_ON_DISK = 5
+"""Bytes of a token in the cache: its number and whether it is learnt."""
+CHECKPOINTS = 3
+"""Two stay, and one is being written."""
+MORE_DEVICES = (2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Lot:
+    """A stage's rows, and how it passes over them."""
+
+    sample: Sample
+    rows: int
+    held_out: int
+
+    @property
+    def trained(self) -> int:
+        """Rows of an epoch."""
+        return max(1, round(self.rows * self.sample.share) - self.held_out)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A stage under some settings, rehearsed."""
+
+    config: TrainingConfig
+    workers: int
+    micro_tokens: int
+    takes: Takes
+    items: Sequence[Item]
+    pieces: int
+    """Micro-batches of a worker in an optimizer step."""
+    memory: dict[str, int]
+    peak: int
+    checkpointed: bool
+
+
+class Trainer:
+    """One stage on one kind of hardware."""
+
+    def __init__(self, config: TrainingConfig, model: Known, teachers: Sequence[Known], lot: Lot, pace: Pace) -> None:
+        self.config, self.model, self.teachers, self.lot, self.pace = config, model, teachers, lot, pace
+
+    def estimate(self, name: str, hardware: Hardware) -> Estimate:
+        """Under the recipe's settings; where that does not fit, with the nearest ones that do."""
+        workers = hardware.count if self.config.sharding != "none" else 1
+        variant = self.variant(self.config, workers, hardware)
+        available = hardware.device.memory_bytes
+        change = None
+        if variant.peak > available:
+            change = next(self._nearest(name, hardware), None)
+        seconds = self.seconds(variant, hardware)
+        price = hardware.device.usd_per_hour
+        idle = hardware.count - workers
+        assumed = [self.lot.sample.said] if self.lot.sample.said else []
+        if idle:
+            assumed.append(f"one of {hardware.count} devices works in {name}, the others wait: {name}.sharding=fsdp2")
+        if getattr(self.config, "on_policy", None) is not None:
+            assumed.append(f"the time in which {name}'s student answers is not counted")
+        if getattr(self.config, "divergence", "") in ACROSS:
+            assumed.append(f"{name} compares as if both sides had the same tokens")
+        return Estimate(
+            stage=name,
+            kind=str(self.config.kind),
+            devices=workers,
+            memory=variant.memory,
+            peak_bytes=variant.peak,
+            available_bytes=available,
+            settings={"micro_batch_tokens": variant.micro_tokens, "activation_checkpointing": variant.checkpointed},
+            change=change,
+            tokens=self.tokens,
+            seconds=seconds,
+            usd=None if price is None else seconds / 3600 * price * hardware.count,
+            disk=self._disk(variant),
+            assumed=tuple(assumed),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Read in training."""
+        return round(self.lot.trained * self.lot.sample.mean * self.config.epochs)
+
+    @property
+    def _step_tokens(self) -> float:
+        """Of a global batch."""
+        if isinstance(self.config, PretrainConfig):
+            return min(self.config.batch_tokens, self.lot.trained * self.lot.sample.mean)
+        rows = min(self.config.global_batch, self.lot.trained)  # type: ignore[attr-defined]
+        return float(rows * self.lot.sample.mean)
+
+    def variant(self, config: TrainingConfig, workers: int, hardware: Hardware) -> Variant:
+        """Rehearsed: on short rows, to know what stands and what "auto" becomes; then on a micro-batch."""
+        few = self.lot.sample.batch(min(1024.0, self._step_tokens))
+        own = self._own(workers, hardware)
+        found: dict[bool, Takes] = {}
+
+        def each(checkpointed: bool) -> int:
+            found[checkpointed] = self._rehearsed(config, few, checkpointed)
+            return max(1, round(found[checkpointed].each))
+
+        chosen = self._decided(config, each, found, workers, hardware, own)
+        pieces = max(1, math.ceil(self._step_tokens / chosen.micro_tokens))
+        pieces = math.ceil(pieces / workers)
+        items = self.lot.sample.batch(self._step_tokens / (pieces * workers))
+        takes = self._rehearsed(config, items, chosen.checkpoint_activations)
+        memory = _of_device(takes, workers, own)
+        peak = max(sum(memory.values()), round(takes.loading + takes.teachers) + own)
+        return Variant(
+            config, workers, chosen.micro_tokens, takes, items, pieces, memory, peak, chosen.checkpoint_activations
+        )
+
+    def _decided(
+        self, config: TrainingConfig, each: Any, found: dict[bool, Takes], workers: int, hardware: Hardware, own: int
+    ) -> Plan:
+        """As `memory.plan` would, on a device that is empty but for what stands."""
+        asked = config.activation_checkpointing
+        first = bool(asked)
+        kept = {first: each(first)}
+        takes = found[first]
+        standing = takes.weights + takes.teachers + (takes.gradients + takes.optimizer) / workers
+        free = hardware.device.memory_bytes - own - round(standing)
+        if isinstance(config, DistillConfig):
+            free -= room_bytes(self.model.config.get_text_config().vocab_size)
+        longest = max(item.tokens for item in self.lot.sample.items)
+
+        def again(checkpointed: bool) -> int:
+            if checkpointed not in kept:
+                kept[checkpointed] = each(checkpointed)
+            return kept[checkpointed]
+
+        worth_while = PREFERRED_TOKENS[hardware.device.kind]
+        return decide(again, longest, free, worth_while, config.micro_batch_tokens, asked)
+
+    def _own(self, workers: int, hardware: Hardware) -> int:
+        """What is taken before there is a model."""
+        if hardware.device.kind == "cpu":
+            return self.pace.own_bytes
+        return OWN_BYTES["cuda"] + (OWN_BYTES["workers"] if workers > 1 else 0)
+
+    def _rehearsed(self, config: TrainingConfig, items: Sequence[Item], checkpointed: bool) -> Takes:
+        return rehearse(self.cast(config, checkpointed), _signalled(config, items), self.play(config), self.pace.roof)
+
+    def cast(self, config: TrainingConfig, checkpointed: bool) -> Cast:
+        """Who takes part."""
+        stored = self.model.config.dtype or torch.float32
+        settings = Settings(
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
+            schedule=config.schedule,
+            warmup=config.warmup,
+            weight_decay=config.weight_decay,
+            beta2=config.beta2,
+            clip=config.clip,
+            evaluations=1,
+            keep="last",
+            patience=None,
+            micro_tokens=1 << 62,
+        )
+        return Cast(
+            self.model.config,
+            getattr(torch, stored) if isinstance(stored, str) else stored,
+            settings,
+            config.adapter,
+            tuple(teacher.config for teacher in self.teachers),
+            checkpointed,
+            self.pace.precision(config.dtype),
+            self.pace.kind,
+        )
+
+    def play(self, config: TrainingConfig) -> Play:
+        """The stage's objective."""
+
+        def task(scorer: Scorer, teachers: Sequence[Scorer]) -> Task:
+            if isinstance(config, DpoConfig):
+                loss = "sigmoid" if config.loss == "kto" else config.loss  # both read two answers of a prompt
+                return preference([], [], loss, {"beta": 0.1} if config.loss == "kto" else config.parameters)
+            if isinstance(config, DistillConfig) and teachers:
+                configs = [self.model.config, *(teacher.config for teacher in self.teachers)]
+                rows = min(one.get_text_config().vocab_size for one in configs)
+                name = "jsd" if config.divergence in ACROSS else config.divergence
+                mix = None if config.divergence in ACROSS else config.mix
+                aims = Aims(Divergence(name, mix, config.temperature or 1.0), rows)  # type: ignore[arg-type]
+                return distillation([], [], lessons(aims, [Present(one, rows) for one in teachers]), ["divergence"])
+            return likelihood([], [])
+
+        return task
+
+    def seconds(self, variant: Variant, hardware: Hardware) -> float:
+        """All of the stage: start, reference, training, evaluations."""
+        takes, config, lot = variant.takes, variant.config, self.lot
+        batch = sum(item.tokens for item in variant.items)
+        steps = self.steps
+        factor = self.pace.factor
+        micro, step = takes.seconds * factor, takes.step_seconds * factor / variant.workers
+        if variant.workers > 1 and (link := hardware.device.link_bytes_per_second):
+            gathered = 3 * 4 * takes.parameters * (variant.workers - 1) / variant.workers
+            micro = max(micro, gathered / link)
+        training = steps * step + self.tokens / variant.workers / batch * micro
+        forward = takes.forward_seconds * factor / batch / variant.workers
+        held_out = min(lot.held_out, lot.rows) * lot.sample.mean
+        scored = held_out * (config.evaluations + 1)
+        if isinstance(config, DpoConfig) and config.loss not in REFERENCE_FREE:
+            scored += lot.trained * lot.sample.mean + 2 * held_out
+        return self.pace.start_seconds + training + scored * forward
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(
+            1, round(self.config.epochs * math.ceil(self.lot.trained * self.lot.sample.mean / self._step_tokens))
+        )
+
+    def _disk(self, variant: Variant) -> dict[str, int]:
+        takes, config = variant.takes, variant.config
+        trained = 4 * takes.trained
+        width = 4 if config.store == "float32" or (config.store == "auto" and _is_wide(self.model)) else 2
+        rows = self.lot.rows * self.lot.sample.mean
+        disk = {
+            "checkpoints, until it is sealed": CHECKPOINTS * (trained + takes.optimizer),
+            "model": takes.parameters * width + (trained if config.adapter is not None else 0),
+            "cache of tokens": TOKENS_ON_DISK * rows,
+        }
+        if config.keep == "best":
+            disk["checkpoints, until it is sealed"] += 2 * trained
+        if isinstance(config, DpoConfig) and config.loss not in REFERENCE_FREE:
+            disk["cache of the reference"] = 4 * self.lot.rows * self.lot.sample.scored
+        return {name: round(value) for name, value in disk.items()}
+
+    def _nearest(self, name: str, hardware: Hardware) -> Iterator[Change]:
+        """Settings that fit, the least change first."""
+        for config, devices, overrides in self._others(name, hardware):
+            try:
+                variant = self.variant(config, devices, replace(hardware, count=devices))
+            except ValueError:  # an adapter that this model cannot carry
+                continue
+            if variant.peak <= hardware.device.memory_bytes:
+                yield Change(tuple(overrides), devices, variant.peak)
+
+    def _others(self, name: str, hardware: Hardware) -> Iterator[tuple[TrainingConfig, int, list[str]]]:
+        config = self.config
+        longest = max(item.tokens for item in self.lot.sample.items)
+        workers = hardware.count if config.sharding != "none" else 1
+        smaller: list[dict[str, Any]] = []
+        if config.micro_batch_tokens is not None:
+            tokens = config.micro_batch_tokens // 2
+            while tokens > longest:
+                smaller.append({"micro_batch_tokens": tokens})
+                tokens //= 2
+            smaller.append({"micro_batch_tokens": longest})
+        if config.activation_checkpointing is False:
+            smaller += [{"activation_checkpointing": True}]
+            smaller += [{"activation_checkpointing": True, "micro_batch_tokens": longest}]
+        for change in smaller:
+            yield config.model_copy(update=change), workers, _overrides(name, change)
+        lightest = {"activation_checkpointing": True, "micro_batch_tokens": longest}
+        light = config.model_copy(update=lightest)
+        can_share = config.optimizer != "muon" and not (config.adapter and config.adapter.kind == "qlora")
+        auto = dict.fromkeys(lightest)
+        if can_share and hardware.device.kind == "cuda" and hardware.count > 1 and config.sharding == "none":
+            shared = {"sharding": "fsdp2"}
+            yield light.model_copy(update=shared), hardware.count, _overrides(name, shared)
+        if config.optimizer != "muon":
+            for kind in ("lora", "qlora") if hardware.device.kind == "cuda" else ("lora",):
+                if config.adapter is not None and (config.adapter.kind == kind or kind == "lora"):
+                    continue
+                change = {
+                    "adapter": (config.adapter or Adapter()).model_copy(update={"kind": kind}),
+                    "sharding": "none",
+                }
+                yield config.model_copy(update={**auto, **change}), 1, [f"{name}.adapter.kind={kind}"]
+        if can_share and hardware.device.kind == "cuda":
+            for devices in MORE_DEVICES:
+                if devices > hardware.count:
+                    shared = {"sharding": "fsdp2" if config.sharding == "none" else config.sharding}
+                    yield light.model_copy(update=shared), devices, _overrides(name, shared)
+
+
+def _overrides(stage: str, change: dict[str, Any]) -> list[str]:
+    return [
+        f"{stage}.{field}={str(value).lower() if isinstance(value, bool) else value}" for field, value in change.items()
+    ]
+
+
+def _is_wide(known: Known) -> bool:
+    stored = known.config.dtype
+    return stored in (None, torch.float32, "float32")
+
+
+def _signalled(config: TrainingConfig, items: Sequence[Item]) -> list[Item]:
+    """With a reference's column, where the loss reads one."""
+    import numpy as np
+
+    if not isinstance(config, DpoConfig) or config.loss in REFERENCE_FREE:
+        return list(items)
+    return [
+        replace(item, signals=tuple(np.zeros(int(learn_L.sum()), dtype=np.float32) for _, learn_L in item.answers))
+        for item in items
+    ]
+
+
+def _of_device(takes: Takes, workers: int, own: int) -> dict[str, int]:
+    """By part, on the device that holds the most. Workers that share a model hold a part of what is trained each, and
+    gather two layers and what stands around them in float32 while they compute."""
+    parts = {
+        "weights": takes.weights / workers,
+        "gradients": takes.gradients / workers,
+        "optimizer": takes.optimizer / workers,
+        "teachers": takes.teachers,
+        "activations": takes.activations,
+        "at the worst moment": takes.meanwhile,
+        "gathered": 0.0 if workers == 1 else 2 * takes.largest_layer + takes.around,
+        "framework": float(own),
+    }
+    return {name: round(value) for name, value in parts.items() if round(value) > 0}

@@ -1,0 +1,324 @@
+"""A training step without memory: the stage's own code on tensors that have a shape and no bytes, and what it takes.
+
+Nothing is estimated that can be counted: the model is built from its config, the adapter attached, the optimizer made,
+and two optimizer steps are taken by the loop's own `learn`, all on torch's fake tensors, while a `Tally` counts bytes.
+Deep models are rehearsed twice, with few of their layers, and each figure goes on in a line.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from potstill.training import head
+from potstill.training.adapter_config import Adapter
+from potstill.training.adapters import attach, hold_base
+from potstill.training.attention import choose_kernel
+from potstill.training.batch import Batch, Item, collate, cut
+from potstill.training.loop import Settings, learn
+from potstill.training.making import renumber
+from potstill.training.memory import bytes_per_token, middling
+from potstill.training.optimizers import make_optimizers
+from potstill.training.scoring import Scorer
+from potstill.training.tally import Roof, Tally
+from potstill.training.tasks import Task
+from potstill.training.team import Team
+
+FEW_LAYERS = (2, 4)
+"""A deeper model is rehearsed with so many of its layers, times the length of its pattern of layers."""
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in NF4 whose scales, one of 64 weights, are in 8 bits (Dettmers et al. 2023, section 3)."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who takes part in a stage of training."""
+
+    config: PreTrainedConfig
+    """The model that is trained."""
+    stored: torch.dtype
+    """What its weights are stored in, which a base that carries an adapter is held in."""
+    settings: Settings
+    adapter: Adapter | None = None
+    teachers: tuple[PreTrainedConfig, ...] = ()
+    """Who reads beside it, weights at hand."""
+    checkpoint: bool = False
+    precision: torch.dtype = torch.bfloat16
+    device: str = "cuda"
+    """The kind of device that it is rehearsed for."""
+
+
+Play = Callable[[Scorer, Sequence[Scorer]], Task]
+"""From the student's scorer and its teachers' to what there is to learn."""
+
+
+@dataclass
+class Takes:
+    """What a stage takes. Bytes of one device that holds everything; seconds by the roof."""
+
+    weights: float = 0.0
+    """Of the model, as they are held while it trains."""
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    teachers: float = 0.0
+    activations: float = 0.0
+    """What the forward of a micro-batch leaves for its backward."""
+    meanwhile: float = 0.0
+    """What comes on top at the worst moment: the head's chunk, gradients of activations."""
+    loading: float = 0.0
+    """The most before the first step: the whole model in float32, and the probe that its layout is right."""
+    largest_layer: float = 0.0
+    """Weights of a layer, and of what stands around them: what workers that share a model gather at once."""
+    around: float = 0.0
+    each: float = 0.0
+    """Bytes that a token leaves for the backward; see `memory.bytes_per_token`."""
+    parameters: float = 0.0
+    trained: float = 0.0
+    forward_seconds: float = 0.0
+    """A micro-batch without gradients, by the student alone, its head with it."""
+    seconds: float = 0.0
+    """A micro-batch, forward and backward, teachers with it."""
+    step_seconds: float = 0.0
+    """The optimizer's."""
+    flops: float = 0.0
+    """Of products, in a micro-batch."""
+
+    @property
+    def standing(self) -> float:
+        """What is there all the time."""
+        return self.weights + self.optimizer + self.teachers
+
+    @property
+    def peak(self) -> float:
+        """The most at once."""
+        return max(self.loading, self.standing + self.gradients + self.activations + self.meanwhile)
+
+
+class _Stagehand(Team):
+    """One process, whose batches were laid out beforehand: that looks at numbers."""
+
+    def rounds(self, items: Sequence[Item], budget: int) -> Iterator[tuple[Batch, float, bool]]:
+        with _disable_current_modes():
+            groups = [collate(group) for group in cut(items, budget) if group]
+        for number, batch in enumerate(groups, start=1):
+            yield batch, 1.0, number == len(groups)
+
+
+def rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof) -> Takes:
+    """What a stage takes that computes these items in one micro-batch. ModelError as training would raise it."""
+    layers = cast_.config.get_text_config().num_hidden_layers
+    few = [count * _period(cast_.config) for count in FEW_LAYERS]
+    if layers <= few[1] + 2:
+        return _rehearse(cast_, items, play, roof, layers)
+    low, high = (_rehearse(cast_, items, play, roof, count) for count in few)
+    found = Takes()
+    for one in fields(Takes):
+        a, b = getattr(low, one.name), getattr(high, one.name)
+        setattr(found, one.name, a + (b - a) * (layers - few[0]) / (few[1] - few[0]))
+    return found
+
+
+def _period(config: PreTrainedConfig) -> int:
+    """After how many layers their pattern begins anew."""
+    kinds = list(getattr(config.get_text_config(), "layer_types", None) or [])
+    return next((n for n in range(1, len(kinds)) if all(kinds[i] == kinds[i % n] for i in range(len(kinds)))), 1)
+
+
+def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """The same with its first layers alone."""
+    fewer = copy.deepcopy(config)
+    if count < fewer.get_text_config().num_hidden_layers:
+        renumber(fewer.get_text_config(), {layer: layer for layer in range(count)})
+    return fewer
+
+
+@contextmanager
+def without_memory(roof: Roof) -> Iterator[Tally]:
+    """Within this, tensors that are made have a shape and no bytes."""
+    spare, head._spare = head._spare, {}
+    apply, nn.Module._apply = nn.Module._apply, _by_new_parameters  # type: ignore[method-assign,assignment]
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), Tally(roof) as tally:
+            yield tally
+    finally:
+        head._spare, nn.Module._apply = spare, apply  # type: ignore[method-assign]
+
+
+def _by_new_parameters(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """In place of torch's own, which would swap what parameters hold: those without memory refuse that."""
+    for part in module.modules() if recurse else (module,):
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                with torch.no_grad():
+                    part._parameters[name] = nn.Parameter(change(parameter), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = change(buffer)
+    return module
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """In float32, as models are loaded."""
+    config = copy.deepcopy(config)
+    config.dtype = torch.float32
+    return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
+
+def scorer_of(model: PreTrainedModel, cast_: Cast) -> Scorer:
+    """With the attention that the device would have."""
+    try:
+        scorer = Scorer(model, precision=cast_.precision)
+    except NotImplementedError:
+        return Scorer(model, "padded", cast_.precision)
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    window, cap = getattr(config, "sliding_window", None), getattr(config, "attn_logit_softcapping", None)
+    kernel = choose_kernel(cast_.device, cast_.precision, (width, width), window, cap, 0.0)
+    scorer.kernel = "rows" if kernel == "rows" else "varlen"  # FlexAttention keeps as much; written out, it keeps more
+    return scorer
+
+
+def company(cast_: Cast, layers: int) -> list[Scorer]:
+    """The teachers, as they are held while they are asked."""
+    found = []
+    for config in cast_.teachers:
+        share = layers / cast_.config.get_text_config().num_hidden_layers
+        count = max(1, round(share * config.get_text_config().num_hidden_layers))
+        model = build(with_layers(config, count))
+        model.requires_grad_(False)
+        found.append(scorer_of(model, cast_).narrow().eval())
+    return found
+
+
+def _rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, layers: int) -> Takes:
+    takes = Takes()
+    with without_memory(roof) as tally:
+        teachers = company(cast_, layers)
+        takes.teachers = sum(_bytes(one) for one in teachers)
+        if cast_.device == "cuda" and cast_.precision == torch.bfloat16:  # `OutputHead.narrow`
+            takes.teachers += sum(2 * one.head.module.weight.numel() for one in teachers)  # type: ignore[operator]
+        scorer = _student(cast_, layers, tally, takes)
+        team, task = _Stagehand(), play(scorer, teachers)
+        optimizers = make_optimizers(
+            scorer, cast_.settings.optimizer, 1e-6, cast_.settings.weight_decay, cast_.settings.beta2
+        )
+        team.prepare(scorer, optimizers)
+        scorer.train()
+        scorer.checkpoint(cast_.checkpoint)
+        with scorer.products():
+            with _disable_current_modes():
+                batch = middling(items)
+            takes.each = float(bytes_per_token(scorer, batch, task.teach))
+            _forward_alone(team, scorer, items, tally, takes)
+            _steps(team, task, items, cast_, tally, takes)
+    return takes
+
+
+def _student(cast_: Cast, layers: int, tally: Tally, takes: Takes) -> Scorer:
+    """Loaded, probed, with its adapter: as `Session.load` has it."""
+    model = build(with_layers(cast_.config, layers))
+    takes.parameters = float(sum(p.numel() for p in model.parameters()))
+    body = [p for name, p in model.named_parameters() if ".layers." in name or ".h." in name]
+    takes.largest_layer = sum(p.nbytes for p in body) / layers
+    takes.around = float(sum(p.nbytes for p in model.parameters()) - sum(p.nbytes for p in body))
+    if cast_.adapter is not None:
+        attach(model, cast_.adapter, 0)
+    takes.trained = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
+    scorer = scorer_of(model, cast_)
+    four_bits = cast_.adapter is not None and cast_.adapter.kind == "qlora"
+    _probe(scorer)
+    takes.loading = tally.peak - (_saved_by_four_bits(model, 4) if four_bits else 0.0)
+    if cast_.adapter is not None and cast_.precision == torch.bfloat16:
+        hold_base(model, torch.bfloat16 if four_bits else cast_.stored)
+    takes.weights = _bytes(scorer) - (_saved_by_four_bits(model, 2) if four_bits else 0.0)
+    return scorer
+
+
+def _probe(scorer: Scorer) -> None:
+    """What `build_scorer` compares, by one pass; gradients are dropped as they are made."""
+    with _disable_current_modes():
+        batch = collate(_probe_items(scorer))
+    hooks = []
+    for parameter in scorer.parameters():
+        if parameter.requires_grad:
+            hooks.append(parameter.register_post_accumulate_grad_hook(_drop))  # type: ignore[no-untyped-call]
+    scorer(batch).mean().backward()
+    for hook in hooks:
+        hook.remove()
+
+
+def _drop(parameter: Any) -> None:
+    parameter.grad = None
+
+
+def _probe_items(scorer: Scorer) -> list[Item]:
+    from potstill.training import probe
+
+    return probe._items(probe.bare(scorer.model).config.get_text_config().vocab_size)
+
+
+def _saved_by_four_bits(model: PreTrainedModel, held: int) -> float:
+    """Of matrices that are held in so many bytes a weight here, and in 4 bits by bitsandbytes."""
+    return sum(
+        (held - FOUR_BITS) * p.numel() for name, p in model.named_parameters() if name.endswith("base_layer.weight")
+    )
+
+
+def _forward_alone(team: Team, scorer: Scorer, items: Sequence[Item], tally: Tally, takes: Takes) -> None:
+    tally.phase()
+    scorer.eval()
+    with torch.no_grad():
+        for batch, _, _ in team.rounds(items, 1 << 62):
+            team.score(batch)
+    takes.forward_seconds = tally.seconds
+    scorer.train()
+
+
+class _Marks:
+    """What is alive when the forward is done, and the most until the gradients are there."""
+
+    def __init__(self, team: Team, tally: Tally) -> None:
+        self.team, self.tally = team, tally
+        self.after_forward = self.peak = self.seconds = self.flops = 0.0
+        self._backward = team.backward
+        team.backward = self._marked  # type: ignore[method-assign]
+
+    def _marked(self, loss: Any, last: bool) -> None:
+        self.after_forward = max(self.after_forward, self.tally.live)
+        self._backward(loss, last)
+        self.peak, self.seconds, self.flops = self.tally.peak, self.tally.seconds, self.tally.flops
+        self.tally.phase()
+
+
+def _steps(team: Team, task: Task, items: Sequence[Item], cast_: Cast, tally: Tally, takes: Takes) -> None:
+    """Two optimizer steps, the second with all that the first leaves behind."""
+    marks = _Marks(team, tally)
+    settings = cast_.settings
+    for number in (1, 2):
+        tally.phase()
+        learn(team, task, items, settings, number, 1e-6)
+        takes.step_seconds = tally.seconds
+        stepping = tally.peak
+    takes.gradients = float(sum(p.nbytes for p in team.trained.values()))
+    takes.optimizer = float(sum(_held(one) for one in team.optimizers))
+    base = tally.live  # weights, teachers, optimizer: gradients are dropped behind a step
+    takes.activations = marks.after_forward - base
+    worst = max(marks.peak, stepping) - base
+    # Of several micro-batches all but the first meet gradients that are there; by the end of a backward they are anyway.
+    takes.meanwhile = max(0.0, worst - takes.activations - takes.gradients)
+    takes.seconds, takes.flops = marks.seconds, marks.flops
+
+
+def _held(optimizer: torch.optim.Optimizer) -> int:
+    return sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor))
+
+
+def _bytes(module: nn.Module) -> float:
+    return float(sum(t.nbytes for t in (*module.parameters(), *module.buffers())))
