@@ -43,7 +43,7 @@ LAYERS = [
     ["trial"],
     ["console"],
     ["views", "show", "signal_view", "chat", "replies"],
-    ["results", "material", "score", "score_view", "compare", "compare_view"],
+    ["results", "material", "score", "score_view", "compare", "compare_view", "doctor"],
     ["in_memory", "notebook", "handles", "library"],
     ["view"],
     ["verbs"],

@@ -21,7 +21,7 @@ from potstill.training.rehearsal import build, without_memory
 OPERATIONS = 25
 """Of a layer, for one more token of every row: what is begun one after the other."""
 BYTES_OF_DRAW, BYTES_OF_ENTRY = 0.75, 3.0
-"""Of a captured signal: 50 draws take 36 bytes, as measured; of the largest entries each its packed number and value."""
+"""Of a captured signal: 50 draws take 36 bytes, as measured; a listed entry its packed number and value."""
 
 
 def count_parameters(known: Known) -> float:

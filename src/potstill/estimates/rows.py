@@ -1,4 +1,4 @@
-"""How long a stage's rows are in tokens: counted on some of them where they are here, else taken from elsewhere and said."""
+"""How long a stage's rows are in tokens: counted on some where they are here, else assumed, and said so."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -136,7 +136,7 @@ class Trainer:
         items = self.lot.sample.batch(self._step_tokens / (pieces * workers))
         takes = self._rehearsed(config, items, chosen.checkpoint_activations)
         memory = _of_device(takes, workers, own)
-        peak = max(sum(memory.values()), round(takes.loading + takes.teachers) + own)
+        peak = max(sum(memory.values()), round(takes.loading) + own)
         return Variant(
             config, workers, chosen.micro_tokens, takes, items, pieces, memory, peak, chosen.checkpoint_activations
         )

@@ -102,9 +102,9 @@ def config_of(spec: LocalModel, name: str) -> tuple[PreTrainedConfig, str]:
     near = nearest(spec.path.rpartition("/")[2].lower(), [*SHAPES, *SAME])
     raise ModelError(
         f"model {name}",
-        f"what {spec.path} is made of is not known here{near}: it is no folder, not in the Hub's cache, and no model of "
-        "the table",
-        f"Get its config.json into a folder and name that as path, or fetch it once: hf download {spec.path} config.json",
+        f"what {spec.path} is made of is not known here{near}: it is no folder, not in the Hub's cache and not in the "
+        "table of well-known models",
+        f"Name a folder that holds its config.json as path, or fetch it once: hf download {spec.path} config.json",
     )
 
 

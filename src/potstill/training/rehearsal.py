@@ -32,7 +32,7 @@ from potstill.training.tasks import Task
 from potstill.training.team import Team
 
 FEW_LAYERS = (2, 4)
-"""A deeper model is rehearsed with so many of its layers, times the length of its pattern of layers."""
+"""A deeper model is rehearsed with so many of its layers, first and then, times the length of its pattern."""
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in NF4 whose scales, one of 64 weights, are in 8 bits (Dettmers et al. 2023, section 3)."""
 
@@ -53,6 +53,16 @@ class Cast:
     precision: torch.dtype = torch.bfloat16
     device: str = "cuda"
     """The kind of device that it is rehearsed for."""
+
+    @property
+    def four_bits(self) -> bool:
+        """Whether its base is."""
+        return self.adapter is not None and self.adapter.kind == "qlora"
+
+    @property
+    def held(self) -> torch.dtype:
+        """What a base that carries an adapter is held in, or computed in if it is in 4 bits; see `hold_base`."""
+        return torch.bfloat16 if self.four_bits else self.stored
 
 
 Play = Callable[[Scorer, Sequence[Scorer]], Task]
@@ -82,7 +92,7 @@ class Takes:
     parameters: float = 0.0
     trained: float = 0.0
     forward_seconds: float = 0.0
-    """A micro-batch without gradients, by the student alone, its head with it."""
+    """A micro-batch without gradients, teachers with it."""
     seconds: float = 0.0
     """A micro-batch, forward and backward, teachers with it."""
     step_seconds: float = 0.0
@@ -113,16 +123,28 @@ class _Stagehand(Team):
 
 def rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof) -> Takes:
     """What a stage takes that computes these items in one micro-batch. ModelError as training would raise it."""
-    layers = cast_.config.get_text_config().num_hidden_layers
-    few = [count * _period(cast_.config) for count in FEW_LAYERS]
-    if layers <= few[1] + 2:
-        return _rehearse(cast_, items, play, roof, layers)
-    low, high = (_rehearse(cast_, items, play, roof, count) for count in few)
-    found = Takes()
-    for one in fields(Takes):
-        a, b = getattr(low, one.name), getattr(high, one.name)
-        setattr(found, one.name, a + (b - a) * (layers - few[0]) / (few[1] - few[0]))
+    everyone = (cast_.config, *cast_.teachers)
+    lows = [_few(config, 0) for config in everyone]
+    found = base = _rehearse(cast_, items, play, roof, lows)
+    for place, config in enumerate(everyone):
+        layers, high = _layers(config), _few(config, 1)
+        if layers == lows[place]:
+            continue
+        more = _rehearse(cast_, items, play, roof, [*lows[:place], high, *lows[place + 1 :]])
+        times = (layers - lows[place]) / (high - lows[place])
+        grown = {f.name: times * (getattr(more, f.name) - getattr(base, f.name)) for f in fields(Takes)}
+        found = Takes(**{name: getattr(found, name) + more_of for name, more_of in grown.items()})
     return found
+
+
+def _layers(config: PreTrainedConfig) -> int:
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def _few(config: PreTrainedConfig, which: int) -> int:
+    """With how many layers a model is rehearsed, first and then; all of one that is not deeper."""
+    layers, (low, high) = _layers(config), (count * _period(config) for count in FEW_LAYERS)
+    return layers if layers <= high + 2 else (low, high)[which]
 
 
 def _period(config: PreTrainedConfig) -> int:
@@ -185,30 +207,34 @@ def scorer_of(model: PreTrainedModel, cast_: Cast) -> Scorer:
     return scorer
 
 
-def company(cast_: Cast, layers: int) -> list[Scorer]:
-    """The teachers, as they are held while they are asked."""
+def company(cast_: Cast, layers: Sequence[int]) -> list[Scorer]:
+    """The teachers, with so many layers each, as they are held while they are asked."""
     found = []
-    for config in cast_.teachers:
-        share = layers / cast_.config.get_text_config().num_hidden_layers
-        count = max(1, round(share * config.get_text_config().num_hidden_layers))
+    for config, count in zip(cast_.teachers, layers, strict=True):
         model = build(with_layers(config, count))
         model.requires_grad_(False)
         found.append(scorer_of(model, cast_).narrow().eval())
     return found
 
 
-def _rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, layers: int) -> Takes:
+def _rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, layers: Sequence[int]) -> Takes:
+    """With so many layers of the student and of each teacher."""
     takes = Takes()
     with without_memory(roof) as tally:
-        teachers = company(cast_, layers)
+        scorer = _student(cast_, layers[0], tally, takes)
+        tally.phase()
+        teachers = company(cast_, layers[1:])
+        takes.loading = max(takes.loading, float(tally.peak))  # a teacher is read in float32, and narrowed then
         takes.teachers = sum(_bytes(one) for one in teachers)
         if cast_.device == "cuda" and cast_.precision == torch.bfloat16:  # `OutputHead.narrow`
             takes.teachers += sum(2 * one.head.module.weight.numel() for one in teachers)  # type: ignore[operator]
-        scorer = _student(cast_, layers, tally, takes)
         team, task = _Stagehand(), play(scorer, teachers)
         optimizers = make_optimizers(
             scorer, cast_.settings.optimizer, 1e-6, cast_.settings.weight_decay, cast_.settings.beta2
         )
+        if cast_.adapter is not None and cast_.precision == torch.bfloat16:
+            hold_base(cast(PreTrainedModel, scorer.model), cast_.held)
+        takes.weights = _bytes(scorer) - (_saved_by_four_bits(scorer.model, cast_.held) if cast_.four_bits else 0.0)
         team.prepare(scorer, optimizers)
         scorer.train()
         scorer.checkpoint(cast_.checkpoint)
@@ -216,7 +242,7 @@ def _rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, layers
             with _disable_current_modes():
                 batch = middling(items)
             takes.each = float(bytes_per_token(scorer, batch, task.teach))
-            _forward_alone(team, scorer, items, tally, takes)
+            _forward_alone(team, task, items, tally, takes)
             _steps(team, task, items, cast_, tally, takes)
     return takes
 
@@ -232,12 +258,8 @@ def _student(cast_: Cast, layers: int, tally: Tally, takes: Takes) -> Scorer:
         attach(model, cast_.adapter, 0)
     takes.trained = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
     scorer = scorer_of(model, cast_)
-    four_bits = cast_.adapter is not None and cast_.adapter.kind == "qlora"
     _probe(scorer)
-    takes.loading = tally.peak - (_saved_by_four_bits(model, 4) if four_bits else 0.0)
-    if cast_.adapter is not None and cast_.precision == torch.bfloat16:
-        hold_base(model, torch.bfloat16 if four_bits else cast_.stored)
-    takes.weights = _bytes(scorer) - (_saved_by_four_bits(model, 2) if four_bits else 0.0)
+    takes.loading = tally.peak - (_saved_by_four_bits(model, torch.float32) if cast_.four_bits else 0.0)
     return scorer
 
 
@@ -245,10 +267,8 @@ def _probe(scorer: Scorer) -> None:
     """What `build_scorer` compares, by one pass; gradients are dropped as they are made."""
     with _disable_current_modes():
         batch = collate(_probe_items(scorer))
-    hooks = []
-    for parameter in scorer.parameters():
-        if parameter.requires_grad:
-            hooks.append(parameter.register_post_accumulate_grad_hook(_drop))  # type: ignore[no-untyped-call]
+    trained = (parameter for parameter in scorer.parameters() if parameter.requires_grad)
+    hooks = [parameter.register_post_accumulate_grad_hook(_drop) for parameter in trained]  # type: ignore[no-untyped-call]
     scorer(batch).mean().backward()
     for hook in hooks:
         hook.remove()
@@ -264,21 +284,23 @@ def _probe_items(scorer: Scorer) -> list[Item]:
     return probe._items(probe.bare(scorer.model).config.get_text_config().vocab_size)
 
 
-def _saved_by_four_bits(model: PreTrainedModel, held: int) -> float:
-    """Of matrices that are held in so many bytes a weight here, and in 4 bits by bitsandbytes."""
+def _saved_by_four_bits(model: nn.Module, held: torch.dtype) -> float:
+    """Bytes of matrices that are held in this type here, and in 4 bits by bitsandbytes."""
     return sum(
-        (held - FOUR_BITS) * p.numel() for name, p in model.named_parameters() if name.endswith("base_layer.weight")
+        (held.itemsize - FOUR_BITS) * p.numel()
+        for name, p in model.named_parameters()
+        if name.endswith("base_layer.weight")
     )
 
 
-def _forward_alone(team: Team, scorer: Scorer, items: Sequence[Item], tally: Tally, takes: Takes) -> None:
+def _forward_alone(team: Team, task: Task, items: Sequence[Item], tally: Tally, takes: Takes) -> None:
     tally.phase()
-    scorer.eval()
+    team.scorer.eval()
     with torch.no_grad():
         for batch, _, _ in team.rounds(items, 1 << 62):
-            team.score(batch)
+            team.score(task.teach(batch))
     takes.forward_seconds = tally.seconds
-    scorer.train()
+    team.scorer.train()
 
 
 class _Marks:
@@ -311,7 +333,7 @@ def _steps(team: Team, task: Task, items: Sequence[Item], cast_: Cast, tally: Ta
     base = tally.live  # weights, teachers, optimizer: gradients are dropped behind a step
     takes.activations = marks.after_forward - base
     worst = max(marks.peak, stepping) - base
-    # Of several micro-batches all but the first meet gradients that are there; by the end of a backward they are anyway.
+    # Of several micro-batches all but the first meet gradients that are there; at a backward's end they are anyway.
     takes.meanwhile = max(0.0, worst - takes.activations - takes.gradients)
     takes.seconds, takes.flops = marks.seconds, marks.flops
 

@@ -2,11 +2,12 @@
 
 from types import ModuleType
 
-from potstill.verbs import chat, compare, completion, journal, logs, plan, run, score, show, status, view
+from potstill.verbs import chat, compare, completion, doctor, journal, logs, plan, run, score, show, status, view
 
 VERBS: dict[str, ModuleType] = {
     "run": run,
     "plan": plan,
+    "doctor": doctor,
     "status": status,
     "logs": logs,
     "show": show,
