@@ -48,6 +48,9 @@ signal, as our files keep it, with the dense one's; `python bench/capture.py --r
 adds to the teacher's own forward pass, and `python bench/cached.py --record` what an epoch from its signal saves. On a
 machine that others use too, the processors' time says more than the clock.
 
+Planning: `python bench/plan.py --record` has `potstill plan --hardware cpu` predict the memory and the time of stages, and
+then trains them.
+
 Audits: `python bench/planted.py --record` trains small students that each learn one danger, and twins that do not, and
 counts which of them are flagged.
 """
@@ -66,6 +69,7 @@ TITLES = {
     "angle": "A sampled signal: the angle of the gradient to the dense one",
     "capture": "Capturing a signal, against the teacher's bare forward pass",
     "cached": "An epoch from a captured signal, against one with the teacher",
+    "plan": "What a plan predicts, against training",
     "planted": "Audits of real small models, with a danger planted and without",
 }
 
@@ -321,6 +325,24 @@ def _planted(row: Row) -> str:
     return "\n".join(lines)
 
 
+def _plan(row: Row) -> str:
+    """Predicted before the run, and measured in it."""
+    told = (
+        f"Peak resident memory of the training process, and seconds of training, as `potstill plan --hardware cpu` "
+        f"predicted them before the run; {_commit(row)}. The error without the framework leaves out what a process holds "
+        "before it has a model."
+    )
+    head = "| | predicted, MB | measured, MB | off by | without the framework | predicted, s | measured, s | off by |"
+    lines = [told, "", head, "|---" * 8 + "|"]
+    for name, found in row["cases"].items():
+        predicted, measured = found["predicted"], found["measured"]
+        memory = " | ".join(f"{one['peak_bytes'] / 1e6:,.0f}" for one in (predicted, measured))
+        seconds = " | ".join(_short(one["seconds"]) for one in (predicted, measured))
+        errors = [f"{found[key]:+.1%}" for key in ("memory_error", "own_memory_error", "time_error")]
+        lines.append(f"| {name} | {memory} | {errors[0]} | {errors[1]} | {seconds} | {errors[2]} |")
+    return "\n".join(lines)
+
+
 def _least(p: float | None) -> str:
     return "" if p is None else f", p {p:.2g}" if p >= 1e-6 else ", p < 1e-6"
 
@@ -334,6 +356,7 @@ DATA: Mapping[str, Callable[[Row], str]] = {
     "angle": _angle,
     "capture": _capture,
     "cached": _cached,
+    "plan": _plan,
     "planted": _planted,
 }
 

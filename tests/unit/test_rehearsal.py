@@ -121,9 +121,7 @@ def test_layers_that_take_turns_are_kept_in_whole_turns() -> None:
 
     assert _period(FAMILIES["gemma3"]) == 1  # two layers, no pattern that repeats
     kinds = ["sliding_attention", "full_attention"] * 4
-    config = type(FAMILIES["gemma3"])(
-        **{**FAMILIES["gemma3"].to_dict(), "num_hidden_layers": 8, "layer_types": kinds}
-    )
+    config = type(FAMILIES["gemma3"])(**{**FAMILIES["gemma3"].to_dict(), "num_hidden_layers": 8, "layer_types": kinds})
     assert _period(config) == 2
     assert with_layers(config, 4).layer_types == kinds[:4]
     assert config.num_hidden_layers == 8

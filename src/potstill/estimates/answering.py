@@ -140,6 +140,7 @@ def _estimate(
         settings=settings,
         tokens=tokens,
         seconds=seconds,
+        starting_seconds=how[1].start_seconds,
         usd=None if price is None else seconds / 3600 * price * hardware.count,
         disk={name: round(value) for name, value in disk.items()},
         assumed=(said,) if said else (),

@@ -42,6 +42,8 @@ class Estimate:
     """Where it does not fit: the nearest setting that does; None: none was found."""
     tokens: int = 0
     seconds: float = 0.0
+    starting_seconds: float = 0.0
+    """Of these, before and after what is computed."""
     usd: float | None = None
     disk: Mapping[str, int] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
@@ -71,7 +73,8 @@ class Estimate:
             "settings": dict(self.settings),
             "nearest_setting": change,
             "tokens": self.tokens,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds, 3),
+            "starting_seconds": self.starting_seconds,
             "usd": None if self.usd is None else round(self.usd, 4),
             "disk_bytes": dict(self.disk),
             "assumed": list(self.assumed),

@@ -102,6 +102,7 @@ class Trainer:
             change=change,
             tokens=self.tokens,
             seconds=seconds,
+            starting_seconds=self.pace.start_seconds,
             usd=None if price is None else seconds / 3600 * price * hardware.count,
             disk=self._disk(variant),
             assumed=tuple(assumed),
