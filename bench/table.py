@@ -48,8 +48,8 @@ signal, as our files keep it, with the dense one's; `python bench/capture.py --r
 adds to the teacher's own forward pass, and `python bench/cached.py --record` what an epoch from its signal saves. On a
 machine that others use too, the processors' time says more than the clock.
 
-Planning: `python bench/plan.py --record` has `potstill plan --hardware cpu` predict the memory and the time of stages, and
-then trains them.
+Planning: `python bench/plan.py --record` has `potstill plan --hardware cpu` predict the memory and the time of stages,
+and then trains them.
 
 Audits: `python bench/planted.py --record` trains small students that each learn one danger, and twins that do not, and
 counts which of them are flagged.
@@ -329,8 +329,8 @@ def _plan(row: Row) -> str:
     """Predicted before the run, and measured in it."""
     told = (
         f"Peak resident memory of the training process, and seconds of training, as `potstill plan --hardware cpu` "
-        f"predicted them before the run; {_commit(row)}. The error without the framework leaves out what a process holds "
-        "before it has a model."
+        f"predicted them before the run; {_commit(row)}. The error without the framework leaves out what a process "
+        "holds before it has a model."
     )
     head = "| | predicted, MB | measured, MB | off by | without the framework | predicted, s | measured, s | off by |"
     lines = [told, "", head, "|---" * 8 + "|"]

@@ -57,8 +57,8 @@ def _gpu(
     return key, Device(name, "cuda", round(gib * GIB), half, wide, gbytes * 1e9, link, usd)
 
 
-# Peaks and bandwidths: NVIDIA's data sheets of each device (dense, without sparsity; for GeForce and RTX the whitepapers
-# of Ampere, Ada and Blackwell, bfloat16 with float32 sums). Memory: torch.cuda.get_device_properties(0).total_memory.
+# Peaks and bandwidths: NVIDIA's data sheets of each device (dense, without sparsity; for GeForce and RTX whitepapers of
+# Ampere, Ada and Blackwell, bfloat16 with float32 sums). Memory: torch.cuda.get_device_properties(0).total_memory.
 # Dollars an hour of one GPU: the middle of what specialised clouds ask on demand, as compiled in May 2026
 # (mercatus-ai.com/blog/cloud-gpu-pricing: A100 80GB 1.10 to 1.50, H100 2.50 to 3.50, H200 3.50 to 4.50). Where none
 # stands there is no dated source: say --gpu-usd.

@@ -92,10 +92,11 @@ def hangs(request: Any) -> None:
 
 
 def found(tmp_path: Path, url: str, name: str = "big", key: str = "") -> list[Finding]:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a colour."}\n')
     key_env = f", key_env: {key}" if key else ""
     (tmp_path / "r.yaml").write_text(
         f"name: r\nmodels:\n  teacher: {{endpoint: '{url}', name: {name}{key_env}}}\nstages:\n"
-        "  prompts: {kind: topics, teacher: teacher, count: 2}\n"
+        "  answers: {kind: sample, models: [teacher], prompts: prompts.jsonl}\n"
     )
     return list(endpoints.look(load_recipe(str(tmp_path / "r.yaml"))))
 
