@@ -239,18 +239,16 @@ def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
     assert packages._optional(Requirement("bitsandbytes>=0.5"), "qlora", "x").state == "problem"
 
 
-def test_models_of_a_recipe_that_are_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "empty").mkdir()
+def test_a_model_of_the_hub_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Q", "chosen": "A", "rejected": "B"}\n')
     (tmp_path / "r.yaml").write_text(
-        "name: r\nmodels:\n  a: {path: ./empty}\n  b: {path: someone/nothing}\nstages:\n"
-        "  one: {kind: dpo, model: a, data: rows.jsonl}\n  two: {kind: dpo, model: b, data: rows.jsonl}\n"
+        "name: r\nmodels:\n  a: {path: someone/nothing}\nstages:\n  one: {kind: dpo, model: a, data: rows.jsonl}\n"
     )
     recipe = load_recipe(str(tmp_path / "r.yaml"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert [one.state for one in endpoints.look(recipe)] == ["problem", "note"]
+    assert [one.state for one in endpoints.look(recipe)] == ["note"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert [one.state for one in endpoints.look(recipe)] == ["problem", "problem"]
+    assert [one.state for one in endpoints.look(recipe)] == ["problem"]
 
 
 def test_a_recipe_that_cannot_be_read_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
