@@ -73,14 +73,15 @@ def real(cast: Cast, play: Any) -> Any:
 )
 def test_what_is_counted_without_memory_is_there_with_it(how: dict[str, Any], play: Any) -> None:
     cast = role(**how)
-    takes = rehearse(cast, ITEMS, play, ROOF)
+    before, takes = (rehearse(cast, ITEMS, play, ROOF, standing=standing) for standing in (True, False))
     scorer, team, task, teachers = real(cast, play)
     sizes = footprint(scorer, STATES[cast.settings.optimizer])
     assert takes.weights == sizes.trained + sizes.frozen
     assert takes.gradients == sizes.gradients
+    assert (before.weights, before.gradients, before.optimizer) == (takes.weights, sizes.gradients, sizes.optimizer)
     # AdamW keeps two moments, and how many steps it has taken, of each parameter.
     assert takes.optimizer == sizes.optimizer + 4 * len(team.trained)
-    assert takes.each == bytes_per_token(scorer, middling(ITEMS), task.teach)
+    assert before.each == bytes_per_token(scorer, middling(ITEMS), task.teach)
     assert takes.teachers == sum(t.nbytes for one in teachers for t in (*one.parameters(), *one.buffers()))
     assert takes.trained == sum(p.numel() for p in team.trained.values())
 
@@ -110,7 +111,7 @@ def test_deep_models_go_on_in_a_line() -> None:
     cast = Cast(config, cast.stored, cast.settings, precision=torch.float32, device="cpu")
     line = rehearse(cast, ITEMS, plain, ROOF)
     whole = rehearsal._rehearse(cast, ITEMS, plain, ROOF, [12])
-    for name in ("weights", "gradients", "optimizer", "activations", "parameters", "each", "flops"):
+    for name in ("weights", "gradients", "optimizer", "activations", "parameters", "flops"):
         assert getattr(line, name) == pytest.approx(getattr(whole, name), rel=1e-3), name
     assert line.peak == pytest.approx(whole.peak, rel=0.02)
     assert line.seconds == pytest.approx(whole.seconds, rel=0.02)

@@ -93,6 +93,7 @@ def _trainer(plan: Plan, step: Step, config: TrainingConfig, how: tuple[Hardware
 
 def _timed(trainer: Trainer, hardware: Hardware) -> float:
     variant = trainer.variant(trainer.config, 1, hardware)
+    assert variant is not None, "it was asked for anyway"
     cast = trainer.cast(trainer.config, variant.checkpointed)
     return measured_factor(cast, variant.items, trainer.play(trainer.config), trainer.pace)
 

@@ -1,7 +1,7 @@
 """What a stage that trains takes: its own step, rehearsed, and then as many of them as the recipe asks for."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +77,7 @@ class Trainer:
         """Under the recipe's settings; where that does not fit, with the nearest ones that do."""
         workers = hardware.count if self.config.sharding != "none" else 1
         variant = self.variant(self.config, workers, hardware)
+        assert variant is not None, "it was asked for anyway"
         available = hardware.device.memory_bytes
         change = None
         if variant.peak > available:
@@ -121,48 +122,54 @@ class Trainer:
         rows = min(self.config.global_batch, self.lot.trained)  # type: ignore[attr-defined]
         return float(rows * self.lot.sample.mean)
 
-    def variant(self, config: TrainingConfig, workers: int, hardware: Hardware) -> Variant:
-        """Rehearsed: on short rows, to know what stands and what "auto" becomes; then on a micro-batch."""
+    def variant(
+        self, config: TrainingConfig, workers: int, hardware: Hardware, *, anyway: bool = True
+    ) -> Variant | None:
+        """Rehearsed: to know what stands and what "auto" becomes; then with a micro-batch. None where what stands alone
+        is too much, unless it is to be rehearsed `anyway`."""
         few = self.lot.sample.batch(min(1024.0, self._step_tokens))
-        own = self._own(workers, hardware)
+        own, available = self._own(workers, hardware), hardware.device.memory_bytes
         found: dict[bool, Takes] = {}
 
         def each(checkpointed: bool) -> int:
-            found[checkpointed] = self._rehearsed(config, few, checkpointed)
+            if checkpointed not in found:
+                found[checkpointed] = self._rehearsed(config, few, checkpointed, standing=True)
             return max(1, round(found[checkpointed].each))
 
-        chosen = self._decided(config, each, found, workers, hardware, own)
-        pieces = max(1, math.ceil(self._step_tokens / chosen.micro_tokens))
-        pieces = math.ceil(pieces / workers)
+        chosen = self._decided(config, each, found, workers, hardware)
+        before = found[chosen.checkpoint_activations]
+        pieces = math.ceil(max(1, math.ceil(self._step_tokens / chosen.micro_tokens)) / workers)
         items = self.lot.sample.batch(self._step_tokens / (pieces * workers))
+        least = sum(_of_device(before, workers, own).values())
+        least += round(before.each * min(chosen.micro_tokens, sum(item.tokens for item in items)))
+        if not anyway and max(least, before.loading + own) > available:
+            return None
         takes = self._rehearsed(config, items, chosen.checkpoint_activations)
+        takes.loading = before.loading
         memory = _of_device(takes, workers, own)
         peak = max(sum(memory.values()), round(takes.loading) + own)
-        return Variant(
-            config, workers, chosen.micro_tokens, takes, items, pieces, memory, peak, chosen.checkpoint_activations
-        )
+        checkpointed = chosen.checkpoint_activations
+        return Variant(config, workers, chosen.micro_tokens, takes, items, pieces, memory, peak, checkpointed)
 
     def _decided(
-        self, config: TrainingConfig, each: Any, found: dict[bool, Takes], workers: int, hardware: Hardware, own: int
+        self,
+        config: TrainingConfig,
+        each: Callable[[bool], int],
+        found: Mapping[bool, Takes],
+        workers: int,
+        hardware: Hardware,
     ) -> Plan:
         """As `memory.plan` would, on a device that is empty but for what stands."""
         asked = config.activation_checkpointing
-        first = bool(asked)
-        kept = {first: each(first)}
-        takes = found[first]
+        each(bool(asked))
+        takes = found[bool(asked)]
         standing = takes.weights + takes.teachers + (takes.gradients + takes.optimizer) / workers
-        free = hardware.device.memory_bytes - own - round(standing)
+        free = hardware.device.memory_bytes - self._own(workers, hardware) - round(standing)
         if isinstance(config, DistillConfig):
             free -= room_bytes(self.model.config.get_text_config().vocab_size)
         longest = max(item.tokens for item in self.lot.sample.items)
-
-        def again(checkpointed: bool) -> int:
-            if checkpointed not in kept:
-                kept[checkpointed] = each(checkpointed)
-            return kept[checkpointed]
-
         worth_while = PREFERRED_TOKENS[hardware.device.kind]
-        return decide(again, longest, free, worth_while, config.micro_batch_tokens, asked)
+        return decide(each, longest, free, worth_while, config.micro_batch_tokens, asked)
 
     def _own(self, workers: int, hardware: Hardware) -> int:
         """What is taken before there is a model."""
@@ -170,8 +177,11 @@ class Trainer:
             return self.pace.own_bytes
         return OWN_BYTES["cuda"] + (OWN_BYTES["workers"] if workers > 1 else 0)
 
-    def _rehearsed(self, config: TrainingConfig, items: Sequence[Item], checkpointed: bool) -> Takes:
-        return rehearse(self.cast(config, checkpointed), _signalled(config, items), self.play(config), self.pace.roof)
+    def _rehearsed(
+        self, config: TrainingConfig, items: Sequence[Item], checkpointed: bool, *, standing: bool = False
+    ) -> Takes:
+        cast, play = self.cast(config, checkpointed), self.play(config)
+        return rehearse(cast, _signalled(config, items), play, self.pace.roof, standing=standing)
 
     def cast(self, config: TrainingConfig, checkpointed: bool) -> Cast:
         """Who takes part."""
@@ -263,10 +273,10 @@ class Trainer:
         """Settings that fit, the least change first."""
         for config, devices, overrides in self._others(name, hardware):
             try:
-                variant = self.variant(config, devices, replace(hardware, count=devices))
+                variant = self.variant(config, devices, replace(hardware, count=devices), anyway=False)
             except ValueError:  # an adapter that this model cannot carry
                 continue
-            if variant.peak <= hardware.device.memory_bytes:
+            if variant is not None and variant.peak <= hardware.device.memory_bytes:
                 yield Change(tuple(overrides), devices, variant.peak)
 
     def _others(self, name: str, hardware: Hardware) -> Iterator[tuple[TrainingConfig, int, list[str]]]:

@@ -25,7 +25,8 @@ from potstill.training.batch import Batch, Item, collate, cut
 from potstill.training.loop import Settings, learn
 from potstill.training.making import renumber
 from potstill.training.memory import bytes_per_token, middling
-from potstill.training.optimizers import make_optimizers
+from potstill.training.models import footprint
+from potstill.training.optimizers import STATES, make_optimizers
 from potstill.training.scoring import Scorer
 from potstill.training.tally import Roof, Tally
 from potstill.training.tasks import Task
@@ -121,16 +122,21 @@ class _Stagehand(Team):
             yield batch, 1.0, number == len(groups)
 
 
-def rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof) -> Takes:
-    """What a stage takes that computes these items in one micro-batch. ModelError as training would raise it."""
+def rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, *, standing: bool = False) -> Takes:
+    """What a stage takes that computes these items in one micro-batch. ModelError as training would raise it.
+
+    `standing`: only what is there before the first step, loading with it, and what a token leaves; no step is taken.
+    Otherwise what loading takes is left out, which no micro-batch changes.
+    """
     everyone = (cast_.config, *cast_.teachers)
     lows = [_few(config, 0) for config in everyone]
-    found = base = _rehearse(cast_, items, play, roof, lows)
+    found = base = _rehearse(cast_, items, play, roof, lows, standing=standing)
     for place, config in enumerate(everyone):
         layers, high = _layers(config), _few(config, 1)
         if layers == lows[place]:
             continue
-        more = _rehearse(cast_, items, play, roof, [*lows[:place], high, *lows[place + 1 :]])
+        counts = [*lows[:place], high, *lows[place + 1 :]]
+        more = _rehearse(cast_, items, play, roof, counts, standing=standing)
         times = (layers - lows[place]) / (high - lows[place])
         grown = {f.name: times * (getattr(more, f.name) - getattr(base, f.name)) for f in fields(Takes)}
         found = Takes(**{name: getattr(found, name) + more_of for name, more_of in grown.items()})
@@ -217,11 +223,13 @@ def company(cast_: Cast, layers: Sequence[int]) -> list[Scorer]:
     return found
 
 
-def _rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, layers: Sequence[int]) -> Takes:
+def _rehearse(
+    cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, layers: Sequence[int], *, standing: bool = False
+) -> Takes:
     """With so many layers of the student and of each teacher."""
     takes = Takes()
     with without_memory(roof) as tally:
-        scorer = _student(cast_, layers[0], tally, takes)
+        scorer = _student(cast_, layers[0], tally, takes, probed=standing)
         tally.phase()
         teachers = company(cast_, layers[1:])
         takes.loading = max(takes.loading, float(tally.peak))  # a teacher is read in float32, and narrowed then
@@ -238,16 +246,20 @@ def _rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, layers
         team.prepare(scorer, optimizers)
         scorer.train()
         scorer.checkpoint(cast_.checkpoint)
+        takes.gradients = float(sum(p.nbytes for p in team.trained.values()))
         with scorer.products():
-            with _disable_current_modes():
-                batch = middling(items)
-            takes.each = float(bytes_per_token(scorer, batch, task.teach))
+            if standing:
+                with _disable_current_modes():
+                    batch = middling(items)
+                takes.each = float(bytes_per_token(scorer, batch, task.teach))
+                takes.optimizer = float(footprint(scorer, STATES[cast_.settings.optimizer]).optimizer)
+                return takes
             _forward_alone(team, task, items, tally, takes)
-            _steps(team, task, items, cast_, tally, takes)
+            _one_step(_Marks(team, tally), task, items, cast_.settings, sum(map(_bytes, teachers)), takes)
     return takes
 
 
-def _student(cast_: Cast, layers: int, tally: Tally, takes: Takes) -> Scorer:
+def _student(cast_: Cast, layers: int, tally: Tally, takes: Takes, *, probed: bool) -> Scorer:
     """Loaded, probed, with its adapter: as `Session.load` has it."""
     model = build(with_layers(cast_.config, layers))
     takes.parameters = float(sum(p.numel() for p in model.parameters()))
@@ -258,7 +270,8 @@ def _student(cast_: Cast, layers: int, tally: Tally, takes: Takes) -> Scorer:
         attach(model, cast_.adapter, 0)
     takes.trained = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
     scorer = scorer_of(model, cast_)
-    _probe(scorer)
+    if probed:
+        _probe(scorer)
     takes.loading = tally.peak - (_saved_by_four_bits(model, torch.float32) if cast_.four_bits else 0.0)
     return scorer
 
@@ -319,20 +332,22 @@ class _Marks:
         self.tally.phase()
 
 
-def _steps(team: Team, task: Task, items: Sequence[Item], cast_: Cast, tally: Tally, takes: Takes) -> None:
-    """Two optimizer steps, the second with all that the first leaves behind."""
-    marks = _Marks(team, tally)
-    settings = cast_.settings
-    for number in (1, 2):
-        tally.phase()
-        learn(team, task, items, settings, number, 1e-6)
-        takes.step_seconds = tally.seconds
-        stepping = tally.peak
-    takes.gradients = float(sum(p.nbytes for p in team.trained.values()))
+def _one_step(
+    marks: "_Marks", task: Task, items: Sequence[Item], settings: Settings, beside: float, takes: Takes
+) -> None:
+    """An optimizer step, once the optimizer holds all that it will: by a step that moves nothing. `beside`: bytes of
+    teachers."""
+    team, tally = marks.team, marks.tally
+    for parameter in team.trained.values():
+        parameter.grad = torch.zeros_like(parameter)
+    team.step(1.0, 0.0)
+    tally.phase()
+    learn(team, task, items, settings, 1, 1e-6)
+    takes.step_seconds = tally.seconds
     takes.optimizer = float(sum(_held(one) for one in team.optimizers))
-    base = tally.live  # weights, teachers, optimizer: gradients are dropped behind a step
+    base = _bytes(team.scorer) + beside + takes.optimizer
     takes.activations = marks.after_forward - base
-    worst = max(marks.peak, stepping) - base
+    worst = max(marks.peak, tally.peak) - base
     # Of several micro-batches all but the first meet gradients that are there; at a backward's end they are anyway.
     takes.meanwhile = max(0.0, worst - takes.activations - takes.gradients)
     takes.seconds, takes.flops = marks.seconds, marks.flops
