@@ -20,6 +20,8 @@ DESCRIPTION = "Turns any teacher into a small aligned language model that its us
 EXAMPLES = """examples:
   potstill run miniature                     the whole way in minutes: no download, no key, no GPU
   potstill plan my-recipe.yaml               what would run, and what it is likely to cost
+  potstill plan my-recipe.yaml --hardware 8xH100   memory, hours and dollars there
+  potstill doctor my-recipe.yaml             whether this machine and its endpoints are fit for it
   potstill run my-recipe.yaml dpo.beta=0.05  only what that changes runs again
   potstill show runs/miniature pairs         what a stage made
   potstill view runs/miniature               all of it in a browser, live while it runs

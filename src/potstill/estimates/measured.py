@@ -140,7 +140,7 @@ def _timed(cast: Cast, items: Sequence[Item], play: Play) -> float:
     if cast.adapter is not None:
         attach(model, cast.adapter, 0)
     scorer = scorer_of(model, cast)
-    teachers = [scorer_of(build(one).requires_grad_(False), cast).narrow().eval() for one in cast.teachers]  # type: ignore[arg-type]
+    teachers = [scorer_of(build(one).requires_grad_(False), cast).narrow().eval() for one in cast.teachers]
     task = play(scorer, teachers)
     settings = cast.settings
     optimizers = make_optimizers(scorer, settings.optimizer, 0.0, settings.weight_decay, settings.beta2)

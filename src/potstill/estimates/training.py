@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from potstill.errors import ModelError, PotstillError
 from potstill.estimates.base import Change, Estimate
 from potstill.estimates.measured import Pace
 from potstill.estimates.models import Known
@@ -181,7 +182,16 @@ class Trainer:
         self, config: TrainingConfig, items: Sequence[Item], checkpointed: bool, *, standing: bool = False
     ) -> Takes:
         cast, play = self.cast(config, checkpointed), self.play(config)
-        return rehearse(cast, _signalled(config, items), play, self.pace.roof, standing=standing)
+        try:
+            return rehearse(cast, _signalled(config, items), play, self.pace.roof, standing=standing)
+        except PotstillError:
+            raise
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:  # code of its own, as a rule
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            what = f"a step of it cannot be rehearsed without memory: {first}"
+            raise ModelError(
+                f"model {self.model.name}", what, "Run the stage on a few rows, and look at its peak"
+            ) from error
 
     def cast(self, config: TrainingConfig, checkpointed: bool) -> Cast:
         """Who takes part."""

@@ -21,8 +21,13 @@ def estimate_view(console: Console, estimates: Estimates) -> None:
     console.print(f"\n{told}{' each' if estimates.hardware.count > 1 else ''}:\n", soft_wrap=True)
     known = [one for one in estimates.stages if not one.unknown]
     if known:
-        console.print(_table(estimates, known, wide=console.width >= WIDE))
+        wide = console.width >= WIDE
+        console.print(_table(estimates, known, wide=wide))
         console.print()
+        for one in () if wide else known:
+            console.print(Text(f"{one.stage}, GiB: {_parts(one)}", "dim"))
+        if not wide:
+            console.print()
     for one in known:
         if not one.fits:
             console.print(Text(_misfit(one)), soft_wrap=True)
@@ -41,7 +46,7 @@ def _table(estimates: Estimates, known: Sequence[Estimate], *, wide: bool) -> Ta
     table.add_column("memory", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     if wide:
-        table.add_column("of which")
+        table.add_column("of which, GiB")
     for name in ("at once", "time", "disk", *(["USD"] if estimates.usd is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for one in known:
@@ -57,8 +62,6 @@ def _table(estimates: Estimates, known: Sequence[Estimate], *, wide: bool) -> Ta
             _gib(sum(one.disk.values())) if one.disk else "",
             *([f"{one.usd or 0:,.2f}"] if estimates.usd is not None else []),
         )
-        if not wide:
-            table.add_row(Text(f"  {_parts(one)}", "dim"), *[""] * (len(table.columns) - 1))
     return table
 
 

@@ -25,7 +25,7 @@ from potstill.training.batch import Batch, Item, collate, cut
 from potstill.training.loop import Settings, learn
 from potstill.training.making import renumber
 from potstill.training.memory import bytes_per_token, middling
-from potstill.training.models import footprint
+from potstill.training.models import footprint, rows_of
 from potstill.training.optimizers import STATES, make_optimizers
 from potstill.training.scoring import Scorer
 from potstill.training.tally import Roof, Tally
@@ -171,7 +171,7 @@ def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
 def without_memory(roof: Roof) -> Iterator[Tally]:
     """Within this, tensors that are made have a shape and no bytes."""
     spare, head._spare = head._spare, {}
-    apply, nn.Module._apply = nn.Module._apply, _by_new_parameters  # type: ignore[method-assign,assignment]
+    apply, nn.Module._apply = nn.Module._apply, _by_new_parameters  # type: ignore[method-assign]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), Tally(roof) as tally:
             yield tally
@@ -196,7 +196,8 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     """In float32, as models are loaded."""
     config = copy.deepcopy(config)
     config.dtype = torch.float32
-    return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    kind: Any = AutoModelForCausalLM
+    return cast(PreTrainedModel, kind.from_config(config, dtype=torch.float32))
 
 
 def scorer_of(model: PreTrainedModel, cast_: Cast) -> Scorer:
@@ -235,13 +236,13 @@ def _rehearse(
         takes.loading = max(takes.loading, float(tally.peak))  # a teacher is read in float32, and narrowed then
         takes.teachers = sum(_bytes(one) for one in teachers)
         if cast_.device == "cuda" and cast_.precision == torch.bfloat16:  # `OutputHead.narrow`
-            takes.teachers += sum(2 * one.head.module.weight.numel() for one in teachers)  # type: ignore[operator]
+            takes.teachers += 2.0 * sum(rows_of(one.head.module) * _width(one) for one in teachers)
         team, task = _Stagehand(), play(scorer, teachers)
         optimizers = make_optimizers(
             scorer, cast_.settings.optimizer, 1e-6, cast_.settings.weight_decay, cast_.settings.beta2
         )
         if cast_.adapter is not None and cast_.precision == torch.bfloat16:
-            hold_base(cast(PreTrainedModel, scorer.model), cast_.held)
+            hold_base(scorer.model, cast_.held)
         takes.weights = _bytes(scorer) - (_saved_by_four_bits(scorer.model, cast_.held) if cast_.four_bits else 0.0)
         team.prepare(scorer, optimizers)
         scorer.train()
@@ -351,6 +352,10 @@ def _one_step(
     # Of several micro-batches all but the first meet gradients that are there; at a backward's end they are anyway.
     takes.meanwhile = max(0.0, worst - takes.activations - takes.gradients)
     takes.seconds, takes.flops = marks.seconds, marks.flops
+
+
+def _width(scorer: Scorer) -> int:
+    return int(scorer.model.config.get_text_config().hidden_size)
 
 
 def _held(optimizer: torch.optim.Optimizer) -> int:

@@ -32,11 +32,11 @@ NOTHING = Roof(1.0, 1.0, 1.0, 0.0)
 HALF = (torch.bfloat16, torch.float16)
 
 
-class Tally(TorchDispatchMode):
+class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts within itself. A number that is asked of a tensor without memory is 1."""
 
     def __init__(self, roof: Roof = NOTHING) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._roof = roof
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.live = 0
