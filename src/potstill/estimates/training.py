@@ -73,6 +73,7 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, model: Known, teachers: Sequence[Known], lot: Lot, pace: Pace) -> None:
         self.config, self.model, self.teachers, self.lot, self.pace = config, model, teachers, lot, pace
+        self._standing: dict[tuple[Adapter | None, bool], Takes] = {}
 
     def estimate(self, name: str, hardware: Hardware) -> Estimate:
         """Under the recipe's settings; where that does not fit, with the nearest ones that do."""
@@ -134,7 +135,10 @@ class Trainer:
 
         def each(checkpointed: bool) -> int:
             if checkpointed not in found:
-                found[checkpointed] = self._rehearsed(config, few, checkpointed, standing=True)
+                key = config.adapter, checkpointed  # of what is changed in a search, this alone changes what stands
+                if key not in self._standing:
+                    self._standing[key] = self._rehearsed(config, few, checkpointed, standing=True)
+                found[checkpointed] = self._standing[key]
             return max(1, round(found[checkpointed].each))
 
         chosen = self._decided(config, each, found, workers, hardware)
@@ -305,33 +309,37 @@ class Trainer:
             smaller += [{"activation_checkpointing": True, "micro_batch_tokens": longest}]
         for change in smaller:
             yield config.model_copy(update=change), workers, _overrides(name, change)
-        lightest = {"activation_checkpointing": True, "micro_batch_tokens": longest}
-        light = config.model_copy(update=lightest)
-        can_share = config.optimizer != "muon" and not (config.adapter and config.adapter.kind == "qlora")
-        auto = dict.fromkeys(lightest)
-        if can_share and hardware.device.kind == "cuda" and hardware.count > 1 and config.sharding == "none":
-            shared = {"sharding": "fsdp2"}
-            yield light.model_copy(update=shared), hardware.count, _overrides(name, shared)
-        if config.optimizer != "muon":
-            for kind in ("lora", "qlora") if hardware.device.kind == "cuda" else ("lora",):
-                if config.adapter is not None and (config.adapter.kind == kind or kind == "lora"):
-                    continue
-                change = {
-                    "adapter": (config.adapter or Adapter()).model_copy(update={"kind": kind}),
-                    "sharding": "none",
-                }
-                yield config.model_copy(update={**auto, **change}), 1, [f"{name}.adapter.kind={kind}"]
-        if can_share and hardware.device.kind == "cuda":
-            for devices in MORE_DEVICES:
-                if devices > hardware.count:
-                    shared = {"sharding": "fsdp2" if config.sharding == "none" else config.sharding}
-                    yield light.model_copy(update=shared), devices, _overrides(name, shared)
+        lightest: dict[str, Any] = {"activation_checkpointing": True, "micro_batch_tokens": longest}
+        said = {field: value for field, value in lightest.items() if getattr(config, field) is not None}
+        for change, devices in self._larger(hardware):
+            # What the recipe leaves open, training makes as small as it has to be; what it says has to be said anew.
+            yield config.model_copy(update={**lightest, **change}), devices, [*_overrides(name, {**change, **said})]
+
+    def _larger(self, hardware: Hardware) -> Iterator[tuple[dict[str, Any], int]]:
+        """Changes beyond what is computed at once, and on how many devices."""
+        config, on_gpus = self.config, hardware.device.kind == "cuda"
+        can_share = on_gpus and config.optimizer != "muon" and not (config.adapter and config.adapter.kind == "qlora")
+        if can_share and hardware.count > 1 and config.sharding == "none":
+            yield {"sharding": "fsdp2"}, hardware.count
+        kinds = [] if config.optimizer == "muon" else ["lora", "qlora"] if on_gpus else ["lora"]
+        for kind in kinds:
+            if config.adapter is None or (kind == "qlora" and config.adapter.kind != "qlora"):
+                adapter = (config.adapter or Adapter()).model_copy(update={"kind": kind})
+                yield {"adapter": adapter, **({"sharding": "none"} if config.sharding != "none" else {})}, 1
+        for devices in MORE_DEVICES if can_share else ():
+            if devices > hardware.count:
+                yield {"sharding": "fsdp2" if config.sharding == "none" else config.sharding}, devices
 
 
-def _overrides(stage: str, change: dict[str, Any]) -> list[str]:
-    return [
-        f"{stage}.{field}={str(value).lower() if isinstance(value, bool) else value}" for field, value in change.items()
-    ]
+def _overrides(stage: str, change: Mapping[str, Any]) -> list[str]:
+    """As they are written on the command line."""
+    written = []
+    for field, value in change.items():
+        if isinstance(value, Adapter):
+            written.append(f"{stage}.{field}.kind={value.kind}")
+        else:
+            written.append(f"{stage}.{field}={str(value).lower() if isinstance(value, bool) else value}")
+    return written
 
 
 def _is_wide(known: Known) -> bool:

@@ -243,7 +243,7 @@ def _rehearse(
         )
         if cast_.adapter is not None and cast_.precision == torch.bfloat16:
             hold_base(scorer.model, cast_.held)
-        takes.weights = _bytes(scorer) - (_saved_by_four_bits(scorer.model, cast_.held) if cast_.four_bits else 0.0)
+        takes.weights = _bytes(scorer) - (_saved_by_four_bits(scorer.model) if cast_.four_bits else 0.0)
         team.prepare(scorer, optimizers)
         scorer.train()
         scorer.checkpoint(cast_.checkpoint)
@@ -273,7 +273,7 @@ def _student(cast_: Cast, layers: int, tally: Tally, takes: Takes, *, probed: bo
     scorer = scorer_of(model, cast_)
     if probed:
         _probe(scorer)
-    takes.loading = tally.peak - (_saved_by_four_bits(model, torch.float32) if cast_.four_bits else 0.0)
+    takes.loading = tally.peak - (_saved_by_four_bits(model) if cast_.four_bits else 0.0)
     return scorer
 
 
@@ -298,13 +298,10 @@ def _probe_items(scorer: Scorer) -> list[Item]:
     return probe._items(probe.bare(scorer.model).config.get_text_config().vocab_size)
 
 
-def _saved_by_four_bits(model: nn.Module, held: torch.dtype) -> float:
-    """Bytes of matrices that are held in this type here, and in 4 bits by bitsandbytes."""
-    return sum(
-        (held.itemsize - FOUR_BITS) * p.numel()
-        for name, p in model.named_parameters()
-        if name.endswith("base_layer.weight")
-    )
+def _saved_by_four_bits(model: nn.Module) -> float:
+    """Bytes that bitsandbytes would save of the matrices that carry an adapter, as they are held here."""
+    base = (p for name, p in model.named_parameters() if name.endswith("base_layer.weight"))
+    return sum((p.itemsize - FOUR_BITS) * p.numel() for p in base)
 
 
 def _forward_alone(team: Team, task: Task, items: Sequence[Item], tally: Tally, takes: Takes) -> None:
