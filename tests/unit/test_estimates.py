@@ -105,6 +105,17 @@ def test_what_does_not_fit_is_told_with_what_would(folder: Path, capsys: pytest.
     assert sft["nearest_setting"]["peak_bytes"] <= sft["available_bytes"]
 
 
+def test_what_is_proposed_can_be_written(folder: Path) -> None:
+    from potstill.estimates.training import _overrides
+    from potstill.recipe import load_recipe
+    from potstill.training.adapter_config import Adapter
+
+    changes = {"adapter": Adapter(kind="qlora"), "micro_batch_tokens": 64, "activation_checkpointing": True}
+    written = _overrides("sft", changes)
+    config: Any = load_recipe(str(folder / "r.yaml"), written).stages["sft"].config
+    assert {name: getattr(config, name) for name in changes} == changes
+
+
 def test_a_model_that_nobody_knows_leaves_the_others_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(folder, capsys, "--hardware", "24GB", "--until", "kept", "kept.teacher=big", "big.path=who/what")
     (kept,) = found["stages"]

@@ -66,7 +66,7 @@ def _stage(
         if hardware.device.here:
             factors[step.name] = _timed(trainer, hardware)
             trainer.pace = replace(pace, factor=factors[step.name])
-        return trainer.estimate(step.name, hardware)
+        return trainer.estimate(step.name, step.entry.family, hardware)
     if isinstance(config, CaptureConfig):
         (link,) = links_of(step, "teacher")
         if any(isinstance(model.spec, EndpointModel) for model in link.models):

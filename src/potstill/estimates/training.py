@@ -75,21 +75,22 @@ class Trainer:
         self.config, self.model, self.teachers, self.lot, self.pace = config, model, teachers, lot, pace
         self._standing: dict[tuple[Adapter | None, bool], Takes] = {}
 
-    def estimate(self, name: str, hardware: Hardware) -> Estimate:
-        """Under the recipe's settings; where that does not fit, with the nearest ones that do."""
+    def estimate(self, name: str, family: str, hardware: Hardware) -> Estimate:
+        """Under the recipe's settings; where that does not fit, with the nearest that do. `family`: what the recipe
+        calls the stage, or those that it is one of."""
         workers = hardware.count if self.config.sharding != "none" else 1
         variant = self.variant(self.config, workers, hardware)
         assert variant is not None, "it was asked for anyway"
         available = hardware.device.memory_bytes
         change = None
         if variant.peak > available:
-            change = next(self._nearest(name, hardware), None)
+            change = next(self._nearest(family, hardware), None)
         seconds = self.seconds(variant, hardware)
         price = hardware.device.usd_per_hour
         idle = hardware.count - workers
         assumed = [self.lot.sample.said] if self.lot.sample.said else []
         if idle:
-            assumed.append(f"one of {hardware.count} devices works in {name}, the others wait: {name}.sharding=fsdp2")
+            assumed.append(f"one of {hardware.count} devices works in {name}, the others wait: {family}.sharding=fsdp2")
         if getattr(self.config, "on_policy", None) is not None:
             assumed.append(f"the time in which {name}'s student answers is not counted")
         if getattr(self.config, "divergence", "") in ACROSS:
