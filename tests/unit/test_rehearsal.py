@@ -98,8 +98,13 @@ def test_the_worst_moment_is_the_real_ones(checkpoint: bool) -> None:
             tally.phase()
             learn(team, task, ITEMS, cast.settings, step, 1e-6)
         peak = tally.peak
-    whole = takes.standing + takes.gradients + takes.activations + takes.meanwhile
-    assert whole == pytest.approx(peak, rel=0.03)
+    assert takes.standing + takes.worst == pytest.approx(peak, rel=0.03)
+
+
+def test_gradients_of_an_earlier_micro_batch_are_there_in_the_forward() -> None:
+    alone, several = (rehearse(replace(role(), accumulates=more), ITEMS, plain, ROOF) for more in (False, True))
+    assert several.activations == pytest.approx(alone.activations, abs=64)
+    assert several.at_head - alone.at_head == pytest.approx(alone.gradients, rel=0.05)
 
 
 def test_deep_models_go_on_in_a_line() -> None:

@@ -150,7 +150,7 @@ class Trainer:
         least += round(before.each * min(chosen.micro_tokens, sum(item.tokens for item in items)))
         if not anyway and max(least, before.loading + own) > available:
             return None
-        takes = self._rehearsed(config, items, chosen.checkpoint_activations)
+        takes = self._rehearsed(config, items, chosen.checkpoint_activations, accumulates=pieces > 1)
         takes.loading = before.loading
         memory = _of_device(takes, workers, own)
         peak = max(sum(memory.values()), round(takes.loading) + own)
@@ -184,9 +184,15 @@ class Trainer:
         return OWN_BYTES["cuda"] + (OWN_BYTES["workers"] if workers > 1 else 0)
 
     def _rehearsed(
-        self, config: TrainingConfig, items: Sequence[Item], checkpointed: bool, *, standing: bool = False
+        self,
+        config: TrainingConfig,
+        items: Sequence[Item],
+        checkpointed: bool,
+        *,
+        standing: bool = False,
+        accumulates: bool = False,
     ) -> Takes:
-        cast, play = self.cast(config, checkpointed), self.play(config)
+        cast, play = replace(self.cast(config, checkpointed), accumulates=accumulates), self.play(config)
         try:
             return rehearse(cast, _signalled(config, items), play, self.pace.roof, standing=standing)
         except PotstillError:
@@ -361,16 +367,18 @@ def _signalled(config: TrainingConfig, items: Sequence[Item]) -> list[Item]:
 
 
 def _of_device(takes: Takes, workers: int, own: int) -> dict[str, int]:
-    """By part, on the device that holds the most. Workers that share a model hold a part of what is trained each, and
-    gather two layers and what stands around them in float32 while they compute."""
+    """By part, at the worst moment, on the device that holds the most. Workers that share a model hold a part each of
+    what is trained, and gather two layers and what stands around them in float32 while they compute."""
+    alone = workers == 1
+    gradients = min(takes.gradients, max(0.0, takes.worst - takes.activations)) if alone else takes.gradients / workers
     parts = {
         "weights": takes.weights / workers,
-        "gradients": takes.gradients / workers,
+        "gradients": gradients,
         "optimizer": takes.optimizer / workers,
         "teachers": takes.teachers,
         "activations": takes.activations,
-        "at the worst moment": takes.meanwhile,
-        "gathered": 0.0 if workers == 1 else 2 * takes.largest_layer + takes.around,
+        "at the worst moment": takes.worst - takes.activations - (gradients if alone else 0.0),
+        "gathered": 0.0 if alone else 2 * takes.largest_layer + takes.around,
         "framework": float(own),
     }
     return {name: round(value) for name, value in parts.items() if round(value) > 0}

@@ -51,6 +51,8 @@ class Cast:
     teachers: tuple[PreTrainedConfig, ...] = ()
     """Who reads beside it, weights at hand."""
     checkpoint: bool = False
+    accumulates: bool = False
+    """Whether a step has several micro-batches, so that gradients are there while a forward is computed."""
     precision: torch.dtype = torch.bfloat16
     device: str = "cuda"
     """The kind of device that it is rehearsed for."""
@@ -81,8 +83,10 @@ class Takes:
     teachers: float = 0.0
     activations: float = 0.0
     """What the forward of a micro-batch leaves for its backward."""
-    meanwhile: float = 0.0
-    """What comes on top at the worst moment: the head's chunk, gradients of activations."""
+    at_head: float = 0.0
+    """The most beside what stands until the first gradient of the body is there: activations, the head's chunk."""
+    in_body: float = 0.0
+    """The most from then on: gradients, what is left of the activations."""
     loading: float = 0.0
     """The most before the first step: the whole model in float32, and the probe that its layout is right."""
     largest_layer: float = 0.0
@@ -109,7 +113,12 @@ class Takes:
     @property
     def peak(self) -> float:
         """The most at once."""
-        return max(self.loading, self.standing + self.gradients + self.activations + self.meanwhile)
+        return max(self.loading, self.standing + self.worst)
+
+    @property
+    def worst(self) -> float:
+        """The most beside what stands."""
+        return max(self.at_head, self.in_body)
 
 
 class _Stagehand(Team):
@@ -123,7 +132,7 @@ class _Stagehand(Team):
 
 
 def rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, *, standing: bool = False) -> Takes:
-    """What a stage takes that computes these items in one micro-batch. ModelError as training would raise it.
+    """What a stage takes that computes these items in a micro-batch. ModelError as training would raise it.
 
     `standing`: only what is there before the first step, loading with it, and what a token leaves; no step is taken.
     Otherwise what loading takes is left out, which no micro-batch changes.
@@ -256,7 +265,7 @@ def _rehearse(
                 takes.optimizer = float(footprint(scorer, STATES[cast_.settings.optimizer]).optimizer)
                 return takes
             _forward_alone(team, task, items, tally, takes)
-            _one_step(_Marks(team, tally), task, items, cast_.settings, sum(map(_bytes, teachers)), takes)
+            _one_step(_Marks(team, tally), task, items, cast_, sum(map(_bytes, teachers)), takes)
     return takes
 
 
@@ -315,39 +324,47 @@ def _forward_alone(team: Team, task: Task, items: Sequence[Item], tally: Tally, 
 
 
 class _Marks:
-    """What is alive when the forward is done, and the most until the gradients are there."""
+    """What is alive when the forward is done, and the most before and after the body has its first gradient."""
 
     def __init__(self, team: Team, tally: Tally) -> None:
         self.team, self.tally = team, tally
-        self.after_forward = self.peak = self.seconds = self.flops = 0.0
+        self.after_forward = self.at_head = self.in_body = self.seconds = self.flops = 0.0
         self._backward = team.backward
         team.backward = self._marked  # type: ignore[method-assign]
 
     def _marked(self, loss: Any, last: bool) -> None:
-        self.after_forward = max(self.after_forward, self.tally.live)
+        self.after_forward = float(self.tally.live)
+        body = (p for name, p in self.team.trained.items() if ".layers." in name or ".h." in name)
+        hooks = [p.register_post_accumulate_grad_hook(self._first) for p in body]  # type: ignore[no-untyped-call]
         self._backward(loss, last)
-        self.peak, self.seconds, self.flops = self.tally.peak, self.tally.seconds, self.tally.flops
+        for hook in hooks:
+            hook.remove()
+        self.at_head = self.at_head or float(self.tally.peak)
+        self.in_body, self.seconds, self.flops = float(self.tally.peak), self.tally.seconds, float(self.tally.flops)
         self.tally.phase()
 
+    def _first(self, parameter: Any) -> None:
+        if not self.at_head:
+            self.at_head, self.tally.peak = float(self.tally.peak), self.tally.live
 
-def _one_step(
-    marks: "_Marks", task: Task, items: Sequence[Item], settings: Settings, beside: float, takes: Takes
-) -> None:
+
+def _one_step(marks: "_Marks", task: Task, items: Sequence[Item], cast_: Cast, beside: float, takes: Takes) -> None:
     """An optimizer step, once the optimizer holds all that it will: by a step that moves nothing. `beside`: bytes of
     teachers."""
-    team, tally = marks.team, marks.tally
+    team, tally, accumulates = marks.team, marks.tally, cast_.accumulates
     for parameter in team.trained.values():
         parameter.grad = torch.zeros_like(parameter)
     team.step(1.0, 0.0)
+    for parameter in team.trained.values() if accumulates else ():
+        parameter.grad = torch.zeros_like(parameter)
     tally.phase()
-    learn(team, task, items, settings, 1, 1e-6)
+    learn(team, task, items, cast_.settings, 1, 1e-6)
     takes.step_seconds = tally.seconds
     takes.optimizer = float(sum(_held(one) for one in team.optimizers))
     base = _bytes(team.scorer) + beside + takes.optimizer
-    takes.activations = marks.after_forward - base
-    worst = max(marks.peak, tally.peak) - base
-    # Of several micro-batches all but the first meet gradients that are there; at a backward's end they are anyway.
-    takes.meanwhile = max(0.0, worst - takes.activations - takes.gradients)
+    takes.activations = marks.after_forward - base - (takes.gradients if accumulates else 0.0)
+    takes.at_head = marks.at_head - base
+    takes.in_body = max(marks.in_body, tally.peak) - base
     takes.seconds, takes.flops = marks.seconds, marks.flops
 
 
