@@ -1,7 +1,7 @@
 """A training step without memory: the stage's own code on tensors that have a shape and no bytes, and what it takes.
 
 Nothing is estimated that can be counted: the model is built from its config, the adapter attached, the optimizer made,
-and two optimizer steps are taken by the loop's own `learn`, all on torch's fake tensors, while a `Tally` counts bytes.
+and an optimizer step is taken by the loop's own `learn`, all on torch's fake tensors, while a `Tally` counts bytes.
 Deep models are rehearsed twice, with few of their layers, and each figure goes on in a line.
 """
 
