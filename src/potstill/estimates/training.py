@@ -227,8 +227,8 @@ class Trainer:
             config.adapter,
             tuple(teacher.config for teacher in self.teachers),
             checkpointed,
-            self.pace.precision(config.dtype),
-            self.pace.kind,
+            precision=self.pace.precision(config.dtype),
+            device=self.pace.kind,
         )
 
     def play(self, config: TrainingConfig) -> Play:
