@@ -207,7 +207,8 @@ def train(job: Mapping[str, Any]) -> dict[str, Any]:
     out.mkdir()
     own = _resident("VmRSS:")
     seconds: list[float] = []
-    with _timed(session.Session, seconds):
+    peaks: list[int] = []
+    with _timed(session.Session, seconds, peaks):
         facts = stage.run(
             stage.config.model_validate(config),
             Inputs({"data": (data,)}, models, {}),
@@ -216,7 +217,13 @@ def train(job: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         name: facts[name] for name in ("steps", "tokens", "micro_batch_tokens", "activation_checkpointing", "dtype")
     }
-    return {"peak_bytes": _resident("VmHWM:"), "own_bytes": own, "seconds": short(sum(seconds)), "facts": kept}
+    return {
+        "peak_bytes": _resident("VmHWM:"),
+        "training_peak_bytes": max(peaks),  # sealing loads libraries that training does not
+        "own_bytes": own,
+        "seconds": short(sum(seconds)),
+        "facts": kept,
+    }
 
 
 def _resident(what: str) -> int:
@@ -225,8 +232,8 @@ def _resident(what: str) -> int:
 
 
 @contextmanager
-def _timed(session: Any, seconds: list[float]) -> Iterator[None]:
-    """Adds up what a session's two computing parts take."""
+def _timed(session: Any, seconds: list[float], peaks: list[int]) -> Iterator[None]:
+    """Adds up what a session's two computing parts take, and notes the most that was resident by their end."""
     before = session.refer, session.train
 
     def measured(part: Any) -> Any:
@@ -234,6 +241,7 @@ def _timed(session: Any, seconds: list[float]) -> Iterator[None]:
             begun = time.perf_counter()
             done = part(*arguments)
             seconds.append(time.perf_counter() - begun)
+            peaks.append(_resident("VmHWM:"))
             return done
 
         return wrapper
