@@ -10,7 +10,7 @@ from engine import tiny_model
 
 from potstill import cli
 from potstill.estimates import measured
-from potstill.hardware import Device, Hardware
+from potstill.hardware import GIB, OF_PRINTED, Device, Hardware
 from potstill.tokenization import train_tokenizer
 
 ROWS = 24
@@ -94,11 +94,14 @@ def test_more_memory_is_needed_for_more_at_once(folder: Path, capsys: pytest.Cap
 
 
 def test_what_does_not_fit_is_told_with_what_would(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = 600 << 20
-    needs = planned(folder, capsys, "--hardware", "24GB", "--until", "sft", "sft.micro_batch_tokens=4096")
-    activations = needs["stages"][0]["memory_bytes"]["activations"]
-    gib = (own + 0.7 * activations + 2e6) / 0.97 / (1 << 30)
-    words = ["--hardware", f"{gib:.6f}GB", "--until", "sft", "sft.micro_batch_tokens=4096"]
+    words = ["--hardware", "24GB", "--until", "sft"]
+    few, many = (
+        planned(folder, capsys, *words, f"sft.micro_batch_tokens={tokens}")["stages"][0]["peak_bytes"]
+        for tokens in (64, 4096)
+    )
+    assert few < many
+    gib = (few + many) / 2 / OF_PRINTED / GIB
+    words = ["--hardware", f"{gib:.9f}GB", "--until", "sft", "sft.micro_batch_tokens=4096"]
     (sft,) = planned(folder, capsys, *words)["stages"]
     assert not sft["fits"]
     (change,) = sft["nearest_setting"]["overrides"]
