@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import torch
 
 from potstill.artifact import digest
@@ -17,6 +18,7 @@ from potstill.money import Gauge, Meter
 from potstill.records import Finish
 from potstill.sources import Model
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
+from potstill.teachers.spelling import Spelling
 from potstill.teachers.spool import Spool, weights_identity
 from potstill.teachers.tool_calls import with_tool_calls
 from potstill.tokenization import encode_chats, encode_opening, encode_prompt
@@ -106,14 +108,14 @@ class LocalTeacher:
         while True:
             room = min(MOST_ROWS - len(waiting), REORDER - len(replies))
             for place, request in islice(source, max(0, room)):
-                row = self._row(request)
-                if fault := self._fault(row):
+                row = self.row(request)
+                if fault := self.fault(row):
                     replies[place] = fault
                 else:
                     asked[row] = _Asked(request, place)
                     waiting.append(row)
             ended = self._step(batch, waiting) if asked else []
-            self._spool.keep((_row_key(row), row.tokens) for row in ended if not (row.known or row.listed))
+            self._spool.keep((_row_key(row), row.tokens) for row in ended if not (row.known or row.told))
             for row in ended:
                 its = asked.pop(row)
                 reply = with_tool_calls(self._reply(row, its.request), its.request)
@@ -121,7 +123,7 @@ class LocalTeacher:
                     replies[its.place] = reply
                 else:
                     its.attempt += 1
-                    asked[anew := self._row(its.request, its.attempt)] = its
+                    asked[anew := self.row(its.request, its.attempt)] = its
                     waiting.appendleft(anew)
             if not (asked or replies):
                 return
@@ -144,18 +146,15 @@ class LocalTeacher:
 
     def stream(self, request: Request) -> Iterator[str]:
         """The answer to one request, piece by piece as it is written: all of it, what was thought first as well."""
-        row = self._row(request)
-        if self._fault(row):
+        row = self.row(request)
+        if self.fault(row):
             return
-        batch, waiting, given = Batch(self.model, self.stops), deque([row]), ""
+        batch, waiting, spelling = Batch(self.model, self.stops), deque([row]), Spelling(self.tokenizer)
         while waiting or batch.rows:
             batch.step(waiting)
-            text = self._text(row)
-            if len(text) > len(given) and not text.endswith("\ufffd"):  # half a character waits for its other half
-                yield text[len(given) :]
-                given = text
-        rest = self._text(row)[len(given) :]
-        if rest:
+            if row.tokens[-1] not in self.stops and (piece := spelling.add(row.tokens[-1])):
+                yield piece
+        if rest := spelling.rest():
             yield rest
 
     def score(self, exchanges: Iterable[Exchange]) -> Iterator[tuple[float, int]]:
@@ -190,8 +189,11 @@ class LocalTeacher:
                 sums |= dict(zip((item.row for item in group), found, strict=True))
         return [(sums[item.row], item.scored) for item in items]
 
-    def _row(self, request: Request, attempt: int = 0) -> Row:
-        if request.opening:
+    def row(self, request: Request, attempt: int = 0) -> Row:
+        """A request as the batch takes it. One of `tokens` alone is gone on from as it stands."""
+        if request.tokens:
+            prompt_ids = np.array(request.tokens, dtype=np.int32)
+        elif request.opening:
             prompt_ids = encode_opening(self.tokenizer, request.opening)
         else:
             prompt_ids = encode_prompt(self.tokenizer, request.messages, request.tools)
@@ -203,12 +205,13 @@ class LocalTeacher:
             top_p=request.top_p,
             top_k=request.top_k,
             seed=request_seed(seed, request.sample),
+            told=1 if request.top_logprobs else 0,
             listed=request.top_logprobs,
         )
-        row.known = () if row.listed else self._spool.take(_row_key(row)) or ()
+        row.known = () if row.told else self._spool.take(_row_key(row)) or ()
         return row
 
-    def _fault(self, row: Row) -> Reply | None:
+    def fault(self, row: Row) -> Reply | None:
         """The reply where nothing can be written: the prompt leaves no room for an answer, or is none."""
         length = len(row.prompt_ids)
         if not length:
@@ -228,7 +231,8 @@ class LocalTeacher:
             finish, reason = "length", f"not finished after {len(row.tokens)} tokens"
         elif not text.strip():
             finish, reason = "empty", "the answer is empty"
-        likeliest = tuple((str(self.tokenizer.decode([token])), logp) for token, logp in row.likeliest)
+        listed = row.odds[0].likeliest if row.odds else ()
+        likeliest = tuple((str(self.tokenizer.decode([token])), logp) for token, logp in listed)
         return Reply(text, finish, reason, len(row.prompt_ids), len(row.tokens), reasoning, likeliest=likeliest)
 
     def _text(self, row: Row) -> str:

@@ -9,7 +9,7 @@ Suffixes: R rows, T columns of the cache, P prompt length, V vocabulary.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +34,19 @@ PREFILL_TOKENS = 8192
 HEADROOM = 128
 """A row joins where all rows may grow by so many tokens before the cache is full."""
 REFILL = 8
-"""Rows join once one of so many parts of the batch has ended: prompts that are read together cost less, and with up to
-so many rows it is at once."""
+"""Rows that had to wait join once one of so many parts of the batch has ended: prompts that are read together cost
+less. Where nobody had to wait, whoever comes joins at once."""
 CHUNK_LOGITS = 1 << 23
 """Logits that are drawn from at once."""
+
+
+@dataclass(frozen=True)
+class Odds:
+    """How likely one token of an answer was, at temperature 1, in nats."""
+
+    logp: float
+    likeliest: tuple[tuple[int, float], ...]
+    """What might have stood there instead, and the token itself where it is one of them: the likeliest first."""
 
 
 @dataclass(eq=False)
@@ -55,12 +64,14 @@ class Row:
     seed: int
     known: Sequence[int] = ()
     """Its whole answer, where an earlier run has written it: nothing is computed for it alone."""
+    told: int = 0
+    """Of how many first tokens of the answer it is kept how likely they were."""
     listed: int = 0
-    """Of how many of the likeliest first tokens the log-probabilities are kept."""
+    """Of how many of the likeliest tokens, at each of these."""
     tokens: list[int] = field(default_factory=list)
     """The answer so far; the last is a stop token where the model ended it."""
-    likeliest: list[tuple[int, float]] = field(default_factory=list)
-    """Those first tokens with their log-probabilities at temperature 1, in nats, the likeliest first."""
+    odds: list[Odds] = field(default_factory=list)
+    """Those of the tokens that are told of."""
 
     def __post_init__(self) -> None:
         self._randomness = torch.Generator().manual_seed(self.seed)
@@ -112,7 +123,7 @@ class Batch:
         self.columns = 0
         """Of the cache. A row's last token is not in it yet."""
         self.most = 0
-        """How many rows there were when others joined last."""
+        """How many rows there were when others joined last and did not all find room; 0: they did."""
 
     @torch.inference_mode()
     def step(self, waiting: deque[Row]) -> list[Row]:
@@ -123,8 +134,14 @@ class Batch:
         if joining:
             for group in _alike(joining):
                 ended += self._prefill(group)
-            self.most = len(self.rows)
+            self.most = len(self.rows) if waiting or len(self.rows) >= MOST_ROWS else 0
         return ended
+
+    def leave(self, rows: Collection[Row]) -> None:
+        """These rows are given up, wherever they stand; those that are not in the batch are passed over."""
+        kept = [index for index, row in enumerate(self.rows) if row not in rows]
+        if len(kept) < len(self.rows):
+            self._keep(kept)
 
     def _make_room(self, waiting: deque[Row]) -> None:
         """Where the next step would take more cache than there may be, the row that joined last waits once more.
@@ -138,7 +155,8 @@ class Batch:
 
     def _joining(self, waiting: deque[Row]) -> list[Row]:
         """Takes from `waiting`, in its order, what may join now."""
-        if self.rows and (not self.joins or REFILL * len(self.rows) > (REFILL - 1) * self.most):
+        hardly_ended = REFILL * len(self.rows) > (REFILL - 1) * self.most > 0
+        if self.rows and (not self.joins or hardly_ended):
             return []
         width = max((row.reach for row in self.rows), default=0)
         joining: list[Row] = []
@@ -221,11 +239,11 @@ class Batch:
         Without logits where all of them are known.
         """
         rows = self.rows[first:]
-        if logits_RV is not None:
-            _list_first(logits_RV, rows)
         drawn = choose(logits_RV, rows) if logits_RV is not None else [0] * len(rows)
         for row, token in zip(rows, drawn, strict=True):
             row.tokens.append(row.known[len(row.tokens)] if row.known else token)
+        if logits_RV is not None:
+            _tell(logits_RV, rows)
         ended = [row for row in rows if row.tokens[-1] in self.stops or len(row.tokens) >= row.limit]
         if ended:
             left = set(ended)
@@ -330,12 +348,14 @@ def _first_group(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     return rows[:count], rows[count:]
 
 
-def _list_first(logits_RV: Tensor, rows: Sequence[Row]) -> None:
-    """Keep what each row that has no token yet might begin with, where that is asked for."""
+def _tell(logits_RV: Tensor, rows: Sequence[Row]) -> None:
+    """Keep how likely the last token of each row was, and others in its place, where that is asked for."""
     for index, row in enumerate(rows):
-        if row.listed and not row.tokens:
-            logp_K, ids_K = logits_RV[index].float().log_softmax(-1).topk(min(row.listed, logits_RV.shape[1]))
-            row.likeliest = list(zip(ids_K.tolist(), logp_K.tolist(), strict=True))
+        if len(row.tokens) <= row.told:
+            logp_V = logits_RV[index].float().log_softmax(-1)
+            logp_K, ids_K = logp_V.topk(min(row.listed, len(logp_V)))
+            likeliest = tuple(zip(ids_K.tolist(), logp_K.tolist(), strict=True))
+            row.odds.append(Odds(float(logp_V[row.tokens[-1]]), likeliest))
 
 
 def choose(logits_RV: Tensor, rows: Sequence[Row]) -> list[int]:
