@@ -6,15 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potstill.artifact import find
 from potstill.console import clean, screen
-from potstill.errors import ModelError, PotstillError
-from potstill.members import families, read_member, spoken
+from potstill.errors import PotstillError
 from potstill.records import Message
 from potstill.sources import LocalModel, Model
 from potstill.teachers.base import Request, request_seed
-from potstill.validation import nearest
-from potstill.workspace import open_run
 
 if TYPE_CHECKING:
     from potstill.teachers.local import LocalTeacher
@@ -65,38 +61,6 @@ class Conversation:
         """Forget what was said, not who the model is told to be."""
         self.turns.clear()
         self.asked = 0
-
-
-def find_model(run: str, name: str | None) -> tuple[str, Path]:
-    """A model's name and folder, from a model's folder or from a run. ModelError where there is none."""
-    if (Path(run) / "config.json").is_file():
-        return Path(run).resolve().name if Path(run).name in ("", ".") else Path(run).name, Path(run)
-    workspace = open_run(run)
-    stages = workspace.describe().stages
-    models = {stage: asked.folder for stage, asked in stages.items() if asked.produces == "model"}
-    if not models:
-        raise ModelError(
-            str(workspace.path), "this run makes no models", "Name a run that does, or a folder with a model in it"
-        )
-    sealed = [stage for stage, folder in models.items() if find(workspace.artifacts / folder) is not None]
-    if name is None and not sealed:
-        raise ModelError(
-            str(workspace.path), "no model of this run is sealed yet", f"Go on with: potstill status {run}"
-        )
-    chosen = name if name is not None else sealed[-1]
-    members = [model for model in models if read_member(model).family == chosen]
-    if chosen not in models and members:
-        what = f"'{chosen}' is a family of {len(members)} models ({spoken(members)})"
-        raise ModelError(str(workspace.path), what, f"Name one, in quotes: '{members[0]}'")
-    if chosen not in models:
-        raise ModelError(
-            str(workspace.path),
-            f"this run has no model '{chosen}'{nearest(chosen, models)}",
-            f"Name one of: {', '.join(families(models))}",
-        )
-    if chosen not in sealed:
-        raise ModelError(str(workspace.path), f"the model '{chosen}' is not sealed yet", f"See: potstill status {run}")
-    return chosen, workspace.artifacts / models[chosen]
 
 
 def chat(name: str, path: Path, options: Options) -> None:

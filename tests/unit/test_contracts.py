@@ -32,11 +32,11 @@ LAYERS = [
     ["sources"],
     ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],
     ["tokenization", "learnt", "alignment", "objectives"],
-    ["signals", "training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills"],
+    ["signals", "training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills", "serving"],
     ["stages"],
     ["references", "families", "schema", "recipe"],
     ["workspace"],
-    ["plan"],
+    ["plan", "made"],
     ["launch", "overlap", "events", "progress", "estimates"],
     ["survey"],
     ["pipeline", "worker"],
@@ -54,9 +54,9 @@ FLOOR = {"stages.base": 4}
 # Late bindings, inside a function: rows of a file of other origin are read by the reader that knows all formats.
 LATE = {("sources", "formats")}
 HEAVY = {"torch", "transformers", "openai", "tokenizers", "datasets", "safetensors", "starlette", "uvicorn"}
-MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "alignment", "estimates"}
+MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "alignment", "estimates", "serving"}
 MAY_BE_HEAVY_FILES = {
-    "teachers/local.py", "stages/session.py", "stages/classroom.py", "stages/interpreters.py",
+    "teachers/local.py", "teachers/spelling.py", "stages/session.py", "stages/classroom.py", "stages/interpreters.py",
     "evaluation/harness.py",
     *(f"view/{name}.py" for name in ("server", "site")),
     *(f"view/sections/{name}.py" for name in ("run", "stages", "rows", "scores", "compare", "findings")),

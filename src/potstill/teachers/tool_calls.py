@@ -15,6 +15,9 @@ from potstill.teachers.base import Reply, Request
 UNREADABLE = "unreadable_call"
 """The one argument of a call that is no JSON object with a name and arguments: what stood there."""
 
+CALL = "<tool_call>"
+"""What a call begins with."""
+
 _BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 

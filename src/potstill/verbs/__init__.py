@@ -2,7 +2,21 @@
 
 from types import ModuleType
 
-from potstill.verbs import chat, compare, completion, doctor, journal, logs, plan, run, score, show, status, view
+from potstill.verbs import (
+    chat,
+    compare,
+    completion,
+    doctor,
+    journal,
+    logs,
+    plan,
+    run,
+    score,
+    serve,
+    show,
+    status,
+    view,
+)
 
 VERBS: dict[str, ModuleType] = {
     "run": run,
@@ -16,6 +30,7 @@ VERBS: dict[str, ModuleType] = {
     "journal": journal,
     "score": score,
     "chat": chat,
+    "serve": serve,
     "completion": completion,
 }
 """In the order in which `--help` lists them. Their work is imported when one is asked for."""

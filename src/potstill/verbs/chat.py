@@ -32,7 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from potstill.chat import Options, chat, find_model
+    from potstill.chat import Options, chat
+    from potstill.made import find_model
 
     with reading():
         name, path = find_model(args.run, args.model)
