@@ -45,9 +45,7 @@ def is_model(folder: str) -> bool:
 def run_models(workspace: Workspace) -> dict[str, Path]:
     """The models that a run is to make, by their stages, sealed or not. ModelError where there are none."""
     stages = workspace.describe().stages
-    models = {
-        stage: workspace.artifacts / asked.folder for stage, asked in stages.items() if asked.produces == "model"
-    }
+    models = {stage: workspace.artifacts / asked.folder for stage, asked in stages.items() if asked.produces == "model"}
     if not models:
         raise ModelError(
             str(workspace.path), "this run makes no models", "Name a run that does, or a folder with a model in it"

@@ -159,7 +159,9 @@ def read_chat(body: Any, models: Iterable[str]) -> Asked:
         raise BadRequest("'messages' must be a list of at least one message", "messages")
     choice = body.get("tool_choice")
     if choice not in (None, "auto", "none"):
-        raise BadRequest("'tool_choice' must be 'auto' or 'none': nobody can hold a model here to a call", "tool_choice")
+        raise BadRequest(
+            "'tool_choice' must be 'auto' or 'none': nobody can hold a model here to a call", "tool_choice"
+        )
     clean = tuple(message.model_copy(update={"content": whole_text(message.content)}) for message in messages)
     prompt = _request(body, MOST_TOKENS, messages=clean, tools=() if choice == "none" else tools)
     return _asked(body, model, (prompt,), is_chat=True, logprobs=bool(body.get("logprobs")))
@@ -170,7 +172,9 @@ def read_text(body: Any, models: Iterable[str]) -> Asked:
     model = _check(body, _TEXT, TEXT_NUMBERS, models)
     _check_kind(body, "echo", bool, "true or false")
     prompts = tuple(
-        _request(body, DEFAULT_TEXT_TOKENS, **({"opening": whole_text(one)} if isinstance(one, str) else {"tokens": one}))
+        _request(
+            body, DEFAULT_TEXT_TOKENS, **({"opening": whole_text(one)} if isinstance(one, str) else {"tokens": one})
+        )
         for one in _prompts(body.get("prompt"))
     )
     asked = _asked(body, model, prompts, is_chat=False, logprobs=body.get("logprobs") is not None)
@@ -264,7 +268,9 @@ def _asked(
 
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops):
+    if not isinstance(stops, list) or not all(
+        isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops
+    ):
         raise BadRequest(f"'stop' must be a text or a list of texts of 1 to {LONGEST_STOP} characters", "stop")
     if len(stops) > MOST_STOPS:
         raise BadRequest(f"'stop' must hold at most {MOST_STOPS} texts", "stop")

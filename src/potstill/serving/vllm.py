@@ -49,7 +49,7 @@ def why_not_vllm(models: Mapping[str, Path]) -> str:
 
 
 def serve_command(name: str, path: Path, place: Place) -> list[str]:
-    """The command that serves a model as we would: its template, its name, its precision, no sampler nobody asked for."""
+    """The command that serves a model as we would: its template, name and precision, no sampler nobody asked for."""
     model = Model(name, LocalModel(path=str(path)))
     own, template = read_tokenizer(model).chat_template, load_tokenizer(model).chat_template
     dtype = str(choose_precision("auto", choose_device())).removeprefix("torch.")
@@ -66,7 +66,9 @@ def serve_command(name: str, path: Path, place: Place) -> list[str]:
 def hand_over(models: Mapping[str, Path], place: Place) -> None:
     """Become vLLM. The key goes by the environment: anybody can read the arguments of a process."""
     if why := why_not_vllm(models):
-        raise ModelError("--engine vllm", why, GET_IT if "installed" in why else "Leave --engine away, or name one model")
+        raise ModelError(
+            "--engine vllm", why, GET_IT if "installed" in why else "Leave --engine away, or name one model"
+        )
     ((name, path),) = models.items()
     command = serve_command(name, path, place)
     environment = {**os.environ, **({"VLLM_API_KEY": place.key} if place.key else {})}
