@@ -4,6 +4,7 @@ What lies in a sealed artifact depends only on its key, so two runs seal the sam
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -136,6 +137,21 @@ class RowWriter:
         with storage_errors(self._path):
             self._file.write(row.to_line())
         self.count += 1
+
+
+def add_line(path: Path, line: str) -> None:
+    """Add a line to a file, durable before this returns, whoever else adds to it; a torn last one is ended first."""
+    with storage_errors(path), path.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end, last = file.seek(0, os.SEEK_END), b"\n"
+        if end:
+            file.seek(end - 1)
+            last = file.read(1)
+        file.write((b"" if last == b"\n" else b"\n") + line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    if not end:
+        sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

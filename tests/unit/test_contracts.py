@@ -42,7 +42,7 @@ LAYERS = [
     ["pipeline", "worker"],
     ["trial"],
     ["console"],
-    ["views", "show", "signal_view", "chat", "replies"],
+    ["views", "show", "signal_view", "chat", "speakers", "arena", "replies"],
     ["results", "material", "score", "score_view", "compare", "compare_view", "doctor"],
     ["in_memory", "notebook", "handles", "library"],
     ["view"],

@@ -146,16 +146,23 @@ class LocalTeacher:
 
     def stream(self, request: Request) -> Iterator[str]:
         """The answer to one request, piece by piece as it is written: all of it, what was thought first as well."""
+        return (piece for piece, _ in self.write(request) if piece)
+
+    def write(self, request: Request) -> Iterator[tuple[str, int]]:
+        """The same a token at a time: what can be told of it, which may be nothing yet, and how many tokens there are."""
         row = self.row(request)
         if self.fault(row):
             return
         batch, waiting, spelling = Batch(self.model, self.stops), deque([row]), Spelling(self.tokenizer)
         while waiting or batch.rows:
             batch.step(waiting)
-            if row.tokens[-1] not in self.stops and (piece := spelling.add(row.tokens[-1])):
-                yield piece
-        if rest := spelling.rest():
-            yield rest
+            ended = row.tokens[-1] in self.stops
+            yield "" if ended else spelling.add(row.tokens[-1]), len(row.tokens)
+        yield spelling.rest(), len(row.tokens)
+
+    def length(self, request: Request) -> int:
+        """Tokens of the prompt."""
+        return len(self.row(request).prompt_ids)
 
     def score(self, exchanges: Iterable[Exchange]) -> Iterator[tuple[float, int]]:
         """The summed log-probability, in nats, of each answer's tokens and end given its prompt, and their number.

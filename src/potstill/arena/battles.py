@@ -1,0 +1,158 @@
+"""Battles: two of the models, drawn and put in order at random, and their answers, shown together or not at all."""
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from potstill.arena.votes import Battle, Cast, Side, Standing, Vote, keep, read_votes, standings
+from potstill.chat import Options
+from potstill.errors import DataError, ModelError
+from potstill.made import find_model, is_model
+from potstill.records import Message
+from potstill.teachers.base import Reply, Request
+from potstill.workspace import open_run
+
+MOST_OPEN = 100
+"""Battles that nobody has voted on yet; the oldest are forgotten."""
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, models may take so much."""
+UNPACKED = 2.0
+"""How much larger a model may be in memory than on the disk: on a CPU its weights become float32."""
+
+
+class Answerer(Protocol):
+    """A loaded model."""
+
+    def say(self, request: Request) -> Reply:
+        """Its whole answer."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it takes."""
+        ...
+
+
+Load = Callable[[str, Path], Answerer]
+
+
+def load_near(name: str, path: Path) -> Answerer:
+    """A model in this process."""
+    from potstill.speakers import NearSpeaker  # imports torch
+
+    return NearSpeaker(name, path)
+
+
+@dataclass
+class Stable:
+    """Models, loaded as they are asked for; where memory is short, the one used longest ago goes first."""
+
+    paths: Mapping[str, Path]
+    load: Load = load_near
+    free: Callable[[], float] = lambda: float(psutil.virtual_memory().available)
+
+    def __post_init__(self) -> None:
+        self._loaded: OrderedDict[str, Answerer] = OrderedDict()
+
+    def get(self, name: str) -> Answerer:
+        """The model of that name."""
+        if name not in self._loaded:
+            needed = UNPACKED * sum(file.stat().st_size for file in self.paths[name].glob("*.safetensors"))
+            while self._loaded and needed > MEMORY_SHARE * self.free():
+                _, oldest = self._loaded.popitem(last=False)
+                oldest.close()
+            self._loaded[name] = self.load(name, self.paths[name])
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def close(self) -> None:
+        """Give all of it back."""
+        while self._loaded:
+            self._loaded.popitem()[1].close()
+
+
+class Arena:
+    """The battles of one run. Several may ask at once; answers are written one after another."""
+
+    def __init__(self, folder: Path, stable: Stable, options: Options) -> None:
+        """`folder`: the run's, where votes are kept. The options' seed is no matter: each battle draws its own."""
+        if len(stable.paths) < 2:
+            named = ", ".join(stable.paths) or "none"
+            raise DataError("the arena", f"it needs two models or more, and has {named}", "Name another")
+        self.folder, self.names = folder, tuple(stable.paths)
+        self._stable, self._options = stable, options
+        self._open: OrderedDict[str, Battle] = OrderedDict()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+
+    def begin(self, question: str) -> Battle:
+        """Two models answer; both answers are there when this returns, so that no clock tells which is which.
+
+        ModelError where one of them cannot read the question; it does not say which.
+        """
+        chance, options = secrets.SystemRandom(), self._options
+        system = (Message(role="system", content=options.system),) if options.system else ()
+        request = Request(
+            (*system, Message(role="user", content=question)),
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=chance.getrandbits(31),
+        )
+        shown = chance.sample(self.names, 2)
+        with self._writing:
+            sides = {name: self._answer(name, request) for name in chance.sample(shown, 2)}
+        battle = Battle(secrets.token_urlsafe(12), request, *(sides[name] for name in shown))
+        with self._lock:
+            self._open[battle.id] = battle
+            while len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)
+        return battle
+
+    def _answer(self, name: str, request: Request) -> Side:
+        reply = self._stable.get(name).say(request)
+        if reply.finish == "error":
+            raise ModelError("the arena", reply.reason, "Ask something shorter")
+        return Side(name, self._stable.paths[name].name, reply.text, reply.finish)
+
+    def vote(self, battle_id: str, vote: Vote, voter: str) -> Battle:
+        """Keep a vote, once; the battle, whose names may now be told. DataError where there is no such battle."""
+        with self._lock:
+            battle = self._open.pop(battle_id, None)
+        if battle is None:
+            what = "this battle was voted on, or was begun before the arena was opened"
+            raise DataError("the arena", what, "Ask the next question")
+        try:
+            keep(self.folder, battle, vote, voter)
+        except BaseException:  # it did not count; it may be tried again
+            with self._lock:
+                self._open[battle_id] = battle
+            raise
+        return battle
+
+    def votes(self) -> list[Cast]:
+        """All that were ever kept here, in order."""
+        return list(read_votes(self.folder))
+
+    def standings(self) -> list[Standing]:
+        """How the models stand."""
+        return standings(self.votes())
+
+    def close(self) -> None:
+        """Give the models back."""
+        with self._writing:
+            self._stable.close()
+
+
+def open_arena(run: str, names: tuple[str, ...], options: Options, load: Load = load_near) -> Arena:
+    """The arena of a run, for these of its models. Errors as `find_model` has them."""
+    if not run or is_model(run):
+        raise DataError("the arena", "votes are kept in a run's folder, and none is named", "Name a run")
+    if len(set(names)) < len(names):
+        raise DataError("the arena", f"a model is named twice: {', '.join(names)}", "Name each once")
+    return Arena(open_run(run).path, Stable(dict(find_model(run, name) for name in names), load), options)
