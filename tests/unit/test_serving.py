@@ -35,7 +35,7 @@ from potstill.training import decoding
 from potstill.training.models import save_model
 
 CONTEXT = 160
-QUESTIONS = [f"what is the cat number {n}?" for n in range(32)]
+QUESTIONS = [f"{'hello there ' * (n % 4)}what is the cat number {n}{' mat' * (n // 4)}?" for n in range(32)]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -52,7 +52,7 @@ def make(path: Path, seed: int) -> Model:
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.15)
-        made.lm_head.weight[tokenizer.eos_token_id] *= 3
+        made.lm_head.weight[tokenizer.eos_token_id] *= 2
     save_model(made, tokenizer, path)
     return Model(path.name, LocalModel(path=str(path)))
 
@@ -153,7 +153,7 @@ def test_many_at_once_are_answered_as_one_by_one_in_one_batch(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = [ask(client, text, max_tokens=60).choices[0].message.content for text in QUESTIONS]
-    assert len(set(alone)) > 20
+    assert len(set(alone)) > 8
     sizes, step = [], decoding.Batch.step
 
     def counted(self: decoding.Batch, waiting: Any) -> Any:
