@@ -149,7 +149,7 @@ class LocalTeacher:
         return (piece for piece, _ in self.write(request) if piece)
 
     def write(self, request: Request) -> Iterator[tuple[str, int]]:
-        """The same a token at a time: what can be told of it, which may be nothing yet, and how many tokens there are."""
+        """The same a token at a time: what can be told by it, perhaps nothing, and how many tokens there are."""
         row = self.row(request)
         if self.fault(row):
             return
