@@ -18,12 +18,13 @@ from rich.console import Console
 
 from potstill import __version__, console, events
 from potstill.artifact import Artifact
-from potstill.chat import Options, chat
+from potstill.chat import Options, Talk
 from potstill.cli import main
 from potstill.errors import ModelError
 from potstill.reporting import tables
 from potstill.reporting.told import Form, told_difference
 from potstill.show import sparkline
+from potstill.speakers import NearSpeaker
 
 SCRIPT = str(Path(sys.executable).with_name("potstill"))
 
@@ -477,8 +478,13 @@ def test_facts_in_few_words():
 
 
 class Echo:
+    context = 1000
+
     def __init__(self, model):
         self.model, self.requests = model, []
+
+    def length(self, request):
+        return 1
 
     def __enter__(self):
         return self
@@ -486,12 +492,12 @@ class Echo:
     def __exit__(self, *error):
         pass
 
-    def stream(self, request):
+    def write(self, request):
         self.requests.append(request)
         last = request.messages[-1].content
         if last == "break":
             raise ModelError("echo", "it cannot", "Say something else")
-        yield from (f"{len(request.messages)} ", last, "\x1b")
+        yield from ((f"{len(request.messages)} ", 1), (last, 2), ("\x1b", 3))
 
 
 @pytest.fixture
@@ -568,7 +574,7 @@ def test_on_a_terminal_a_failed_answer_is_forgotten_and_the_talk_goes_on(echo, m
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    chat("m", Path("m"), Options("", 0.0, 1.0, 0, 5, 0))
+    Talk(NearSpeaker("m", Path("m")), Options("", 0.0, 1.0, 0, 5, 0)).run()
     assert "echo: it cannot" in capsys.readouterr().out
     assert [message.content for message in teachers[0].requests[1].messages] == ["fine"]
 

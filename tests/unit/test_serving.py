@@ -34,7 +34,7 @@ from potstill.teachers.logprobs import scoring_request
 from potstill.training import decoding
 from potstill.training.models import save_model
 
-CONTEXT = 160
+CONTEXT = 320
 QUESTIONS = [f"{'hello there ' * (n % 4)}what is the cat number {n}{' mat' * (n // 4)}?" for n in range(32)]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 

@@ -187,18 +187,14 @@ def read_text(body: Any, models: Iterable[str]) -> Asked:
 
 def _prompts(value: Any) -> list[str | tuple[int, ...]]:
     """A text, tokens, or a list of either."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if _are_tokens(value):
-            return [tuple(value)]
-        if all(isinstance(one, str) or (isinstance(one, list) and one and _are_tokens(one)) for one in value):
-            return [one if isinstance(one, str) else tuple(one) for one in value]
-    raise BadRequest("'prompt' must be a text, a list of tokens, or a list of either", "prompt")
+    listed = value if isinstance(value, list) and not _are_tokens(value) else [value]
+    if not listed or not all(one and (isinstance(one, str) or _are_tokens(one)) for one in listed):
+        raise BadRequest("'prompt' must be a text, a list of tokens, or a list of either, and none empty", "prompt")
+    return [one if isinstance(one, str) else tuple(one) for one in listed]
 
 
-def _are_tokens(value: list[Any]) -> bool:
-    return all(type(one) is int and 0 <= one < MOST_TOKENS for one in value)
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < MOST_TOKENS for one in value)
 
 
 def _check(body: Any, fields: Iterable[str], numbers: Iterable[Range], models: Iterable[str]) -> str:
