@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   potstill compare runs/miniature:sft runs/miniature:dpo   whether it got better, question by question
   potstill journal runs/miniature            the replies that were paid for
   potstill chat runs/miniature               talk to the last model
+  potstill serve runs/miniature:dpo          the same for any OpenAI client
   potstill score gpt-4_single.jsonl          published numbers anew, with intervals
 
 exit codes:

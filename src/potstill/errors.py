@@ -7,7 +7,7 @@
     ├── TeacherError               a teacher or judge that cannot be reached or answers rubbish
     ├── BudgetError                the next request could cost more than the budget has left
     ├── StorageError   OSError     a folder, a disk, a sealed artifact
-    ├── BusyError      OSError     another run holds the folder
+    ├── BusyError      OSError     another run holds the folder, another program the port
     └── Stopped                    it was asked to stop, and can go on; exit code 143
 
 Anything else that escapes is a bug and keeps its traceback; exit code 70.
@@ -74,7 +74,7 @@ class StorageError(PotstillError, OSError):
 
 
 class BusyError(PotstillError, OSError):
-    """Another run holds the folder."""
+    """Another run holds the folder, or another program the port."""
 
 
 class Stopped(PotstillError):

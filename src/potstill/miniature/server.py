@@ -20,22 +20,12 @@ from potstill.errors import TeacherError
 from potstill.miniature.mind import call, label_odds, reply
 from potstill.miniature.voices import VOICES
 from potstill.miniature.world import World, world
+from potstill.serving.protocol import BadRequest, Range, check_numbers, read_body
 from potstill.sources import MiniatureServer
 
 START_SECONDS = 30
 TOKEN = re.compile(r"\s*(?:\w{1,6}|[^\w\s])")
 """What counts as a token for usage and max_tokens: at most six letters, or a sign, with the space before it."""
-
-
-class BadRequest(ValueError):
-    """A request that the protocol does not allow, in the words that the client gets."""
-
-    def __init__(self, message: str, param: str | None, status: int = 400, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {
-            "error": {"message": message, "type": "invalid_request_error", "param": param, "code": code},
-        }
 
 
 def complete(known: World, body: Any) -> dict[str, Any]:
@@ -105,9 +95,9 @@ def _only_calls(message: dict[str, Any]) -> bool:
 
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_RANGES = (
-    ("temperature", int | float, 0, 2),
-    ("top_p", int | float, 0, 1),
+_RANGES: tuple[Range, ...] = (
+    ("temperature", (int, float), 0, 2),
+    ("top_p", (int, float), 0, 1),
     ("n", int, 1, 16),
     ("seed", int, -(2**63), 2**63 - 1),
     ("max_tokens", int, 1, 2**31),
@@ -131,10 +121,7 @@ def _validated(body: Any) -> tuple[list[dict[str, str]], str, int | None]:
             raise BadRequest(f"messages[{number}] has no known role", f"messages[{number}].role")
         if not isinstance("" if _only_calls(message) else message.get("content"), str):
             raise BadRequest(f"messages[{number}].content must be a string", f"messages[{number}].content")
-    for field, kind, low, high in _RANGES:
-        value = body.get(field)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high):
-            raise BadRequest(f"'{field}' must lie between {low} and {high}", field)
+    check_numbers(body, _RANGES)
     if body.get("top_logprobs") is not None and body.get("logprobs") is not True:
         raise BadRequest("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
     if not isinstance(body.get("stream_options"), dict | None):
@@ -179,7 +166,7 @@ def application(known: World) -> Any:
 
     async def chat(request: Request) -> Response:
         try:
-            body = await read(request)
+            body = await read_body(request)
             answer = complete(known, body)
         except BadRequest as bad:
             return JSONResponse(bad.body, bad.status)
@@ -190,15 +177,9 @@ def application(known: World) -> Any:
 
     async def plain(request: Request) -> Response:
         try:
-            return JSONResponse(go_on(known, await read(request)))
+            return JSONResponse(go_on(known, await read_body(request)))
         except BadRequest as bad:
             return JSONResponse(bad.body, bad.status)
-
-    async def read(request: Request) -> Any:
-        try:
-            return json.loads(await request.body())
-        except ValueError as error:
-            raise BadRequest("We could not parse the JSON body of your request", None) from error
 
     async def models(request: Request) -> Response:
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "miniature"} for name in VOICES]
