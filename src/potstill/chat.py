@@ -159,10 +159,12 @@ class Talk:
             self._answer(request, said)
         except KeyboardInterrupt:
             if not self.on_terminal:
+                conversation.take_back()
                 raise
             _say(" … stopped" if said else " … stopped; forgotten")
         except PotstillError as error:
             if not self.on_terminal:
+                conversation.take_back()
                 raise
             said.clear()
             _say(str(error))
