@@ -184,7 +184,9 @@ class Talk:
         if not said:
             self._note("It says nothing.")
         elif self.on_terminal and written:
-            cut = ", cut there: --max-tokens sets how many" if written >= request.max_tokens else ""
+            room = self.speaker.context - self.speaker.length(request)
+            cut = ", cut there: the context is full" if written >= room else ""
+            cut = ", cut there: --max-tokens sets how many" if written >= request.max_tokens else cut
             self._note(f"{written:,} tokens, {written / max(seconds, 1e-9):,.1f}/s{cut}")
 
     def _note(self, text: str) -> None:
