@@ -1,7 +1,7 @@
 """All answers of all models, written in running batches by one thread: whoever asks joins, whoever goes leaves.
 
-transformers' own continuous batching draws for all rows from one stream with one top-k, so that an answer would depend
-on who else asks; the batch of `training.decoding` gives each row its own seed and settings.
+transformers' own continuous batching (5.23) draws for all rows from one stream of random numbers, so that a seed would be
+worth nothing as soon as somebody else asks; the batch of `training.decoding` gives each row its own.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Answers from a local model, with continuous batching: one token a step for all rows; where rows end, others join.
 
-transformers' own continuous batching has one stream of randomness and one top-k for all rows, so what a row says would
-depend on what else is asked; here each row draws from its own seed. A row's state is its tokens; the cache that saves
+transformers' own continuous batching has one stream of randomness for all rows, so what a row says would depend on what
+else is asked; here each row draws from its own seed. A row's state is its tokens; the cache that saves
 computing them again is padded on the left: all rows end in its last column.
 
 Suffixes: R rows, T columns of the cache, P prompt length, V vocabulary.
