@@ -13,7 +13,7 @@ import psutil
 from potstill.arena.votes import Battle, Cast, Side, Standing, Vote, keep, read_votes, standings
 from potstill.chat import Options
 from potstill.errors import DataError, ModelError
-from potstill.made import find_model, is_model
+from potstill.made import find_model, is_model, sealed_models
 from potstill.records import Message
 from potstill.teachers.base import Reply, Request
 from potstill.workspace import open_run
@@ -150,9 +150,11 @@ class Arena:
 
 
 def open_arena(run: str, names: tuple[str, ...], options: Options, load: Load = load_near) -> Arena:
-    """The arena of a run, for these of its models. Errors as `find_model` has them."""
+    """The arena of a run, for these of its models, or all that are sealed. Errors as `find_model` has them."""
     if not run or is_model(run):
         raise DataError("the arena", "votes are kept in a run's folder, and none is named", "Name a run")
     if len(set(names)) < len(names):
         raise DataError("the arena", f"a model is named twice: {', '.join(names)}", "Name each once")
-    return Arena(open_run(run).path, Stable(dict(find_model(run, name) for name in names), load), options)
+    workspace = open_run(run)
+    models = dict(find_model(run, name) for name in names) if names else sealed_models(workspace)
+    return Arena(workspace.path, Stable(models, load), options)

@@ -30,10 +30,16 @@ Frame = Callable[[str, Markup], str]
 _TEMPLATES = Environment(loader=PackageLoader("potstill.arena"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
+def arena_style() -> str:
+    """What the arena's parts want of CSS besides the report's."""
+    return _TEMPLATES.get_template("arena.css").render()
+
+
 def bare_frame(title: str, body: Markup) -> str:
     """A page of its own, in the style of the report, where no other application gives one."""
-    style = Environment(loader=PackageLoader("potstill.reporting"), autoescape=False).get_template("style.css")
-    return _TEMPLATES.get_template("frame.html").render(title=title, body=body, style=Markup(style.render()))
+    report = Environment(loader=PackageLoader("potstill.reporting"), autoescape=False).get_template("style.css")
+    style = Markup(report.render() + arena_style())
+    return _TEMPLATES.get_template("frame.html").render(title=title, body=body, style=style)
 
 
 def arena_routes(arena: Arena, frame: Frame = bare_frame) -> list[Route]:

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="MODEL", help="the model's name as that server knows it")
     parser.add_argument("--key-env", metavar="NAME", help="the environment variable with the server's key")
     parser.add_argument(
-        "--arena", nargs="+", metavar="MODEL", help="two or more models of the run answer, and you vote without names"
+        "--arena", nargs="*", metavar="MODEL", help="two models of these, or of all, answer, and you vote without names"
     )
     parser.add_argument("--voter", default="", metavar="NAME", help="who votes in the arena (default: the user's name)")
     parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     options = Options(args.system, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed)
     if args.endpoint is None and args.run is None:
         raise DataError("command line", "nobody is named to talk to", "Name a run, a model's folder, or --endpoint URL")
-    if args.arena:
+    if args.arena is not None:
         from potstill.arena.terminal import meet
 
         with reading():
