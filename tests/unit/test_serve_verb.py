@@ -1,5 +1,6 @@
 """The verb `serve`: which models are meant, who may ask, ports, and the hand-over to vLLM, by one that only records."""
 
+import asyncio
 import json
 import os
 import socket
@@ -8,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 from engine import tiny_tokenizer
+from starlette.responses import PlainTextResponse
 
 from potstill.cli import main
 from potstill.errors import BusyError, ModelError, StorageError
@@ -107,6 +110,33 @@ def test_others_may_ask_only_with_a_key_or_by_a_clear_word(
 )
 def test_what_this_machine_alone_reaches(host: str, alone: bool) -> None:
     assert is_loopback(host) == alone
+
+
+@pytest.mark.parametrize(
+    ("place", "host", "key", "status"),
+    [
+        (Place("127.0.0.1", 1), "127.0.0.1:8000", "", 200),
+        (Place("127.0.0.1", 1), "localhost", "", 200),
+        (Place("::1", 1), "[::1]:8000", "", 200),
+        (Place("127.0.0.2", 1), "127.0.0.2:8000", "", 200),
+        (Place("127.0.0.1", 1), "evil.example", "", 400),
+        (Place("127.0.0.1", 1, "sesame"), "proxy.example", "sesame", 200),
+        (Place("0.0.0.0", 1), "box.example", "", 200),
+        (Place("0.0.0.0", 1, "sesame"), "box.example", "sesami", 401),
+        (Place("0.0.0.0", 1, "sesame"), "box.example", "", 401),
+    ],
+)
+def test_who_is_let_in(place: Place, host: str, key: str, status: int) -> None:
+    async def fine(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("fine")(scope, receive, send)
+
+    async def ask() -> int:
+        headers = {"host": host, **({"authorization": f"Bearer {key}"} if key else {})}
+        transport = httpx2.ASGITransport(app=running.guarded(fine, place))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get("/v1/models", headers=headers)).status_code
+
+    assert asyncio.run(ask()) == status
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:

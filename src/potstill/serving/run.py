@@ -25,7 +25,8 @@ from potstill.teachers.local import LocalTeacher
 GRACE_SECONDS = 30
 """How long answers under way may go on once it is told to end."""
 KEEP_ALIVE_SECONDS = 75
-NAMES = ["localhost", "127.0.0.1", "[::1]", "::1", "127.*"]
+NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+"""What this machine calls itself."""
 
 
 def is_loopback(host: str) -> bool:
@@ -83,6 +84,14 @@ class Gate:
         return hmac.compare_digest(given.removeprefix(b"Bearer "), self._key)
 
 
+def guarded(app: Any, place: Place, *, verbose: bool = False) -> Gate:
+    """The application behind its gate. Where this machine alone may ask, and without a key, a page in a browser must not
+    reach in by a name of its own that leads here."""
+    if is_loopback(place.host) and not place.key:
+        app = TrustedHostMiddleware(app, [*NAMES, place.host])
+    return Gate(app, place.key, verbose=verbose)
+
+
 def _no_key() -> JSONResponse:
     what = "no key, or not the one that is asked for; send it as 'Authorization: Bearer KEY'"
     return JSONResponse(error_body(what, "invalid_request_error", code="invalid_api_key"), 401)
@@ -108,11 +117,9 @@ def open_teachers(models: Mapping[str, Path]) -> Iterator[dict[str, LocalTeacher
 def serve(models: Mapping[str, Path], place: Place, *, verbose: bool = False) -> None:
     """Serve until a signal ends it: nobody new is let in, and what is under way has `GRACE_SECONDS` to finish."""
     with listen(place) as listener, open_teachers(models) as teachers, Engine(teachers) as engine:
-        app: Any = application(Service(teachers, engine, int(time.time())))
-        if is_loopback(place.host) and not place.key:  # a page in a browser may not reach in by a name of its own
-            app = TrustedHostMiddleware(app, NAMES)
+        app = application(Service(teachers, engine, int(time.time())))
         config = uvicorn.Config(
-            Gate(app, place.key, verbose=verbose),
+            guarded(app, place, verbose=verbose),
             log_level="warning",
             lifespan="off",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
