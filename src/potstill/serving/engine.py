@@ -1,7 +1,7 @@
 """All answers of all models, written in running batches by one thread: whoever asks joins, whoever goes leaves.
 
-transformers' own continuous batching (5.23) draws for all rows from one stream of random numbers, so that a seed is worth
-nothing as soon as somebody else asks; the batch of `training.decoding` gives each row its own.
+transformers' own continuous batching (5.23) draws for all rows from one stream of random numbers, so that a seed is
+worth nothing as soon as somebody else asks; the batch of `training.decoding` gives each row its own.
 """
 
 import logging

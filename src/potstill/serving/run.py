@@ -85,8 +85,8 @@ class Gate:
 
 
 def guarded(app: Any, place: Place, *, verbose: bool = False) -> Gate:
-    """The application behind its gate. Where this machine alone may ask, and without a key, a page in a browser must not
-    reach in by a name of its own that leads here."""
+    """The application behind its gate. Where only this machine may ask, and without a key, no page in a browser reaches
+    in by a name of its own that leads here."""
     if is_loopback(place.host) and not place.key:
         app = TrustedHostMiddleware(app, [*NAMES, place.host])
     return Gate(app, place.key, verbose=verbose)
