@@ -7,6 +7,7 @@ run.json                  the last recipe   times.json, speed.json, hashes.json,
 progress.json             how far it is
 unfinished/<stage>-<key>/ checkpoints and local models' answers, until it is sealed
 cache/                    tokens, references' log-probabilities
+arena.jsonl               votes between models, made by `chat --arena` and pages
 """
 
 import fcntl

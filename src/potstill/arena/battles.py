@@ -1,5 +1,6 @@
 """Battles: two of the models, drawn and put in order at random, and their answers, shown together or not at all."""
 
+import gc
 import secrets
 import threading
 from collections import OrderedDict
@@ -48,13 +49,24 @@ def load_near(name: str, path: Path) -> Answerer:
     return NearSpeaker(name, path)
 
 
+def free_bytes() -> float:
+    """Of the device that models are loaded to. What models that are gone have left is given back first."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        return float(torch.cuda.mem_get_info()[0])
+    return float(psutil.virtual_memory().available)
+
+
 @dataclass
 class Stable:
     """Models, loaded as they are asked for; where memory is short, the one used longest ago goes first."""
 
     paths: Mapping[str, Path]
     load: Load = load_near
-    free: Callable[[], float] = lambda: float(psutil.virtual_memory().available)
+    free: Callable[[], float] = free_bytes
 
     def __post_init__(self) -> None:
         self._loaded: OrderedDict[str, Answerer] = OrderedDict()
