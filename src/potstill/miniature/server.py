@@ -253,6 +253,7 @@ def main() -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", args.port))
+    listener.listen(2048)  # whoever reads the port may come before the server has begun
     config = uvicorn.Config(application(world(args.seed, args.entities)), log_level="warning", timeout_keep_alive=75)
     server = uvicorn.Server(config)
 
