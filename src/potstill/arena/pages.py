@@ -6,7 +6,7 @@ places, and the battle's id is drawn at random.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, cast, get_args
 from urllib.parse import parse_qs
 
 from jinja2 import Environment, PackageLoader
@@ -84,7 +84,8 @@ class _Pages:
         if vote not in get_args(Vote):
             return self._page(request, "ask.html", problem="That is no vote.", status=400)
         try:
-            battle = await asyncio.to_thread(self._arena.vote, form.get("battle", ""), vote, _voter(form))
+            kept = self._arena.vote
+            battle = await asyncio.to_thread(kept, form.get("battle", ""), cast(Vote, vote), _voter(form))
         except PotstillError as error:
             return self._page(request, "ask.html", problem=str(error), status=409)
         return self._page(request, "result.html", battle=battle, vote=vote, voter=_voter(form))

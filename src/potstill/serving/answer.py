@@ -77,7 +77,7 @@ class Answer:
 
     def read(self) -> list[Piece]:
         """What the tokens make that have come since the last call."""
-        pieces = []
+        pieces: list[Piece] = []
         while self._read < len(self.row.tokens) and self.end is None:
             token = self.row.tokens[self._read]
             if token in self.ends:

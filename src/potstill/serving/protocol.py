@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from potstill.found import ShapeError
 from potstill.records import Message, whole_text
 from potstill.teachers.base import Request
-from potstill.turns import ShapeError, read_messages, read_tools
+from potstill.turns import read_messages, read_tools
 from potstill.validation import nearest
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ async def read_body(request: "HttpRequest", most_bytes: int = MOST_BODY_BYTES) -
 def check_numbers(body: Mapping[str, Any], ranges: Iterable[Range]) -> None:
     """BadRequest where a field is no number of its kind, or out of its bounds. Null is as good as absent."""
     for field, kind, low, high in ranges:
-        value = body.get(field)
+        value: Any = body.get(field)
         if value is None:
             continue
         if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
