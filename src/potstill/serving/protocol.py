@@ -137,10 +137,10 @@ async def read_body(request: "HttpRequest", most_bytes: int = MOST_BODY_BYTES) -
 def check_numbers(body: Mapping[str, Any], ranges: Iterable[Range]) -> None:
     """BadRequest where a field is no number of its kind, or out of its bounds. Null is as good as absent."""
     for field, kind, low, high in ranges:
-        value: Any = body.get(field)
+        value = body.get(field)
         if value is None:
             continue
-        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= cast(float, value) <= high:
             noun = "a whole number" if kind is int else "a number"
             raise BadRequest(f"'{field}' must be {noun} and lie between {low:g} and {high:g}", field)
 
