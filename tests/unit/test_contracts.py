@@ -30,7 +30,7 @@ LAYERS = [
     ["records", "document", "money", "members", "questions", "validation", "hardware"],
     ["artifact"],
     ["sources"],
-    ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "prompts", "own"],
+    ["formats", "files", "shapes", "comparisons", "turns", "found", "layouts", "lineage", "card", "card_parts", "prompts", "own"],
     ["tokenization", "learnt", "alignment", "objectives"],
     ["signals", "training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills", "serving"],
     ["stages"],
@@ -43,7 +43,7 @@ LAYERS = [
     ["trial"],
     ["console"],
     ["views", "show", "signal_view", "chat", "speakers", "arena", "replies"],
-    ["results", "material", "score", "score_view", "compare", "compare_view", "doctor"],
+    ["results", "material", "score", "score_view", "compare", "compare_view", "doctor", "shipping"],
     ["in_memory", "notebook", "handles", "library"],
     ["view"],
     ["verbs"],
@@ -58,6 +58,7 @@ MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "
 MAY_BE_HEAVY_FILES = {
     "teachers/local.py", "teachers/spelling.py", "stages/session.py", "stages/classroom.py", "stages/interpreters.py",
     "evaluation/harness.py", "arena/pages.py",
+    "shipping/adapters.py", "shipping/arches.py", "shipping/measured.py", "shipping/vocabulary.py",
     *(f"view/{name}.py" for name in ("server", "site")),
     *(f"view/sections/{name}.py" for name in ("run", "stages", "rows", "scores", "compare", "findings")),
 }  # fmt: skip

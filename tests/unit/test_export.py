@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from potstill.artifact import read_rows, seal, write_rows
-from potstill.card import escape
+from potstill.card_parts import escape
 from potstill.cli import main
 from potstill.errors import DataError, RecipeError
 from potstill.formats import read_file
