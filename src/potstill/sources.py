@@ -58,6 +58,8 @@ class LocalModel(Spec):
     """A commit of the Hub, so that the model cannot change under a recipe."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Leave it off unless you have read that code."""
+    licence: str = Field(default="", max_length=300)
+    """Its licence as you know it, such as apache-2.0. The cards of models that are made with it say what you say."""
 
 
 class EndpointModel(Spec):
@@ -72,6 +74,9 @@ class EndpointModel(Spec):
     """Anything that tells this version of the model from another under the same name."""
     key_env: str | None = Field(default=None, min_length=1)
     """The environment variable that holds the API key. The key itself never stands in a recipe."""
+    licence: str = Field(default="", max_length=300)
+    """Its licence, or what its provider's terms say of what it writes, such as "no training of rivals". The cards of
+    models that are made with it say what you say."""
     price: Price | None = None
     """What it charges. A budget needs it, and `potstill plan`, `status` and `journal` tell money by it."""
     structured: bool = False

@@ -7,6 +7,7 @@ from potstill.verbs import (
     compare,
     completion,
     doctor,
+    export,
     journal,
     logs,
     plan,
@@ -31,6 +32,7 @@ VERBS: dict[str, ModuleType] = {
     "score": score,
     "chat": chat,
     "serve": serve,
+    "export": export,
     "completion": completion,
 }
 """In the order in which `--help` lists them. Their work is imported when one is asked for."""
