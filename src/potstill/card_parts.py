@@ -51,7 +51,9 @@ def stages_part(lineage: Iterable[Artifact]) -> str:
     rows = []
     for artifact in lineage:
         manifest, facts = artifact.manifest, artifact.facts
-        made = f"{facts['rows']:,} {manifest['produces']}" if "rows" in facts else str(manifest["produces"])
+        made = str(manifest["produces"])
+        if "rows" in facts:
+            made = f"{made}, of {facts['rows']:,} rows" if made == "model" else f"{facts['rows']:,} {made}"
         read = ", ".join(source["name"] for group in manifest["inputs"].values() for source in group)
         rows.append((manifest["stage"], manifest["kind"], read, made, str(manifest["seed"]), manifest["key"][:12]))
     return "## How it was made\n\n" + table(("stage", "kind", "reads", "made", "seed", "key"), rows)

@@ -74,7 +74,7 @@ def render(said: Said, source: Source) -> str:
     parts += [_usage(said), _scores_part(scores), _audits_part(source), _limits(said, source, scores)]
     if source.lineage:
         parts += [stages_part(source.lineage), _configs(source.lineage)]
-        parts += [models_part(source.all, source.terms), files_part(source.all), dropped_part(source.lineage)]
+        parts += [models_part(source.all, source.terms), files_part(source.lineage), dropped_part(source.lineage)]
     parts += [_reproduce(source), _licences(said, source)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -241,10 +241,9 @@ def _configs(lineage: Iterable[Artifact]) -> str:
 
 
 def _settings(kind: str, config: Mapping[str, Any], inputs: set[str]) -> Iterator[str]:
-    fields = stage(kind).config.model_fields if kind in MODULES else {}
+    untouched = stage(kind).config.model_construct().model_dump(mode="json", warnings=False) if kind in MODULES else {}
     for name, value in config.items():
-        default = fields[name].get_default() if name in fields else None
-        if name in ("kind", *inputs) or value in (None, "") or value == default:
+        if name in ("kind", *inputs) or value in (None, "", [], {}) or value == untouched.get(name):
             continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {one}" for key, one in value.items())

@@ -11,6 +11,7 @@ from potstill.verbs import (
     journal,
     logs,
     plan,
+    push,
     run,
     score,
     serve,
@@ -33,6 +34,7 @@ VERBS: dict[str, ModuleType] = {
     "chat": chat,
     "serve": serve,
     "export": export,
+    "push": push,
     "completion": completion,
 }
 """In the order in which `--help` lists them. Their work is imported when one is asked for."""
