@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from potstill import __version__
 from potstill.artifact import ROWS_FILE, storage_errors
-from potstill.errors import reading
+from potstill.errors import ModelError, reading
 from potstill.shipping.folder import whole_folder, write_note, write_text
 from potstill.shipping.hub import lay_model
 from potstill.shipping.model_card import RECIPE_FILE, UNKNOWN, Said, render
@@ -19,6 +19,8 @@ Format = Literal["hub", "gguf", "adapter"]
 CARD = "README.md"
 PROMPTS = 8
 """Prompts whose answers are compared with llama.cpp's."""
+ALIKE = 1e-3
+"""Nats a token, far above what the order of sums can do in float32."""
 SHORT = 2_000
 """Characters of a prompt that is taken for that."""
 QUESTIONS = ("Name three colours.", "What is 12 times 7?", "Write a line about the sea.", "Who are you?")
@@ -79,7 +81,11 @@ def _gguf(source: Source, draft: Path, wish: Wish, said: Said) -> Said:
     written = write_gguf(source.folder, draft / name, wish.gguf_type, naming)
     found = [f"Its tokens were compared with what llama.cpp's rules make of {len(HARD)} hard texts and hundreds of drawn ones."]
     if has_llama():
-        found.append(measure(source.folder, written.path, *_material(source, HARD)).told())
+        agreement = measure(source.folder, written.path, *_material(source, HARD))
+        if wish.gguf_type == "f32" and agreement.kl > ALIKE:
+            what = f"in float32 too llama.cpp computes something else than transformers: {agreement.told()}"
+            raise ModelError(f"model {source.name}", what, "Export it with --format hub, and report this")
+        found.append(agreement.told())
     else:
         found.append("llama-cpp-python is not installed here, so llama.cpp itself was not asked.")
     return replace(said, files=(name,), found=(f"The weights are in {wish.gguf_type}.", *found, *written.notes))

@@ -1,6 +1,7 @@
 """GGUF files, which llama.cpp reads: written by llama.cpp's own package, one tensor at a time."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -82,6 +83,7 @@ def write_gguf(folder: Path, target: Path, kind: str, naming: Naming) -> Written
         notes = _write(gguf, whole, "f32", folder, arch, vocabulary, naming)
         _round(llama, whole, target, kind)
         whole.unlink()
+        notes = (*notes, *_mixture(gguf, target))
     else:
         notes = _write(gguf, target, kind, folder, arch, vocabulary, naming)
     return Written(target, (*arch.notes, *vocabulary.notes, *notes))
@@ -117,15 +119,17 @@ def _write(
             as_they_are.append(written)
         size = _bytes_of(gguf, tuple(tensor.shape), types[written])
         writer.add_tensor_info(written, list(tensor.shape), tensor.numpy().dtype, size, types[written])
-    with storage_errors(path):
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for written, tensor in _tensors(gguf, folder, arch):
-            if types[written] == gguf.GGMLQuantizationType.F16 and float(tensor.abs().max()) > LARGEST_HALF:
-                what = f"its tensor {written} holds numbers beyond {LARGEST_HALF:,.0f}, which float16 has not"
-                raise ModelError(folder.name, what, "Choose --gguf-type bf16 or f32")
-            writer.write_tensor_data(gguf.quants.quantize(tensor.numpy(), types[written]))
+    try:
+        with storage_errors(path):
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for written, tensor in _tensors(gguf, folder, arch):
+                if types[written] == gguf.GGMLQuantizationType.F16 and float(tensor.abs().max()) > LARGEST_HALF:
+                    what = f"its tensor {written} holds numbers beyond {LARGEST_HALF:,.0f}, which float16 has not"
+                    raise ModelError(folder.name, what, "Choose --gguf-type bf16 or f32")
+                writer.write_tensor_data(gguf.quants.quantize(tensor.numpy(), types[written]))
+    finally:
         writer.close()
     if not as_they_are:
         return ()
@@ -199,6 +203,7 @@ def load_llama(kind: str) -> Any:
 
 def _round(llama: Any, source: Path, target: Path, kind: str) -> None:
     """By llama.cpp, with the settings that its own program has."""
+    llama._logger.set_verbose(False)
     settings = llama.llama_model_quantize_default_params()
     settings.ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     settings.nthread = 1
@@ -206,3 +211,8 @@ def _round(llama: Any, source: Path, target: Path, kind: str) -> None:
     if failed or not target.is_file():
         raise ModelError(str(target), f"llama.cpp could not round to {kind} (code {failed})", "Choose q8_0, or free space")
 
+
+def _mixture(gguf: Any, path: Path) -> tuple[str, ...]:
+    """Which types llama.cpp took: not one for all matrices, and another where rows are no multiple of its block."""
+    types = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1)
+    return (f"llama.cpp took for its matrices: {', '.join(f'{types[name]} {name}' for name in sorted(types))}.",)
