@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
-DEVELOPMENT := .[dev,hub,ray,scale,leaderboard,qlora]
+LLAMA := .venv-llama
+DEVELOPMENT := .[dev,hub,ray,scale,leaderboard,qlora,gguf]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench peers peers-data clean
+.PHONY: help demo test check lint bench peers llama peers-data clean
 
 # $(call install,ENVIRONMENT,CONSTRAINTS,WHAT,ALONE): into an environment that is made anew where the last install into
 # it was cut short. The file `whole` stands in it only while nothing is being installed. DeepSpeed compiles nothing then.
@@ -29,6 +30,11 @@ $(VENV)/dev: $(VENV)/run
 $(PEERS)/peers: constraints-peers.txt
 	$(call install,$(PEERS),constraints-peers.txt,torch trl,liger-kernel)
 
+# llama.cpp is compiled for minutes. Its package alone: tests add it to the environment that they run in. Where it does
+# not compile, the tests of it are left out, and say so.
+$(LLAMA)/peers: constraints-llama.txt
+	$(call install,$(LLAMA),constraints-llama.txt,diskcache,llama-cpp-python)
+
 # An environment a library that data stages are compared with; the first line of its constraints says what to install.
 .venv-%/peers: constraints-%.txt
 	$(call install,.venv-$*,$<,$$(sed -n 's/^# installs: //p' $<))
@@ -48,6 +54,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 check: $(VENV)/dev $(PEERS)/peers  ## what is slow: peers, kills, wheel, browser, the miniature three times
+	-@$(MAKE) --no-print-directory llama
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile --durations=0
 
 bench: $(VENV)/dev $(PEERS)/peers  ## training against TRL's, quickly; a quarter of an hour
@@ -55,6 +62,8 @@ bench: $(VENV)/dev $(PEERS)/peers  ## training against TRL's, quickly; a quarter
 	$(BIN)/python bench/sft.py --quick
 
 peers: $(PEERS)/peers  ## the environment of TRL, which training is compared with
+
+llama: $(LLAMA)/peers  ## the environment of llama.cpp, which GGUF files are compared with; compiles for minutes
 
 peers-data: .venv-distilabel/peers .venv-curator/peers .venv-datatrove/peers  ## those that data stages are compared with
 

@@ -72,7 +72,9 @@ class Run:
         }  # fmt: skip
         folder = f"{name}-{key[:12]}"
         self.stages[name] = {"kind": kind, "produces": produces, "folder": folder}
-        write_json(self.path / "run.json", {"recipe": "r", "source": "gone.yaml", "overrides": [], "stages": self.stages})
+        write_json(
+            self.path / "run.json", {"recipe": "r", "source": "gone.yaml", "overrides": [], "stages": self.stages}
+        )
         (self.path / name).symlink_to(Path("artifacts") / folder)
         return seal(draft, self.path / "artifacts" / folder, manifest)
 

@@ -39,7 +39,9 @@ def foreign(expression, *, nfc=False, bos=False):
     made = Tokenizer(models.BPE(ignore_merges=expression == LLAMA3))
     made.normalizer = normalizers.NFC() if nfc else None
     cut = pre_tokenizers.Split(Regex(expression), behavior="isolated")
-    made.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     made.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -134,7 +136,9 @@ def test_merges_that_llama_cpp_would_add_to_are_noticed():
     told = json.loads(sentencepiece(legacy=True).backend_tokenizer.to_str())
     merges = told["model"]["merges"]
     lasts = {"".join(merge): place for place, merge in enumerate(merges)}
-    told["model"]["merges"] = [merge for place, merge in enumerate(merges) if place % 3 or lasts["".join(merge)] == place]
+    told["model"]["merges"] = [
+        merge for place, merge in enumerate(merges) if place % 3 or lasts["".join(merge)] == place
+    ]
     words = sentencepiece(legacy=True)
     fewer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(told)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
@@ -242,12 +246,20 @@ class TestFiles:
 
     def test_the_verb(self, tmp_path, capsys):
         run = finished_run(tmp_path / "run").path
-        assert main(["export", f"{run}:sft", "--to", str(tmp_path / "x"), "--format", "gguf", "--gguf-type", "Q8_0"]) == 0
+        assert (
+            main(["export", f"{run}:sft", "--to", str(tmp_path / "x"), "--format", "gguf", "--gguf-type", "Q8_0"]) == 0
+        )
         out = capsys.readouterr().out
         assert "The weights are in q8_0." in out
         assert "llama.cpp itself was not asked" in out
-        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["README.md", "potstill.json", "sft-q8_0.gguf"]
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [
+            "README.md",
+            "potstill.json",
+            "sft-q8_0.gguf",
+        ]
         assert "llama-server -m sft-q8_0.gguf" in (tmp_path / "x" / "README.md").read_text()
-        assert main(["export", f"{run}:sft", "--to", str(tmp_path / "y"), "--format", "gguf", "--gguf-type", "q4k"]) == 2
+        assert (
+            main(["export", f"{run}:sft", "--to", str(tmp_path / "y"), "--format", "gguf", "--gguf-type", "q4k"]) == 2
+        )
         assert "Choose one of: f32" in capsys.readouterr().err
         assert not (tmp_path / "y").exists()

@@ -60,7 +60,12 @@ class Hub:
                     self.files[told["value"]["path"]] = base64.b64decode(told["value"]["content"])
                 elif told["key"] == "lfsFile":
                     self.files[told["value"]["path"]] = self.large[told["value"]["oid"]]
-            return 200, {"commitUrl": f"{url}/me/x/commit/{'c' * 40}", "commitOid": "c" * 40, "pullRequestUrl": None, "success": True}
+            return 200, {
+                "commitUrl": f"{url}/me/x/commit/{'c' * 40}",
+                "commitOid": "c" * 40,
+                "pullRequestUrl": None,
+                "success": True,
+            }
         return 200, {"id": "me/x", "sha": "c" * 40, "siblings": [], "private": True, "tags": [], "downloads": 0}
 
 
@@ -119,7 +124,13 @@ def push(hub, tmp_path: Path, *arguments: str, token: str = TOKEN) -> subprocess
     """In a process of its own: huggingface_hub reads where the Hub is as it is imported."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     names = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
-    env = {**kept, **names, "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {
+        **kept,
+        **names,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     line = [sys.executable, "-m", "potstill.cli", "push", *arguments]
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, check=False)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub import ModelCard
 from shipped_models import finished_run, logits, small
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 

@@ -77,9 +77,7 @@ def _window(config: Any) -> int:
     return int(window) if kinds is None or "sliding_attention" in kinds else 0
 
 
-def _stretched(
-    config: Any, fields: dict[str, int | float | str], refuse: Callable[[str], ModelError]
-) -> Tensor | None:
+def _stretched(config: Any, fields: dict[str, int | float | str], refuse: Callable[[str], ModelError]) -> Tensor | None:
     """Notes how positions are stretched. ModelError for ways that potstill does not write."""
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")

@@ -45,9 +45,7 @@ def export(target: str, to: Path, wish: Wish) -> list[str]:
     """Make the folder; returns what there is to say of it, in sentences. Refusals are one line each."""
     source = read_source(target)
     check_sound(source.folder)
-    said = Said(
-        wish.title or source.name, wish.licence or UNKNOWN, wish.languages, wish.notes, wish.format
-    )
+    said = Said(wish.title or source.name, wish.licence or UNKNOWN, wish.languages, wish.notes, wish.format)
     with whole_folder(to, overwrite=wish.overwrite) as draft, reading():
         said = _fill(source, draft, wish, said)
         if source.recipe:
@@ -79,7 +77,9 @@ def _gguf(source: Source, draft: Path, wish: Wish, said: Said) -> Said:
     name = f"{plain}-{wish.gguf_type}.gguf"
     naming = Naming(said.title, wish.licence, said.languages)
     written = write_gguf(source.folder, draft / name, wish.gguf_type, naming)
-    found = [f"Its tokens were compared with what llama.cpp's rules make of {len(HARD)} hard texts and hundreds of drawn ones."]
+    found = [
+        f"Its tokens were compared with what llama.cpp's rules make of {len(HARD)} hard texts and hundreds of drawn ones."
+    ]
     if has_llama():
         agreement = measure(source.folder, written.path, *_material(source, HARD))
         if wish.gguf_type == "f32" and agreement.kl > ALIKE:

@@ -55,7 +55,9 @@ def _refuse(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise StorageError(str(target), "something stands there already", "Name another with --to, or add --overwrite")
     if not (target / NOTE).is_file():
-        raise StorageError(str(target), "no export of potstill made this", "Name another with --to, or remove it yourself")
+        raise StorageError(
+            str(target), "no export of potstill made this", "Name another with --to, or remove it yourself"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -209,7 +209,9 @@ def _round(llama: Any, source: Path, target: Path, kind: str) -> None:
     settings.nthread = 1
     failed = llama.llama_model_quantize(str(source).encode(), str(target).encode(), settings)
     if failed or not target.is_file():
-        raise ModelError(str(target), f"llama.cpp could not round to {kind} (code {failed})", "Choose q8_0, or free space")
+        raise ModelError(
+            str(target), f"llama.cpp could not round to {kind} (code {failed})", "Choose q8_0, or free space"
+        )
 
 
 def _mixture(gguf: Any, path: Path) -> tuple[str, ...]:

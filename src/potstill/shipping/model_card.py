@@ -236,7 +236,9 @@ def _configs(lineage: Iterable[Artifact]) -> str:
     for artifact in lineage:
         manifest = artifact.manifest
         told = "; ".join(_settings(manifest["kind"], manifest["config"], set(manifest["inputs"])))
-        lines.append(f"- **{escape(str(manifest['stage']))}** ({escape(str(manifest['kind']))}): {escape(told or 'as it is')}")
+        lines.append(
+            f"- **{escape(str(manifest['stage']))}** ({escape(str(manifest['kind']))}): {escape(told or 'as it is')}"
+        )
     return "### Its settings\n\nWhat is not named is at its default.\n\n" + "\n".join(lines)
 
 

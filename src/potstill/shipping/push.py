@@ -22,7 +22,9 @@ NEVER = re.compile(
     r"(dropped|held_out|rows|curves|answers|observations)\.jsonl|run\.json|hashes\.json|times\.json"
 )
 """Files of a run, of keys, or that whoever loads them would run."""
-SECRETS = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b|-----BEGIN [A-Z ]*PRIVATE KEY")
+SECRETS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
 TEXTS = (".md", ".json", ".yaml", ".yml", ".txt", ".jinja", ".jsonl", ".toml", ".py", ".parquet.json")
 LARGEST_TEXT = 2_000_000
 """Bytes of a text that is looked through; tokenizers are larger and hold no paths that anyone wrote."""
@@ -68,7 +70,9 @@ def pack(folder: Path, repository: str, *, private: bool) -> Parcel:
 def _check_run(folder: Path) -> None:
     """Runs and sealed artifacts stay at home: an export is made of them first."""
     if (folder / "run.json").exists() or (folder / "journal.sqlite").exists():
-        raise DataError(str(folder), "this is a run's folder", "Make a folder of one model: potstill export RUN:MODEL --to DIR")
+        raise DataError(
+            str(folder), "this is a run's folder", "Make a folder of one model: potstill export RUN:MODEL --to DIR"
+        )
     exported = (folder / NOTE).is_file()
     if (folder / MANIFEST).is_file() and not exported and not (folder / "data").is_dir():
         what = "this is a stage's sealed folder, which says of its run what is nobody's business"
@@ -99,10 +103,12 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
     """What goes. DataError for a file that must not."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name == MANIFEST or path.is_dir() and not path.is_symlink():
+        if name == MANIFEST or (path.is_dir() and not path.is_symlink()):
             continue
         if path.is_symlink():
-            raise DataError(str(path), "this is a link, and what it leads to may lie anywhere", "Put the file itself there")
+            raise DataError(
+                str(path), "this is a link, and what it leads to may lie anywhere", "Put the file itself there"
+            )
         if NEVER.fullmatch(path.name) or path.name.startswith("."):
             raise DataError(str(path), "a file of this kind is never pushed", "Take it out of the folder")
         size = path.stat().st_size

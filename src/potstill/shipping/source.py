@@ -131,7 +131,9 @@ def check_sound(folder: Path) -> None:
     if settings.get("pad_token_id") in ends and settings["pad_token_id"] != own:
         raise ModelError(where, "its generation_config.json has the padding token among the end tokens", remedy)
     if not tokenizer.get("chat_template") and not (folder / TEMPLATE).is_file():
-        raise ModelError(where, "its tokenizer has no chat template", "Train it with potstill, which seals the one it used")
+        raise ModelError(
+            where, "its tokenizer has no chat template", "Train it with potstill, which seals the one it used"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:

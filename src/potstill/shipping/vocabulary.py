@@ -54,7 +54,9 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Sequenc
     """What to write. `rows`: of the embeddings; `ends`: the tokens that end an answer. ModelError where it cannot be."""
     backend: dict[str, Any] = json.loads(backend_of(tokenizer).to_str())
     _refuse_strange(tokenizer, backend)
-    known = _byte_level(tokenizer, backend, rows) if is_byte_level(backend) else _sentencepiece(tokenizer, backend, rows)
+    known = (
+        _byte_level(tokenizer, backend, rows) if is_byte_level(backend) else _sentencepiece(tokenizer, backend, rows)
+    )
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise _refused(tokenizer, "it has several chat templates, and GGUF's readers take one")
@@ -76,7 +78,9 @@ def _refuse_strange(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, An
         raise _refused(tokenizer, "its tokenizer marks where words go on, or drops merges")
     for token in backend["added_tokens"]:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
-            raise _refused(tokenizer, f"its token {token['content']!r} takes the blanks beside it, or stands alone only")
+            raise _refused(
+                tokenizer, f"its token {token['content']!r} takes the blanks beside it, or stands alone only"
+            )
 
 
 def _refused(tokenizer: PreTrainedTokenizerBase, what: str) -> ModelError:
@@ -94,9 +98,7 @@ def _special(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> dict[st
     return {name: token for name, token in named.items() if token is not None}
 
 
-def _listed(
-    tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], rows: int
-) -> tuple[list[str], list[int]]:
+def _listed(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
     """The tokens by id with their kinds; rows that no token has are unused."""
     names = {index: token for token, index in backend["model"]["vocab"].items()}
     kinds = dict.fromkeys(names, NORMAL)
@@ -125,7 +127,9 @@ def _byte_level(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], 
     if normalizer is not None and normalizer["type"] != "NFC":
         raise _refused(tokenizer, f"it changes texts first ({normalizer['type']}), which llama.cpp does not")
     tokens, kinds = _listed(tokenizer, backend, rows)
-    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in backend["model"]["merges"]]
+    merges = [
+        tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in backend["model"]["merges"]
+    ]
     if cut.whole_breaks:
         for index, token in enumerate(tokens):
             if kinds[index] == NORMAL and len(token) > 1 and not token.strip(BREAK):
@@ -142,7 +146,9 @@ def _byte_level(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], 
 def _sentencepiece(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], rows: int) -> Vocabulary:
     """llama.cpp joins whatever two neighbours are a token together, the best score first: the order of the merges."""
     if not backend["model"].get("byte_fallback"):
-        raise _refused(tokenizer, "it is neither byte-level nor falls back to bytes, and llama.cpp reads such two kinds")
+        raise _refused(
+            tokenizer, "it is neither byte-level nor falls back to bytes, and llama.cpp reads such two kinds"
+        )
     tokens, kinds = _listed(tokenizer, backend, rows)
     for index, token in enumerate(tokens):
         if kinds[index] == NORMAL and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
@@ -167,7 +173,10 @@ def _blank_before(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any]
             return False, (f"{note} What the chat template writes begins with one.",)
         return cut["prepend_scheme"] == "always", ()
     steps = change["normalizers"] if change is not None and change["type"] == "Sequence" else [change] if change else []
-    written = [(step["type"], step.get("prepend"), (step.get("pattern") or {}).get("String"), step.get("content")) for step in steps]
+    written = [
+        (step["type"], step.get("prepend"), (step.get("pattern") or {}).get("String"), step.get("content"))
+        for step in steps
+    ]
     swap = ("Replace", None, " ", BLANK)
     if cut is None and written in ([swap], [("Prepend", BLANK, None, None), swap]):
         return len(written) == 2, ()

@@ -11,7 +11,9 @@ HELP = "write a model for others: for the Hub, for llama.cpp (GGUF), or its adap
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
-    parser.add_argument("model", metavar="RUN[:MODEL]", help="a run and one of its models (the last), or a model's folder")
+    parser.add_argument(
+        "model", metavar="RUN[:MODEL]", help="a run and one of its models (the last), or a model's folder"
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder that is made")
     parser.add_argument(
         "--format", choices=("hub", "gguf", "adapter"), default="hub", help="hub: whole weights (default)"
@@ -45,5 +47,7 @@ def main(args: argparse.Namespace) -> int:
         args.format, kind, args.title, args.licence, tuple(args.language), args.notes, args.base, args.overwrite
     )
     found = export(args.model, args.to, wish)
-    sys.stdout.write("".join(f"{line}\n" for line in (*found, f"{args.to} is whole. Read its README.md before you share it.")))
+    sys.stdout.write(
+        "".join(f"{line}\n" for line in (*found, f"{args.to} is whole. Read its README.md before you share it."))
+    )
     return 0

@@ -17,13 +17,17 @@ HELP = "put an export on the Hugging Face Hub; without --yes it only says what w
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     parser.add_argument(
-        "source", metavar="DIR_OR_RUN:MODEL", help="a folder that export made, or a model, exported for the Hub on the way"
+        "source",
+        metavar="DIR_OR_RUN:MODEL",
+        help="a folder that export made, or a model, exported for the Hub on the way",
     )
     parser.add_argument("repository", metavar="REPO", help="OWNER/NAME on the Hub")
     parser.add_argument("--yes", action="store_true", help="do it")
     parser.add_argument("--public", action="store_true", help="a repository that is made is for all to see")
     parser.add_argument("--licence", default="", help="of a model that is exported on the way")
-    parser.add_argument("--language", action="append", default=[], metavar="CODE", help="its language; may be given again")
+    parser.add_argument(
+        "--language", action="append", default=[], metavar="CODE", help="its language; may be given again"
+    )
 
 
 @reading()
@@ -31,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     from potstill.shipping.push import pack
 
     folder = Path(args.source)
-    if folder.is_dir() and not (folder / "manifest.json").is_file() or ":" not in args.source:
+    if (folder.is_dir() and not (folder / "manifest.json").is_file()) or ":" not in args.source:
         return _go(args, pack(folder, args.repository, private=not args.public))
     from potstill.shipping.export import Wish, export
 
