@@ -41,7 +41,7 @@ def main() -> None:
     starts = 1 if words.bos_token is None or bos not in backend_of(words).encode(
         render(words, chats[0], answer_next=True), add_special_tokens=False
     ).ids else shown.count(bos)  # fmt: skip
-    print(json.dumps({**dataclasses.asdict(found), "starts": starts}))
+    sys.stdout.write(json.dumps({**dataclasses.asdict(found), "starts": starts}) + "\n")
 
 
 main()

@@ -8,7 +8,7 @@ import torch
 from shipped_models import finished_run, logits, small, tokenizer
 from tokenizer_families import CHATML, TEXTS, byte_level, family, metaspace
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from potstill.cli import main
 from potstill.errors import ModelError
@@ -186,7 +186,9 @@ class TestFiles:
         self.write(folder, tmp_path / "m.gguf")
         words = AutoTokenizer.from_pretrained(folder)
         expected = logits(AutoModelForCausalLM.from_pretrained(folder), words)
-        found = logits(AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32), words)
+        config = AutoConfig.from_pretrained(folder)  # of Qwen 3 it takes the width of heads from here
+        read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32, config=config)
+        found = logits(read, words)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
     def test_types_and_sizes(self, tmp_path):
@@ -211,8 +213,6 @@ class TestFiles:
         assert fields["tokenizer.ggml.add_bos_token"].contents() is False
 
     def test_a_window_bounds_the_context_and_a_stretch_is_written(self, tmp_path):
-        from transformers import AutoConfig
-
         from potstill.shipping.arches import ROPE_FACTORS, read_arch
 
         folder = small(tmp_path / "m", "mistral", sliding_window=32)

@@ -93,7 +93,8 @@ def test_a_recipe_that_says_something_else_stays_at_home_and_still_tells_licence
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "name: r\nmodels:\n  big: {endpoint: 'http://localhost:1/v1', name: big, licence: no rivals}\n"
-        "stages:\n  base: {kind: pretrain, data: p.jsonl, layers: 3, width: 32, heads: 2}\n  chats: {kind: converse, teacher: big, prompts: p.jsonl}\n"
+        "stages:\n  base: {kind: pretrain, data: p.jsonl, layers: 3, width: 32, heads: 2}\n"
+        "  chats: {kind: converse, teacher: big, prompts: p.jsonl}\n"
         "  sft: {kind: sft, model: base, data: chats}\n"
     )
     (tmp_path / "p.jsonl").write_text('{"prompt": "x"}\n')
@@ -130,7 +131,8 @@ def test_a_recipe_that_says_what_was_run_lies_beside_the_card(tmp_path):
     ("text", "left"),
     [
         ("data: /home/me/x/rows.jsonl", "data: rows.jsonl"), ("~/models/a/", "..."), ("C:\\Users\\me\\a.txt", "a.txt"),
-        ("https://example.com/v1/x", "https://example.com/v1/x"), ("me/model", "me/model"), ("../shared/data", "../shared/data"),
+        ("https://example.com/v1/x", "https://example.com/v1/x"), ("me/model", "me/model"),
+        ("../shared/data", "../shared/data"),
         ("[/srv/a/b.txt, /srv/a/c.txt]", "[b.txt, c.txt]"), ("1/2 and/or", "1/2 and/or"),
     ],
 )  # fmt: skip
@@ -185,9 +187,14 @@ def test_a_folder_that_is_not_finished_is_not_there_and_the_old_one_stays(tmp_pa
     target = tmp_path / "x"
     with whole_folder(target, overwrite=False) as draft:
         (draft / "potstill.json").write_text("{}")
-    with pytest.raises((RuntimeError, StorageError)) as told, whole_folder(target, overwrite=True) as draft:
-        (draft / "half").write_text("ha")
-        raise error
+
+    def fail():
+        with whole_folder(target, overwrite=True) as draft:
+            (draft / "half").write_text("ha")
+            raise error
+
+    with pytest.raises((RuntimeError, StorageError)) as told:
+        fail()
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["potstill.json"]
     if isinstance(error, OSError):
         assert "disk is full" in str(told.value)

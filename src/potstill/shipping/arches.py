@@ -59,11 +59,15 @@ def read_arch(config: Any, where: str) -> Arch:
         "rope.freq_base": float(config.rope_parameters["rope_theta"]),
         "vocab_size": config.vocab_size,
     }
-    factors, notes = _stretched(config, fields, refuse), ()
+    factors = _stretched(config, fields, refuse)
+    notes: tuple[str, ...] = ()
     if (window := _window(config)) and window < config.max_position_embeddings:
         fields["context_length"] = window
-        notes = (f"Its attention slides over {window:,} tokens, which llama.cpp does not do for {family}: the file allows "
-                 f"a context of {window:,} tokens, within which the two compute the same.",)  # fmt: skip
+        told = (
+            f"Its attention slides over {window:,} tokens, which llama.cpp does not do for {family}: the file allows a "
+            f"context of {window:,} tokens, within which the two compute the same."
+        )
+        notes = (told,)
     layers, heads, kv_heads = config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
     return Arch(ARCHES[family], layers, fields, heads, kv_heads, factors, notes)
 

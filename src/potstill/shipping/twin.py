@@ -16,14 +16,48 @@ from typing import Any
 from potstill.shipping.vocabulary import BLANK, BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
 HARD = (
-    "", " ", "  ", "\n", "\n\n", "\n\n\nword", "word\n\n\n\n\n word", " \n \n  x", "\t\tx\t y", "a\r\nb\r\n\r\nc",
-    "don't can't we'll I'VE 'tis o'clock 'S's", "'table 'swim 're-do", "1 12 123 1234 12345678", " 5  6   7", "3.14e-10",
-    "½ ² ٣٤ Ⅷ 五百", "x²+y³=½", "naïve café Katze saß", "e\u0301 composed é", "猫がマットの上に座っていた。", "Привет, мир!",
-    "مرحبا بالعالم", "नमस्ते दुनिया", "한국어 텍스트", "say 😀 or 👩‍👩‍👧‍👦 and 🇩🇪", "a\u00a0b\u3000c\u2003d", "zero\u200bwidth", "\ufeffmark",
-    "def f(x):\n    return x  # one\n\n\tif not x:\n\t\tpass\n", "<html><b>&amp;</b></html>", "{'a': [1, 2], \"b\": null}",
-    "https://example.com/a?b=c&d=e#f", "~~~~ ---- ==== ____", "word.Word,word;word:word!word?", "...!?!... -- (a) [b] {c}",
-    "A" * 300, " " * 40 + "x", "ab " * 60, "x" + "\n" * 17 + "y", "CamelCaseAndSNAKE_CASE and kebab-case", "\\n is no break",
-)  # fmt: skip
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\n\n\nword",
+    "word\n\n\n\n\n word",
+    " \n \n  x",
+    "\t\tx\t y",
+    "a\r\nb\r\n\r\nc",
+    "don't can't we'll I'VE 'tis o'clock 'S's",
+    "'table 'swim 're-do",
+    "1 12 123 1234 12345678",
+    " 5  6   7",
+    "3.14e-10",
+    "½ ² ٣٤ Ⅷ 五百",
+    "x²+y³=½",
+    "naïve café Katze saß",
+    "é composed é",
+    "猫がマットの上に座っていた。",
+    "Привет, мир!",
+    "مرحبا بالعالم",
+    "नमस्ते दुनिया",
+    "한국어 텍스트",
+    "say 😀 or 👩\u200d👩\u200d👧\u200d👦 and 🇩🇪",
+    "a\xa0b\u3000c\u2003d",
+    "zero\u200bwidth",
+    "\ufeffmark",
+    "def f(x):\n    return x  # one\n\n\tif not x:\n\t\tpass\n",
+    "<html><b>&amp;</b></html>",
+    "{'a': [1, 2], \"b\": null}",
+    "https://example.com/a?b=c&d=e#f",
+    "~~~~ ---- ==== ____",
+    "word.Word,word;word:word!word?",
+    "...!?!... -- (a) [b] {c}",
+    "A" * 300,
+    " " * 40 + "x",
+    "ab " * 60,
+    "x" + "\n" * 17 + "y",
+    "CamelCaseAndSNAKE_CASE and kebab-case",
+    "\\n is no break",
+)
 DRAWN = 400
 """Texts of tokens joined at random."""
 
@@ -125,7 +159,7 @@ def hard_texts(vocabulary: Vocabulary, pieces: Sequence[str]) -> list[str]:
 
 
 def difference(vocabulary: Vocabulary, backend: Any, texts: Iterable[str]) -> str:
-    """The first text that the file would have llama.cpp read otherwise than the tokenizer does; "" where there is none."""
+    """The first text that llama.cpp would read otherwise than the tokenizer does, in words; "" where there is none."""
     twin = Twin(vocabulary)
     for text in texts:
         read = vocabulary.opening + (unicodedata.normalize("NFC", text) if vocabulary.nfc else text)
@@ -134,5 +168,6 @@ def difference(vocabulary: Vocabulary, backend: Any, texts: Iterable[str]) -> st
             place = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1), None)
             at = min(len(expected), len(found)) if place is None else place
             told = json.dumps(read[:80], ensure_ascii=False)
-            return f"llama.cpp would read {told} as other tokens from the {at + 1}. on: {found[at:][:4]}, not {expected[at:][:4]}"
+            ids = f"{found[at:][:4]}, not {expected[at:][:4]}"
+            return f"llama.cpp would read {told} as other tokens from the {at + 1}. on: {ids}"
     return ""

@@ -16,6 +16,14 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BREAK = "Ċ"
 """A line break as byte-level tokens write it."""
 BLANK = "▁"
+NOT_COMPOSED = (
+    "transformers composes characters (NFC) before it reads a text; llama.cpp does not, so texts that are not composed "
+    "already are other tokens there."
+)
+NO_BLANK = (
+    "A text that begins with no control token gets a blank before it in transformers, and none in llama.cpp. What the "
+    "chat template writes begins with one."
+)
 LAST = -1e6
 """The score of what no merge makes."""
 REMEDY = "Export it with --format hub, and convert that folder with llama.cpp's convert_hf_to_gguf.py"
@@ -51,7 +59,7 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Sequence[int]) -> Vocabulary:
-    """What to write. `rows`: of the embeddings; `ends`: the tokens that end an answer. ModelError where it cannot be."""
+    """What to write. `rows`: of the embeddings; `ends`: the tokens that end an answer. Raises ModelError."""
     backend: dict[str, Any] = json.loads(backend_of(tokenizer).to_str())
     _refuse_strange(tokenizer, backend)
     known = (
@@ -136,8 +144,7 @@ def _byte_level(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any], 
                 tokens[index], kinds[index] = "\n" * len(token), USER_DEFINED
         merges = [merge for merge in merges if "".join(merge).strip(BREAK)]
     nfc = normalizer is not None
-    notes = ("transformers composes characters (NFC) before it reads a text; llama.cpp does not, so texts that are not "
-             "composed already are other tokens there.",) if nfc else ()  # fmt: skip
+    notes = (NOT_COMPOSED,) if nfc else ()
     return Vocabulary(
         "gpt2", tuple(tokens), tuple(kinds), tuple((a, b) for a, b in merges), cut=cut, nfc=nfc, notes=notes
     )
@@ -169,8 +176,7 @@ def _blank_before(tokenizer: PreTrainedTokenizerBase, backend: Mapping[str, Any]
     cut, change = backend["pre_tokenizer"], backend["normalizer"]
     if cut is not None and cut["type"] == "Metaspace" and change is None and not cut.get("split", False):
         if cut["prepend_scheme"] == "first":
-            note = "A text that begins with no control token gets a blank before it in transformers, and none in llama.cpp."
-            return False, (f"{note} What the chat template writes begins with one.",)
+            return False, (NO_BLANK,)
         return cut["prepend_scheme"] == "always", ()
     steps = change["normalizers"] if change is not None and change["type"] == "Sequence" else [change] if change else []
     written = [
