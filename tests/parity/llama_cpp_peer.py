@@ -1,4 +1,4 @@
-"""Writes a small model as GGUF and asks llama.cpp: python llama_cpp_peer.py FOLDER FAMILY TYPE; prints one JSON line."""
+"""Writes a small model as GGUF and asks llama.cpp. Arguments: FOLDER FAMILY TYPE; prints one JSON line."""
 
 import dataclasses
 import json

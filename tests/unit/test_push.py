@@ -1,4 +1,4 @@
-"""`potstill push` against a Hub on loopback that speaks what huggingface_hub asks: nothing goes unasked, all goes once."""
+"""`potstill push` against a Hub on loopback, by huggingface_hub itself: nothing goes unasked, all goes once."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The adapter that training left beside a merged model, as peft loads it, with the tokenizer that it was trained with."""
+"""The adapter that training left beside a merged model, as peft loads it, with its tokenizer."""
 
 import json
 import shutil

@@ -77,9 +77,7 @@ def _gguf(source: Source, draft: Path, wish: Wish, said: Said) -> Said:
     name = f"{plain}-{wish.gguf_type}.gguf"
     naming = Naming(said.title, wish.licence, said.languages)
     written = write_gguf(source.folder, draft / name, wish.gguf_type, naming)
-    found = [
-        f"Its tokens were compared with what llama.cpp's rules make of {len(HARD)} hard texts and hundreds of drawn ones."
-    ]
+    found = [f"Its tokens are what llama.cpp's rules make of {len(HARD)} hard texts, and of hundreds that were drawn."]
     if has_llama():
         agreement = measure(source.folder, written.path, *_material(source, HARD))
         if wish.gguf_type == "f32" and agreement.kl > ALIKE:

@@ -1,4 +1,4 @@
-"""A GGUF file in llama.cpp against its model in transformers: the same tokens of texts, and the same likeliest tokens."""
+"""A GGUF file in llama.cpp against its model in transformers: tokens of texts, and the likeliest tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

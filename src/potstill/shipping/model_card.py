@@ -159,7 +159,10 @@ def _usage(said: Said) -> str:
             "    base.resize_token_embeddings(len(tokenizer))\n"
             'talk = pipeline("text-generation", model=PeftModel.from_pretrained(base, here), tokenizer=tokenizer)'
         )
-    ask = 'chat = [{"role": "user", "content": "Hello!"}]\nprint(talk(chat, max_new_tokens=256)[0]["generated_text"][-1]["content"])'
+    ask = (
+        'chat = [{"role": "user", "content": "Hello!"}]\n'
+        'print(talk(chat, max_new_tokens=256)[0]["generated_text"][-1]["content"])'
+    )
     return f"## How to use it\n\n```python\n{head}\n\n{load}\n{ask}\n```"
 
 
@@ -284,15 +287,15 @@ def _version(name: str) -> str:
 
 def _licences(said: Said, source: Source) -> str:
     stated = (
-        f"Who made this model puts it under this licence: {escape(said.licence)}. Whether it may stand under it was not "
-        "checked."
+        f"Who made this model puts it under this licence: {escape(said.licence)}. Whether it may stand under it was "
+        "not checked."
         if said.licence != UNKNOWN
         else "Who made this model does not say under what licence it stands."
     )
     teachers = any(model.spec.get("endpoint") for model in models(source.all))
     terms = (
-        " The models named above wrote or judged what it learnt from; some providers' terms forbid to train models that "
-        "compete with theirs, and where none are stated above nobody said."
+        " The models named above wrote or judged what it learnt from; some providers' terms forbid to train models "
+        "that compete with theirs, and where none are stated above nobody said."
         if teachers
         else ""
     )

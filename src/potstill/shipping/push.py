@@ -23,7 +23,8 @@ NEVER = re.compile(
 )
 """Files of a run, of keys, or that whoever loads them would run."""
 SECRETS = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b|"
+    r"-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 TEXTS = (".md", ".json", ".yaml", ".yml", ".txt", ".jinja", ".jsonl", ".toml", ".py", ".parquet.json")
 LARGEST_TEXT = 2_000_000
