@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from potstill.artifact import check_bytes, reading, storage_errors
-from potstill.errors import ModelError
+from potstill.artifact import check_bytes, storage_errors
+from potstill.errors import ModelError, reading
 from potstill.shipping.folder import write_text
 
 TOKENIZER = (

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from potstill.artifact import MANIFEST, reading
-from potstill.errors import DataError, ModelError, PotstillError, StorageError
+from potstill.artifact import MANIFEST
+from potstill.errors import DataError, ModelError, PotstillError, StorageError, reading
 from potstill.shipping.folder import NOTE
 from potstill.shipping.model_card import UNKNOWN
 from potstill.shipping.source import HIDDEN

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill.artifact import Artifact, find, reading
+from potstill.artifact import Artifact, find
 from potstill.chat import find_model
-from potstill.errors import ModelError, PotstillError
+from potstill.errors import ModelError, PotstillError, reading
 from potstill.lineage import ancestry
 from potstill.recipe import Recipe, load_recipe, locate
 from potstill.workspace import Workspace
