@@ -246,7 +246,8 @@ def _configs(lineage: Iterable[Artifact]) -> str:
 
 
 def _settings(kind: str, config: Mapping[str, Any], inputs: set[str]) -> Iterator[str]:
-    untouched = stage(kind).config.model_construct().model_dump(mode="json", warnings=False) if kind in MODULES else {}
+    made: Any = stage(kind).config if kind in MODULES else None
+    untouched = {} if made is None else made.model_construct().model_dump(mode="json", warnings=False)
     for name, value in config.items():
         if name in ("kind", *inputs) or value in (None, "", [], {}) or value == untouched.get(name):
             continue

@@ -106,7 +106,8 @@ def _same(recipe: Recipe, artifact: Artifact) -> bool:
         return False
     sealed, config = artifact.manifest["config"], entry.config
     said = config.model_dump(mode="json")
-    untouched = config.model_construct().model_dump(mode="json", warnings=False)
+    kind: Any = type(config)
+    untouched = kind.model_construct().model_dump(mode="json", warnings=False)
     # Fields that came since then are at their defaults; what only says how fast a stage works may have changed.
     names = {*said, *sealed} - config.HOW
     return all(said.get(name) == sealed.get(name, untouched.get(name)) for name in names)
