@@ -59,6 +59,7 @@ class Import(StageConfig):
     """Read rows that others made."""
 
     WHOLE = frozenset({"questions"})
+    HOW = frozenset({"expected_rows"})
 
     kind: Literal["import"]
     path: Annotated[str | None, Reference(tuple(ROWS))] = None
@@ -87,6 +88,9 @@ class Import(StageConfig):
     """Leave out this many rows at the beginning."""
     limit: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
     """Take no more than this many rows."""
+    expected_rows: int | None = Field(default=None, ge=1)
+    """How many rows the source is known to have, so that a plan can tell what follows where nothing is at hand to count,
+    as of a Hub dataset. It changes no result."""
     decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"))] = ()
     """Rows held out for evaluation: a row in which the user says one of their prompts again is left out, before skip
     and limit. So a second stage takes from the same file what the first did not."""
@@ -126,7 +130,7 @@ class Import(StageConfig):
         return self.expect(rows)
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
-        left = max(0, (rows.get("path") or self.limit or 0) - self.skip)
+        left = max(0, (rows.get("path") or self.expected_rows or self.limit or 0) - self.skip)
         return Expected(rows=left if self.limit is None else min(left, self.limit))
 
 

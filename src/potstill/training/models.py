@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
 from potstill.sources import LocalModel, Model
-from potstill.tokenization import with_template
+from potstill.tokenization import turn_end, with_template
 
 logger = logging.getLogger(__name__)
 
@@ -387,7 +387,8 @@ def settle_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's end token and those that the model names, padding never."""
+    """The tokens that end an answer: the tokenizer's end token, the one that its chat template ends an assistant's turn
+    with, and those that the model names; padding never, unless it is one of the first two."""
     known = model.generation_config.eos_token_id if model.generation_config is not None else None
     named = known if isinstance(known, list) else [] if known is None else [known]
     if not all(isinstance(token, int) for token in named):
@@ -396,7 +397,8 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
             f"its generation_config.json names the end token {known!r}; expected a token's number",
             "Correct eos_token_id there",
         )
-    ends = {*named, tokenizer.eos_token_id} - {None}
-    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+    learnt = turn_end(tokenizer)
+    ends = {*named, tokenizer.eos_token_id, learnt} - {None}
+    if tokenizer.pad_token_id not in (tokenizer.eos_token_id, learnt):
         ends.discard(tokenizer.pad_token_id)
     return sorted(ends)
