@@ -101,9 +101,13 @@ def recipe_of(value: Mapping[str, Any], name: str, folder: Path) -> Recipe:
 
     `folder`: what paths in it start from.
     """
-    document = parse(json.dumps(value, default=str), name, lines=False)
+    return read_recipe(parse(json.dumps(value, default=str), name, lines=False), folder)
+
+
+def read_recipe(document: Document, folder: Path) -> Recipe:
+    """The recipe in a document that is no file yet; the paths in it begin in `folder`. RecipeError with a place."""
     _check_top(document)
-    return _Builder(document, folder, name, ()).recipe()
+    return _Builder(document, folder, document.name, ()).recipe()
 
 
 def _check_top(document: Document) -> None:

@@ -316,21 +316,6 @@ def trace_chats(
         yield Traced(encoded, text, encoding, tuple(places))
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The control token with which the chat template ends an assistant's turn; None where it writes none.
-
-    It need not be the tokenizer's end token: base models of some families come with a template for turns, and with the
-    end token of documents.
-    """
-    turns = [Message(role="user", content=PROBE), Message(role="assistant", content=PROBE)]
-    try:
-        encoded = encode_chat(tokenizer, turns)
-    except ModelError:  # it takes no such conversation; whoever has one that it takes will find out
-        return None
-    last = int(encoded.ids_L[encoded.turn_ends[-1] - 1])
-    return last if last in control_tokens(tokenizer).values() else None
-
-
 def _encodings(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, steering: bool = True
 ) -> Iterator[Encoding]:

@@ -56,7 +56,7 @@ LAYERS = [
     ["trial"],
     ["console"],
     ["views", "show", "signal_view", "chat", "speakers", "arena", "replies"],
-    ["results", "material", "score", "score_view", "compare", "compare_view", "doctor", "shipping"],
+    ["results", "material", "score", "score_view", "compare", "compare_view", "doctor", "shipping", "convert"],
     ["in_memory", "notebook", "handles", "library"],
     ["view"],
     ["verbs"],

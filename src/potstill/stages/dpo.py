@@ -44,6 +44,9 @@ class DpoConfig(TrainingConfig):
     kind: Literal["dpo"]
     model: LocalModelName
     """The model to start from, as a rule the one that SFT made."""
+    template: str | None = Field(default=None, min_length=1)
+    """A chat template, as Jinja, in place of the model's own, for losses that start from a base model, such as orpo;
+    what is made keeps it."""
     data: Annotated[Mixture, Reference(("pairs", "feedback"))]
     """The pairs, or several sources of them; for kto single labelled answers too."""
     learning_rate: float = Field(default=5e-7, gt=0)
@@ -99,6 +102,8 @@ def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:
     from potstill.training.watch import Guard
 
     session = Session(config, inputs, work)
+    if config.template is not None:
+        session.tokenizer.chat_template = config.template
     with session.encoding():
         split = _rows(config, session)
     referred = config.loss not in REFERENCE_FREE

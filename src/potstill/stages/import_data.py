@@ -89,8 +89,8 @@ class Import(StageConfig):
     limit: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
     """Take no more than this many rows."""
     expected_rows: int | None = Field(default=None, ge=1)
-    """How many rows the source is known to have, so that a plan can tell what follows where nothing is at hand to count,
-    as of a Hub dataset. It changes no result."""
+    """How many rows the source is known to have, so that a plan can tell what follows where nothing is at hand to
+    count, as of a Hub dataset. It changes no result."""
     decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"))] = ()
     """Rows held out for evaluation: a row in which the user says one of their prompts again is left out, before skip
     and limit. So a second stage takes from the same file what the first did not."""

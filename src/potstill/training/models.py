@@ -24,8 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
+from potstill.learnt import end_token
 from potstill.sources import LocalModel, Model
-from potstill.tokenization import turn_end, with_template
+from potstill.tokenization import with_template
 
 logger = logging.getLogger(__name__)
 
@@ -397,8 +398,21 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
             f"its generation_config.json names the end token {known!r}; expected a token's number",
             "Correct eos_token_id there",
         )
-    learnt = turn_end(tokenizer)
+    learnt = _turn_end(tokenizer)
     ends = {*named, tokenizer.eos_token_id, learnt} - {None}
     if tokenizer.pad_token_id not in (tokenizer.eos_token_id, learnt):
         ends.discard(tokenizer.pad_token_id)
     return sorted(ends)
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of its own with which the chat template ends an assistant's turn; None where it writes none.
+
+    It need not be the tokenizer's end token: base models of some families (Qwen's) come with a template for turns, and
+    with the end token of documents.
+    """
+    try:
+        token = end_token(tokenizer)
+    except ModelError:  # it takes no question and answer; a stage that has them says so
+        return None
+    return token if token in tokenizer.added_tokens_decoder else None

@@ -6,6 +6,7 @@ from potstill.verbs import (
     chat,
     compare,
     completion,
+    convert,
     doctor,
     export,
     journal,
@@ -35,6 +36,7 @@ VERBS: dict[str, ModuleType] = {
     "serve": serve,
     "export": export,
     "push": push,
+    "convert": convert,
     "completion": completion,
 }
 """In the order in which `--help` lists them. Their work is imported when one is asked for."""
