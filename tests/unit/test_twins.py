@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from training_stages import Bench
 from transformers import AutoTokenizer
 
 from potstill.artifact import Artifact, read_json
+from potstill.convert.templates import CHATML
 from potstill.pipeline import run
 from potstill.plan import make_plan
 from potstill.recipe import Recipe, load_recipe, shipped
@@ -25,6 +27,7 @@ from potstill.records import Chat, Message, Pair
 from potstill.sources import LocalModel, Model
 from potstill.stages import sft
 from potstill.tokenization import encode_chat, explain
+from potstill.training.models import stop_ids
 from potstill.workspace import Hashes, Workspace
 
 REAL = [name for name in shipped() if not name.startswith("miniature") and name != "real-preferences"]
@@ -331,7 +334,7 @@ def test_the_recipe_runs_at_its_twin(twin: Twin) -> None:
             _is_a_model(artifact, stage, name)
     scores = read_json(sealed["scores"].path / "scores.json")
     assert all(suite["models"] for suite in scores["suites"].values())
-    assert (sealed["report"].path / "report.html").is_file()
+    assert (sealed["report"].path / "report.json").is_file()
 
 
 def _is_a_model(artifact: Artifact, stage: str, name: str) -> None:
@@ -380,3 +383,15 @@ def test_rows_of_the_twins_have_the_real_shapes(tmp_path: Path) -> None:
     assert [len(chat.messages) for chat in chats] == [4, 4, 4]
     pairs = list(read_file(twins.write(tmp_path / "p.jsonl", twins.ultrafeedback(1, 3)), Pair))
     assert [(len(pair.prompt), len(pair.chosen)) for pair in pairs] == [(1, 1)] * 3
+
+
+def test_a_base_model_stops_where_its_template_ends_a_turn() -> None:
+    """Its end token ends documents, as Qwen's does: a student of it would otherwise talk on as the user."""
+    model: Any = SimpleNamespace(generation_config=None, name_or_path="base")
+    base = twins.qwen("Hello.", aligned=False)
+    names = base.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert stop_ids(model, base) == sorted(names)
+    assert stop_ids(model, twins.qwen("Hello.", aligned=True)) == [names[1]]
+    plain = twins.sentencepiece()
+    plain.chat_template = CHATML
+    assert stop_ids(model, plain) == [plain.eos_token_id], "what no token of its own ends cannot be stopped at"

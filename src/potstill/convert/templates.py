@@ -6,7 +6,8 @@ CHATML = (
 )
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] }}{{ '<|end_header_id|>\\n\\n' + message['content'] | trim }}{{ '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>' + message['role'] }}"
+    "{{ '<|end_header_id|>\\n\\n' + message['content'] | trim }}{{ '<|eot_id|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 GEMMA = (
