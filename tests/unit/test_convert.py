@@ -254,6 +254,13 @@ def test_every_key_is_accounted_for_and_an_unknown_one_is_named(text: str, tmp_p
     assert f"  frobnicate (line {line})" in planted.told
 
 
+def test_options_of_another_task_are_named(tmp_path: Path) -> None:
+    found, _ = made(tmp_path, AXOLOTL_RL.replace("RL", "dpo") + "neftune_noise_alpha: 5\ntrain_on_inputs: false\n")
+    assert {key for key, fate in fates(found).items() if fate == "left"} == {"neftune_noise_alpha", "train_on_inputs"}
+    other, _ = made(tmp_path, HANDBOOK_SFT + "beta: 0.1\n", method="sft")
+    assert fates(other)["beta"] == "left"
+
+
 def test_an_unknown_key_inside_a_data_set_is_named(tmp_path: Path) -> None:
     text = HANDBOOK_SFT.replace("weight: 0.25", "weight: 0.25, flavour: sour")
     found, _ = made(tmp_path, text)

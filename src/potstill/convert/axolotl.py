@@ -197,6 +197,7 @@ def _rest(account: Account, part: Part) -> None:
         words = "put a stage of kind curate with deduplicate: exact between import and sft"
         account.note("dataset_exact_deduplication", "left", words)
     account.note("dataset_exact_deduplication", "ours", "off")
+    common.other_task(account)
     for words, keys in OURS.items():
         account.note_all(keys, "ours", words)
     for words, keys in LEFT.items():

@@ -14,7 +14,7 @@ OURS = {
     ),
     "a matter of speed or memory": (
         "use_scattermoe use_sonicmoe fused_attn_kernel device_map device world_size local_rank "
-        "liger_rms_norm_gated quantize_moe_experts use_ray ray_num_workers gradient_checkpointing_kwargs "
+        "liger_rms_norm_gated use_ray ray_num_workers gradient_checkpointing_kwargs "
         "torch_compile torch_compile_backend torch_compile_mode dataloader_num_workers "
         "dataloader_pin_memory dataloader_prefetch_factor dataset_processes dataset_num_proc gc_steps "
         "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel low_cpu_mem_usage "

@@ -192,6 +192,16 @@ def adapter(account: Account, part: Part, kind: str, prefix: str = "lora_") -> N
     account.note_all("lora_fan_in_fan_out lora_bias lora_task_type", "ours", "told by the layer")
 
 
+def other_task(account: Account) -> None:
+    """Options of SFT in a config of preferences, and the other way round; those of its own task are told by now."""
+    sft = "neftune_noise_alpha noisy_embedding_alpha tokens train_on_inputs assistant_only_loss completion_only_loss"
+    account.note_all(sft, "left", "it is for SFT")
+    preferences = (
+        "beta rl_beta dpo_beta loss_type dpo_loss_type label_smoothing rpo_alpha orpo_alpha cpo_alpha simpo_gamma"
+    )
+    account.note_all(preferences, "left", "it is for preferences")
+
+
 def sharded(part: Part, devices: int, kind: str, why: str) -> None:
     """Several devices share the model, unless its weights are in 4 bits."""
     whole = not any(line.name == "adapter" and line.value["kind"] == "qlora" for line in part.lines)

@@ -6,7 +6,7 @@ Numbers that a config does not say are those of transformers' TrainingArguments,
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from potstill.convert import common
 from potstill.convert.account import Account
@@ -16,7 +16,7 @@ from potstill.convert.rows import Rows, apart, held_out, import_stage
 from potstill.document import Steps
 from potstill.errors import RecipeError
 
-Method = Literal["sft", "dpo", "orpo"]
+METHODS = ("sft", "dpo", "orpo")
 NAMES = common.Names(
     "transformers", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "optim",
     "num_train_epochs", default_rows=8, default_epochs=3.0, default_schedule="linear", default_warmup=0.0,
@@ -97,13 +97,13 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _method(account: Account, asked: str | None) -> tuple[Method, str]:
+def _method(account: Account, asked: str | None) -> tuple[str, str]:
     """Which script the config was for: it does not say so itself."""
     if asked is not None:
-        if asked not in ("sft", "dpo", "orpo"):
+        if asked not in METHODS:
             what = f"a config of the handbook is for sft, dpo or orpo, not for {asked}"
             raise RecipeError("command line, --as", what, "Name one of those three")
-        return asked, "--as says so"  # type: ignore[return-value]  # it is one of them
+        return asked, "--as says so"
     path = Path(account.document.name.lower())
     if path.parent.name == "orpo" or "orpo" in re.split(r"[^a-z]", path.stem):
         return "orpo", "its path says orpo (--as says else)"
@@ -239,6 +239,7 @@ def _rest(account: Account, part: Part, tests: list[Rows]) -> None:
     asked = account.get("report_to", [])
     common.trackers(account, part, [asked] if isinstance(asked, str) else list(asked))
     account.note("report_to", "carried", f"{part.name}.track, where potstill knows the tracker")
+    common.other_task(account)
     for words, keys in OURS.items():
         account.note_all(keys, "ours", words)
     for words, keys in LEFT.items():
