@@ -4,10 +4,10 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 LLAMA := .venv-llama
-DEVELOPMENT := .[dev,hub,ray,scale,leaderboard,qlora,gguf]
+DEVELOPMENT := .[dev,hub,ray,scale,leaderboard,qlora,gguf,docs]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench peers llama peers-data clean
+.PHONY: help demo test check lint docs bench peers llama peers-data clean
 
 # $(call install,ENVIRONMENT,CONSTRAINTS,WHAT,ALONE): into an environment that is made anew where the last install into
 # it was cut short. The file `whole` stands in it only while nothing is being installed. DeepSpeed compiles nothing then.
@@ -57,6 +57,10 @@ check: $(VENV)/dev $(PEERS)/peers  ## what is slow: peers, kills, wheel, browser
 	-@$(MAKE) --no-print-directory llama
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile --durations=0
 
+docs: $(VENV)/dev  ## the documentation as a site, in docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --nitpicky --builder html --quiet docs docs/_build
+	@echo docs/_build/index.html
+
 bench: $(VENV)/dev $(PEERS)/peers  ## training against TRL's, quickly; a quarter of an hour
 	$(BIN)/python bench/dpo.py --quick
 	$(BIN)/python bench/sft.py --quick
@@ -68,4 +72,4 @@ llama: $(LLAMA)/peers  ## the environment of llama.cpp, which GGUF files are com
 peers-data: .venv-distilabel/peers .venv-curator/peers .venv-datatrove/peers  ## those that data stages are compared with
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(PEERS) .venv-* build dist runs
+	rm -rf $(VENV) $(PEERS) .venv-* build dist docs/_build runs
