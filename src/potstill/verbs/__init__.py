@@ -30,12 +30,12 @@ VERBS: dict[str, ModuleType] = {
     "show": show,
     "view": view,
     "compare": compare,
-    "journal": journal,
     "score": score,
     "chat": chat,
     "serve": serve,
     "export": export,
     "push": push,
+    "journal": journal,
     "convert": convert,
     "completion": completion,
 }
