@@ -1,4 +1,4 @@
-"""How the pages of this folder become a site: `make docs`. Nothing is fetched: fonts, styles and scripts are its own."""
+"""How the pages of this folder become a site: `make docs`. A reader fetches nothing from elsewhere."""
 
 import re
 from pathlib import Path

@@ -219,7 +219,7 @@ class Run:
 
     def model(self, stage: str | None = None) -> Model:
         """A model that the run made; None: the last. ModelError where there is none."""
-        from potstill.chat import find_model
+        from potstill.made import find_model
 
         return Model(*find_model(str(self.path), stage))
 

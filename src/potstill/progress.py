@@ -40,6 +40,8 @@ class Progress(BaseModel):
     """When the stage began."""
     at: float = 0.0
     """When this was noted."""
+    doing: str = ""
+    """What it does before it counts: "loading the model"."""
     done: int = 0
     total: int = 0
     """Of as many units; 0: nobody knows."""
@@ -93,11 +95,15 @@ class ProgressFile:
         self._note = Progress(state="running", stage=step.name, began=now, since=now, warnings=kept)
         self._write()
 
+    def doing(self, step: Step, what: str) -> None:
+        self._note.doing = what
+        self._write()
+
     def progress(self, step: Step, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
         note = self._note
         if unit != note.unit or done < note.done:
             note.since, note.first = time.time(), done
-        note.done, note.total, note.unit = done, total, unit
+        note.done, note.total, note.unit, note.doing = done, total, unit, ""
         note.figures = dict(figures)
         if time.monotonic() - self._written >= SECONDS_BETWEEN_NOTES:
             self._write()
@@ -110,7 +116,7 @@ class ProgressFile:
         self._note = Progress(state="running", warnings=self._note.warnings)
         self._write()
 
-    def failed(self, step: Step) -> None:
+    def failed(self, step: Step, error: BaseException) -> None:
         self._note.state = "failed"
         self._write()
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from potstill.estimates.base import Estimate, Estimates
 from potstill.hardware import GIB
-from potstill.reporting.told import duration
+from potstill.units import duration
 
 WIDE = 110
 """Columns of a terminal from which on memory is told by its parts in the table."""

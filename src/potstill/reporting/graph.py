@@ -205,7 +205,9 @@ def _lines(stage: Any) -> list[str]:
     if stage.rows is not None:
         first.append(f"{stage.rows:,} rows")
     second = [] if stage.state == "sealed" else [WORDS[stage.state]]
-    if stage.progress is not None and stage.progress.unit:
+    if stage.progress is not None and stage.progress.doing:
+        second = [stage.progress.doing]
+    elif stage.progress is not None and stage.progress.unit:
         of = f"/{stage.progress.total:,}" if stage.progress.total else ""
         second = [f"{stage.progress.done:,}{of} {stage.progress.unit}"]
     if stage.seconds is not None:

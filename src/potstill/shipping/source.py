@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from potstill.artifact import Artifact, find
-from potstill.chat import find_model
 from potstill.errors import ModelError, PotstillError, reading
 from potstill.lineage import ancestry
+from potstill.made import find_model
 from potstill.recipe import Recipe, load_recipe, locate
 from potstill.workspace import Workspace
 

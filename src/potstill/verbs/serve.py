@@ -2,14 +2,10 @@
 
 import argparse
 import os
-import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
 from potstill.errors import PotstillError, reading
 from potstill.verbs import common
-from potstill.verbs.run import Terminated
 
 HELP = "serve models of a run to any OpenAI client"
 
@@ -34,10 +30,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from potstill.made import find_models
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
     with reading():
         models = find_models([args.run, *args.more])
     key = _key(args.api_key_env)
