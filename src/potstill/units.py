@@ -21,6 +21,12 @@ def size(count: float | None) -> str:
     return f"{shown}B" if (shown := scaled(count))[-1] in "kMGT" else f"{shown} B"
 
 
+def memory(count: float) -> str:
+    """Bytes as makers of devices count them, in 1,024s: 17.3 GiB, or MiB where it is little."""
+    mib, gib = count / (1 << 20), count / (1 << 30)
+    return f"{gib:,.0f} GiB" if gib >= 100 else f"{gib:.1f} GiB" if gib >= 1 else f"{mib:.0f} MiB"
+
+
 def scaled(value: float) -> str:
     """Three figures with k, M, G or T: 7.24 G, 1.5 k; whole below a thousand."""
     for power, prefix in _POWERS:

@@ -27,10 +27,12 @@ READ_BY_VERBS = (["status", "runs/tiny"], ["show", "runs/tiny", "loud"], ["chat"
 ECHO = """
 import sys, types, fakes
 class Echo:
+    context = 1000
     def __init__(self, model): pass
+    def length(self, request): return 1
     def __enter__(self): return self
     def __exit__(self, *error): pass
-    def stream(self, request): yield request.messages[-1].content.encode('utf-8').decode()
+    def write(self, request): yield request.messages[-1].content.encode('utf-8').decode(), 1
 sys.modules['potstill.teachers.local'] = types.SimpleNamespace(LocalTeacher=Echo)
 from potstill.cli import main
 sys.exit(main(['chat', 'runs/tiny']))

@@ -197,7 +197,7 @@ def test_what_a_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     memory, cores = machine._memory(), machine._cores()
     assert memory.state == "note"
-    assert "0.5 of 1.0 GiB are free (the container's limit)" in memory.what
+    assert "512 MiB of 1.0 GiB are free (the container's limit)" in memory.what
     assert "OMP_NUM_THREADS=1" in cores.remedy
 
 

@@ -77,7 +77,7 @@ def test_many_reports_a_second_are_one_note(note, tmp_path, monkeypatch):
 
 def test_what_did_not_finish_is_named(note, tmp_path):
     note.started(Step)
-    note.failed(Step)
+    note.failed(Step, ValueError("no"))
     assert (read_progress(tmp_path).state, read_progress(tmp_path).stage) == ("failed", "sft")
 
 
@@ -85,7 +85,7 @@ def test_a_disk_that_refuses_the_note_ends_no_run(note, tmp_path):
     (tmp_path / PROGRESS_FILE).unlink()
     (tmp_path / PROGRESS_FILE).mkdir()
     note.started(Step)
-    note.failed(Step)
+    note.failed(Step, ValueError("no"))
     assert read_progress(tmp_path) is None
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def model(path: Path, template: str | None) -> Path:
-    tokenizer = tiny_tokenizer()
+    tokenizer = deepcopy(tiny_tokenizer())  # others have it too
     tokenizer.chat_template = template
     tokenizer.save_pretrained(path)
     (path / "config.json").write_text('{"model_type": "mistral"}')

@@ -341,7 +341,7 @@ OWN = {
         "template": "'{{ eos_token }}'",
         "neftune_alpha": "1",
     },
-    "better": {"loss": "hinge", "beta": "0.3", "sft_term": "0.1"},
+    "better": {"loss": "hinge", "beta": "0.3", "sft_term": "0.1", "template": "'{{ eos_token }}'"},
 }
 
 

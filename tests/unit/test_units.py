@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import potstill
-from potstill.units import amount, duration, scaled, size
+from potstill.units import amount, duration, memory, scaled, size
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,11 @@ def test_sizes(count, text):
 def test_counts():
     assert [amount(count) for count in (None, 84.0, 21_996, 271_660, 12_345_678)] == ["", "84", "21,996", "272k", "12M"]
     assert [scaled(count) for count in (12, 1_500, 7_241_732_096)] == ["12", "1.5 k", "7.24 G"]
+
+
+def test_memory():
+    sizes = [memory(count) for count in (300 << 20, 1 << 30, 17.34 * (1 << 30), 1_234 << 30)]
+    assert sizes == ["300 MiB", "1.0 GiB", "17.3 GiB", "1,234 GiB"]
 
 
 def test_nobody_else_words_them():

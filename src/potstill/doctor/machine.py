@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from potstill.doctor.findings import Finding, note, ok, problem
+from potstill.units import memory
 
 GIB = 1 << 30
 LEAST_DISK, LITTLE_DISK = 2 * GIB, 20 * GIB
@@ -48,7 +49,7 @@ def _memory() -> Finding:
     if limit.isdigit() and int(limit) < whole:
         whole, contained = int(limit), " (the container's limit)"
         free = min(free, max(0, int(limit) - int(used or 0)))
-    what = f"{free / GIB:.1f} of {whole / GIB:.1f} GiB are free{contained}"
+    what = f"{memory(free)} of {memory(whole)} are free{contained}"
     if free < LITTLE_MEMORY:
         return note("memory", what, "Close what else runs, or see what a recipe needs: potstill plan --hardware cpu")
     return ok("memory", what)
@@ -70,7 +71,7 @@ def _disk(folder: Path) -> Finding:
         free = shutil.disk_usage(at).free
     except OSError as error:
         return problem("disk", f"{folder} cannot be looked at: {error.strerror}", "Choose another folder with --out")
-    what = f"{free / GIB:.1f} GiB are free where runs go, {folder}"
+    what = f"{memory(free)} are free where runs go, {folder}"
     if not os.access(at, os.W_OK):
         return problem("disk", f"{at} cannot be written to", "Choose another folder with --out")
     if free < LEAST_DISK:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from potstill.estimates.base import Estimate, Estimates
 from potstill.hardware import GIB
-from potstill.units import duration
+from potstill.units import duration, memory
 
 WIDE = 110
 """Columns of a terminal from which on memory is told by its parts in the table."""
@@ -17,7 +17,7 @@ WIDE = 110
 def estimate_view(console: Console, estimates: Estimates) -> None:
     """The table, and below it in sentences what it rests on."""
     device = estimates.hardware.device
-    told = f"On {estimates.hardware}, {_gib(device.memory_bytes)} of memory"
+    told = f"On {estimates.hardware}, {memory(device.memory_bytes)} of memory"
     console.print(f"\n{told}{' each' if estimates.hardware.count > 1 else ''}:\n", soft_wrap=True)
     known = [one for one in estimates.stages if not one.unknown]
     if known:
@@ -54,12 +54,12 @@ def _table(estimates: Estimates, known: Sequence[Estimate], *, wide: bool) -> Ta
         recomputed = "+" if one.settings.get("activation_checkpointing") else ""
         table.add_row(
             one.stage,
-            _gib(one.peak_bytes),
+            memory(one.peak_bytes),
             Text("fits", "green") if one.fits else Text("too much", "red"),
             *([_parts(one)] if wide else []),
             f"{at_once:,}{recomputed}" if at_once else "",
             duration(one.seconds),
-            _gib(sum(one.disk.values())) if one.disk else "",
+            memory(sum(one.disk.values())) if one.disk else "",
             *([f"{one.usd or 0:,.2f}"] if estimates.usd is not None else []),
         )
     return table
@@ -75,10 +75,10 @@ def _parts(one: Estimate) -> str:
 
 def _misfit(one: Estimate) -> str:
     """A stage that does not fit, and what would."""
-    head = f"{one.stage} needs {_gib(one.peak_bytes)} and there are {_gib(one.available_bytes)}"
+    head = f"{one.stage} needs {memory(one.peak_bytes)} and there are {memory(one.available_bytes)}"
     if one.change is None:
         return f"{head}. No setting was found that fits: a smaller model, a shorter max_length, or larger devices."
-    return f"{head}. The nearest setting that fits: {one.change} ({_gib(one.change.peak_bytes)})."
+    return f"{head}. The nearest setting that fits: {one.change} ({memory(one.change.peak_bytes)})."
 
 
 def _sentences(estimates: Estimates) -> list[str]:
@@ -93,10 +93,10 @@ def _sentences(estimates: Estimates) -> list[str]:
         if estimates.usd is not None:
             each = estimates.hardware.device.usd_per_hour
             total += f", ${estimates.usd:,.2f} at ${each:,.2f} an hour and device"
-        total += f"; {_gib(estimates.disk_bytes)} of disk"
+        total += f"; {memory(estimates.disk_bytes)} of disk"
         if estimates.downloads:
             total += (
-                f", {_gib(sum(estimates.downloads.values()))} of it for downloads of {', '.join(estimates.downloads)}"
+                f", {memory(sum(estimates.downloads.values()))} of it for downloads of {', '.join(estimates.downloads)}"
             )
         found.append(total + ". Time in which teachers behind endpoints answer comes on top.")
         if estimates.usd is None and estimates.hardware.device.kind == "cuda":
@@ -106,10 +106,3 @@ def _sentences(estimates: Estimates) -> list[str]:
     if assumed:
         found.append(f"Assumed: {'; '.join(assumed)}.")
     return found
-
-
-def _gib(value: float) -> str:
-    """ "17.3 GiB", or MiB where it is little."""
-    if value >= 100 * GIB:
-        return f"{value / GIB:,.0f} GiB"
-    return f"{value / GIB:.1f} GiB" if value >= GIB else f"{value / (1 << 20):.0f} MiB"
