@@ -26,9 +26,9 @@ ENV PATH=/opt/potstill/bin:$PATH \
     HOME=/tmp \
     HF_HOME=/tmp/huggingface \
     PYTHONDONTWRITEBYTECODE=1
-RUN useradd --uid 1000 --create-home --home-dir /home/potstill potstill && mkdir /work && chown potstill /work
+RUN useradd --uid 1000 --create-home --home-dir /home/potstill potstill && mkdir /data && chown potstill /data
 USER potstill
-WORKDIR /work
+WORKDIR /data
 HEALTHCHECK NONE
 ENTRYPOINT ["tini", "--", "potstill"]
 CMD ["--help"]
