@@ -54,14 +54,14 @@ Load = Callable[[str], Speaker]
 
 @dataclass(frozen=True)
 class Options:
-    """How the model is asked."""
+    """How the model is asked. The defaults are those of `potstill chat`, and what the pages ask with."""
 
-    system: str
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    seed: int
+    system: str = ""
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 50
+    max_tokens: int = 256
+    seed: int = 0
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The arena: blind, each vote durable, ties counted and left out of pairs, standings with intervals."""
 
-import asyncio
 import json
 import os
 import re
@@ -9,17 +8,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from potstill.arena.battles import MOST_OPEN, Arena, Stable
-from potstill.arena.pages import arena_routes
 from potstill.arena.terminal import _round, table
 from potstill.arena.votes import VOTES_FILE, Battle, Side, keep, read_votes, standings
 from potstill.chat import Options
@@ -50,18 +44,18 @@ class Voice:
         self.closed = True
 
 
-def stable(folder: Path, names: tuple[str, ...] = ("secret_one", "secret_two"), **more: Any) -> Stable:
+def models_in(folder: Path, names: tuple[str, ...] = ("secret_one", "secret_two")) -> dict[str, Path]:
     """Models whose words are not their names."""
     paths = {}
     for place, name in enumerate(names):
         paths[name] = folder / f"word{place}"
         paths[name].mkdir(parents=True, exist_ok=True)
-    return Stable(paths, Voice, **more)
+    return paths
 
 
 @pytest.fixture
 def arena(tmp_path: Path) -> Arena:
-    return Arena(tmp_path, stable(tmp_path / "models"), OPTIONS)
+    return Arena(tmp_path, models_in(tmp_path / "models"), OPTIONS, Stable(Voice))
 
 
 def test_order_is_drawn_anew_and_both_get_the_same_question(arena: Arena) -> None:
@@ -260,12 +254,12 @@ def test_where_memory_is_short_models_take_turns(tmp_path: Path) -> None:
 
     for free, most_open in ((1e9, 3), (1000.0, 1)):
         made.clear()
-        models = stable(tmp_path, ("x", "y", "z"))
-        for path in models.paths.values():
+        paths = models_in(tmp_path, ("x", "y", "z"))
+        for path in paths.values():
             (path / "model.safetensors").write_bytes(b"x" * 400)
-        models = Stable(models.paths, load, free=lambda free=free: free)
+        models = Stable(load, free=lambda free=free: free)
         for name in "xyzx":
-            models.get(name)
+            models.get(name, paths[name])
             assert sum(not voice.closed for voice in made) <= most_open
         assert len(made) == (3 if most_open == 3 else 4)
         models.close()
@@ -277,7 +271,43 @@ def test_errors_name_no_model(arena: Arena) -> None:
         arena.begin("long")
     assert "secret" not in str(told.value)
     with pytest.raises(DataError, match="two models or more"):
-        Arena(arena.folder, stable(arena.folder / "m", ("one",)), OPTIONS)
+        Arena(arena.folder, models_in(arena.folder / "m", ("one",)), OPTIONS, Stable(Voice))
+
+
+def test_a_model_that_cannot_be_loaded_is_left_out_until_it_is_mended(tmp_path: Path) -> None:
+    def load(name: str, path: Path) -> Voice:
+        if (path / "bad").exists():
+            raise RuntimeError("torn weights\nand more")
+        return Voice(name, path)
+
+    models = models_in(tmp_path / "models", ("x", "y", "z"))
+    (models["z"] / "bad").touch()
+    arena = Arena(tmp_path, models, OPTIONS, Stable(load))
+    told = []
+    for _ in range(40):
+        try:
+            battle = arena.begin("hello")
+        except ModelError as error:
+            told.append(str(error))
+            continue
+        assert {battle.left.model, battle.right.model} <= {"x", "y"}
+    assert len(told) == 1  # missed in all 40 draws once in two million
+    assert "it cannot be loaded (RuntimeError: torn weights)." in told[0]
+    assert arena.broken == {"z": told[0]}
+    assert arena.doing == "waits"
+    (models["y"] / "bad").touch()
+    arena.close()
+    assert arena.loaded == 0
+    assert arena.broken == {}
+    for _ in range(2):
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            arena.begin("hello")
+    with pytest.raises(ModelError, match="only x of its models"):
+        arena.begin("hello")
+    (tmp_path / "anew").mkdir()
+    arena.offer({**models, "z": tmp_path / "anew"})  # the stage ran again
+    assert list(arena.broken) == ["y"]
+    assert {one.model for one in vars(arena.begin("hello")).values() if isinstance(one, Side)} == {"x", "z"}
 
 
 def test_battles_that_nobody_votes_on_are_forgotten(arena: Arena) -> None:
@@ -286,78 +316,6 @@ def test_battles_that_nobody_votes_on_are_forgotten(arena: Arena) -> None:
         arena.begin("hello")
     with pytest.raises(DataError):
         arena.vote(first.id, "left", "ann")
-
-
-# Pages.
-
-
-def pages(arena: Arena, ask: Callable[[httpx2.AsyncClient], Any]) -> Any:
-    app = Starlette(routes=[Mount("/arena", routes=arena_routes(arena))])
-
-    async def run() -> Any:
-        transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await ask(client)
-
-    return asyncio.run(run())
-
-
-def test_a_page_before_the_vote_tells_nothing(arena: Arena) -> None:
-    """With places swapped, all that was sent is the same but for the answers themselves and what is drawn."""
-
-    async def ask(client: httpx2.AsyncClient) -> None:
-        seen: dict[str, str] = {}
-        for _ in range(40):
-            reply = await client.post("/arena/battle", data={"question": "<i>hello</i>", "voter": "ann"})
-            assert reply.status_code == 200
-            assert "secret" not in reply.text
-            assert "<i>" not in reply.text
-            assert "<b>" not in reply.text
-            assert "secret" not in str(reply.headers)
-            (token,) = re.findall(r'name="battle" value="([\w-]+)"', reply.text)
-            first = re.findall(r"&lt;b&gt;(word\d)&lt;/b&gt;", reply.text)[0]
-            bare = re.sub(r"word\d", "word", reply.text.replace(token, ""))
-            assert seen.setdefault(first, bare) == bare
-        assert len(seen) == 2
-        assert len(set(seen.values())) == 1
-
-    pages(arena, ask)
-
-
-def test_a_vote_on_the_page_tells_the_names_once_it_is_kept(arena: Arena) -> None:
-    async def ask(client: httpx2.AsyncClient) -> None:
-        page = await client.get("/arena/")
-        assert "0 votes so far" in page.text
-        assert "<!doctype html>" in page.text
-        reply = await client.post("/arena/battle", data={"question": "hello"}, headers={"hx-request": "true"})
-        assert "<!doctype" not in reply.text
-        (token,) = re.findall(r'name="battle" value="([\w-]+)"', reply.text)
-        left = re.findall(r"&lt;b&gt;(word\d)&lt;/b&gt;", reply.text)[0]
-        reply = await client.post("/arena/vote", data={"battle": token, "vote": "left", "voter": "ann"})
-        name = {"word0": "secret_one", "word1": "secret_two"}[left]
-        assert f"Left was <strong>{name}</strong>" in reply.text
-        (vote,) = arena.votes()
-        assert (vote.left, vote.winner) == (name, "model_a")
-        again = await client.post("/arena/vote", data={"battle": token, "vote": "left"})
-        assert (again.status_code, "was voted on" in again.text) == (409, True)
-        board = await client.get("/arena/standings")
-        assert "secret_one" in board.text
-
-    pages(arena, ask)
-
-
-def test_pages_refuse_what_is_not_theirs(arena: Arena) -> None:
-    async def ask(client: httpx2.AsyncClient) -> None:
-        other = {"sec-fetch-site": "cross-site"}
-        assert (await client.post("/arena/battle", data={"question": "x"}, headers=other)).status_code == 403
-        assert (await client.post("/arena/battle", content=b"x" * 2_000_000)).status_code == 413
-        assert (await client.post("/arena/battle", data={"question": " "})).status_code == 400
-        assert (await client.post("/arena/vote", data={"battle": "none", "vote": "left"})).status_code == 409
-        assert (await client.post("/arena/vote", data={"battle": "none", "vote": "up"})).status_code == 400
-        long = await client.post("/arena/battle", data={"question": "long"})
-        assert (long.status_code, "secret" in long.text.split("answer, in an order")[1]) == (400, False)
-
-    pages(arena, ask)
 
 
 # The terminal.

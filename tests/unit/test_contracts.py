@@ -70,10 +70,10 @@ HEAVY = {"torch", "transformers", "openai", "tokenizers", "datasets", "safetenso
 MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "alignment", "estimates", "serving"}
 MAY_BE_HEAVY_FILES = {
     "teachers/local.py", "teachers/spelling.py", "stages/session.py", "stages/classroom.py", "stages/interpreters.py",
-    "evaluation/harness.py", "arena/pages.py",
+    "evaluation/harness.py",
     "shipping/adapters.py", "shipping/arches.py", "shipping/measured.py", "shipping/vocabulary.py",
     *(f"view/{name}.py" for name in ("server", "site")),
-    *(f"view/sections/{name}.py" for name in ("run", "stages", "rows", "scores", "compare", "findings")),
+    *(f"view/sections/{name}.py" for name in ("run", "stages", "rows", "scores", "compare", "findings", "arena")),
 }  # fmt: skip
 
 

@@ -56,16 +56,36 @@ class Headers:
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
+class OwnForms:
+    """Refuses what changes something unless a page of this server sent it, for a form elsewhere may name this address.
+
+    Browsers say so in Sec-Fetch-Site; what an older one writes in Origin must be this address. Who says neither is
+    refused too. Another port of this machine is another page.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
+            asked = Request(scope).headers
+            own = f"{scope['scheme']}://{asked.get('host')}"
+            if asked.get("sec-fetch-site", "same-origin" if asked.get("origin") == own else "none") != "same-origin":
+                await PlainTextResponse("This was not sent by a page of this server.", 403)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def make_app(workspace: Workspace) -> Starlette:
     """The pages of a run."""
     site = Site(workspace)
-    site.sections = [(section.TITLE, section.PATH) for section in SECTIONS if section.TITLE]
+    site.sections = [(one.TITLE, one.PATH, getattr(one, "shown", lambda run: True)) for one in SECTIONS if one.TITLE]
     routes = [route for section in SECTIONS for route in section.routes(site)]
     wrong: Any = {PotstillError: site.error, OSError: _unreadable(site), 404: _nothing(site)}
     wrong |= dict.fromkeys((ValueError, LookupError, TypeError, UndefinedError), _damaged(site))
     return Starlette(
         routes=[Route("/static/{name}", _asset), *routes],
-        middleware=[Middleware(Headers), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
+        middleware=[Middleware(Headers), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(OwnForms)],
         exception_handlers=wrong,
     )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -56,8 +56,8 @@ class Site:
         self._lock = threading.Lock()
         self._seen: tuple[str, Survey] | None = None
         self._lines: dict[Path, Lines] = {}
-        self.sections: list[tuple[str, str]] = []
-        """(title, address), for the head of every page."""
+        self.sections: list[tuple[str, str, Callable[[Survey], bool]]] = []
+        """(title, address, whether a run has it), for the head of every page."""
         self._environment = make_environment(PackageLoader("potstill.view", "templates"))
         self._environment.globals |= {
             "stage_href": stage_href,
@@ -128,7 +128,7 @@ class Site:
         text = self._environment.get_template(template).render(
             run=seen,
             run_name=self.workspace.path.resolve().name,
-            sections=self.sections,
+            sections=[(title, path) for title, path, shown in self.sections if shown(seen)],
             here=request.url.path,
             seen=self.version(),
             poll=POLL_SECONDS if seen.holder else IDLE_POLL_SECONDS,

@@ -19,7 +19,7 @@
   };
 
   const keys = {
-    "/": () => document.querySelector('input[type="search"]')?.focus(),
+    "/": () => document.querySelector('input[type="search"], textarea')?.focus(),
     "?": showKeys,
     j: () => move(1),
     k: () => move(-1),
@@ -28,12 +28,24 @@
     u: () => follow("up"),
     g: () => document.querySelector("a.brand").click(),
   };
+  const votes = { ArrowLeft: "1", ArrowRight: "2" };
 
   document.addEventListener("keydown", (event) => {
     const there = event.target;
     if (event.ctrlKey || event.metaKey || event.altKey || dialog?.open) return;
     if (there.closest("input, select, textarea")) {
       if (event.key === "Escape") there.blur();
+      if (event.key === "Enter" && there.id === "question" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        there.form.requestSubmit();
+      }
+      return;
+    }
+    const wanted = votes[event.key] ?? event.key;
+    const ballot = [...document.querySelectorAll("button[data-key]")].find((button) => button.dataset.key === wanted);
+    if (ballot) {
+      event.preventDefault();
+      ballot.click();
       return;
     }
     const arrow = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -44,6 +56,16 @@
       event.preventDefault();
       keys[event.key]();
     }
+  });
+
+  // What changes something is sent once, however often it is pressed.
+  document.addEventListener("submit", (event) => {
+    if (event.target.method !== "post") return;
+    if (event.target.dataset.sent) event.preventDefault();
+    event.target.dataset.sent = "yes";
+  });
+  window.addEventListener("pageshow", () => {
+    document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent);
   });
 
   document.getElementById("show-keys")?.addEventListener("click", showKeys);
