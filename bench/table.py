@@ -51,6 +51,9 @@ machine that others use too, the processors' time says more than the clock.
 Planning: `python bench/plan.py --record` has `potstill plan --hardware cpu` predict the memory and the time of stages,
 and then trains them.
 
+Looking: `python bench/view.py --record` makes an artifact of a million rows, about 0.9 GB, and opens, pages, searches and
+filters it in `potstill view`.
+
 Audits: `python bench/planted.py --record` trains small students that each learn one danger, and twins that do not, and
 counts which of them are flagged.
 """
@@ -71,6 +74,7 @@ TITLES = {
     "cached": "An epoch from a captured signal, against one with the teacher",
     "plan": "What a plan predicts, against training",
     "planted": "Audits of real small models, with a danger planted and without",
+    "view": "Looking at an artifact of a million rows",
 }
 
 
@@ -343,6 +347,29 @@ def _plan(row: Row) -> str:
     return "\n".join(lines)
 
 
+VIEWED = {
+    "opened": "opened for the first time, its lines not yet counted",
+    "opened_again": "opened by a new server",
+    "middle": "a page in the middle",
+    "one_row": "one row, the last",
+    "common_word": "a search for a word of every row",
+    "filter": "a filter that every third row passes",
+    "rare_word_first_page": "a search for a word of one row, three quarters on: the first page",
+    "rare_word": "the same, until it is found",
+}
+
+
+def _view(row: Row) -> str:
+    config = row["config"]
+    told = (
+        f"{config['rows']:,} rows, {config['bytes'] / 1e9:.2f} GB, in the system's memory. Each is one request to "
+        f"`potstill view`; a search shows what it has after a second. {_commit(row)}."
+    )
+    lines = [told, "", "| page | seconds |", "|---|---|"]
+    lines += [f"| {words} | {row['seconds'][name]:.2g} |" for name, words in VIEWED.items()]
+    return "\n".join(lines)
+
+
 def _least(p: float | None) -> str:
     return "" if p is None else f", p {p:.2g}" if p >= 1e-6 else ", p < 1e-6"
 
@@ -358,6 +385,7 @@ DATA: Mapping[str, Callable[[Row], str]] = {
     "cached": _cached,
     "plan": _plan,
     "planted": _planted,
+    "view": _view,
 }
 
 

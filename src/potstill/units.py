@@ -18,7 +18,8 @@ def size(count: float | None) -> str:
     """Bytes as people read them: 87.2 kB, 2.02 MB; thousands, not 1,024s. None: nothing is said."""
     if count is None:
         return ""
-    return f"{shown}B" if (shown := scaled(count))[-1] in "kMGT" else f"{shown} B"
+    figures, prefix = _scaled(count)
+    return f"{figures} {prefix}B"
 
 
 def memory(count: float) -> str:
@@ -27,16 +28,16 @@ def memory(count: float) -> str:
     return f"{gib:,.0f} GiB" if gib >= 100 else f"{gib:.1f} GiB" if gib >= 1 else f"{mib:.0f} MiB"
 
 
-def scaled(value: float) -> str:
-    """Three figures with k, M, G or T: 7.24 G, 1.5 k; whole below a thousand."""
-    for power, prefix in _POWERS:
-        if value >= 0.9995 * power:
-            return f"{value / power:.{3 if value < 999.5 * power else 4}g} {prefix}"
-    return f"{value:.0f}"
-
-
 def amount(value: float | None) -> str:
-    """A count as people read it: 21,996; 272k where it is long. None: nothing is said."""
+    """A count as people read it: 21,996; three figures where it is long: 272k, 5.09M, 7.24G. None: nothing is said."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if value < 100_000 else f"{value / 1e3:,.0f}k" if value < 1e7 else f"{value / 1e6:,.0f}M"
+    return f"{value:,.0f}" if value < 99_999.5 else "".join(_scaled(value))
+
+
+def _scaled(value: float) -> tuple[str, str]:
+    """Three figures, and k, M, G or T; whole, and nothing, below a thousand."""
+    for power, prefix in _POWERS:
+        if value >= 0.9995 * power:
+            return f"{value / power:.{3 if value < 999.5 * power else 4}g}", prefix
+    return f"{value:.0f}", ""

@@ -1,11 +1,13 @@
 """The pages of a run in a real browser: clicked and keyed as a person would, and read by axe."""
 
+import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from potstill.survey import survey
 from potstill.workspace import Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from view_run import REPORT, make_run
+from test_transformers_serve import make_model
+from view_run import REPORT, Maker, make_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -30,25 +33,32 @@ SECTIONS = {
     "evaluation": "/stage/scores", "waiting": "/stage/waiting", "rows": "/rows/rated",
     "left out": "/rows/chats?file=dropped.jsonl",
     "row": "/row/3/rated", "pair": "/row/3/pairs", "chat": "/row/3/chats", "scores": "/scores", "compare": "/compare",
-    "audits": "/audits", "error": "/stage/nothing",
+    "audits": "/audits", "error": "/stage/nothing", "arena": "/arena", "standings": "/arena/standings",
 }  # fmt: skip
 SECONDS = 60_000
 """Milliseconds that a busy machine may take over a page."""
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory) -> Iterator[str]:
+@contextmanager
+def viewing(folder: Path) -> Iterator[str]:
     """`potstill view` as a person starts it, and ended as a person ends it."""
-    folder = make_run(tmp_path_factory.mktemp("run")).path
     words = [sys.executable, "-m", "potstill.cli", "view", str(folder), "--no-browser"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     found = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
     assert found, server.stderr.read()
-    yield found[0]
-    server.send_signal(signal.SIGINT)
-    _, said = server.communicate(timeout=60)
+    try:
+        yield found[0]
+    finally:
+        server.send_signal(signal.SIGINT)
+        _, said = server.communicate(timeout=60)
     assert server.returncode == 0
     assert said == ""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    with viewing(make_run(tmp_path_factory.mktemp("run")).path) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +72,7 @@ def browser():
 @pytest.fixture
 def open_page(browser, address):
     """Opens an address; at the end nothing may have been asked elsewhere, and nothing complained."""
-    contexts, asked, complaints = [], [], []
+    contexts, asked, complaints, servers = [], [], [], [address]
 
     def start(path="/", **options):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
@@ -73,13 +83,15 @@ def open_page(browser, address):
         page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(f"a dialog: {dialog.message}"))
+        if path.startswith("http://"):
+            servers.append(path[: path.index("/", len("http://"))])
         page.goto(path if "://" in path else address + path)
         return page
 
     yield start
     for context in contexts:
         context.close()
-    assert [url for url in asked if not url.startswith((f"{address}/", "file://", "data:,"))] == []
+    assert [url for url in asked if not url.startswith((*(f"{one}/" for one in servers), "file://", "data:,"))] == []
     assert [one for one in complaints if "404 (Not Found)" not in one] == []
 
 
@@ -182,22 +194,106 @@ def test_who_cannot_see_the_page_can_read_it(open_page, path, scheme):
 def test_an_open_page_sees_what_changes(open_page, tmp_path):
     """By htmx under the page's own policy: what is polled is swapped in."""
     folder = make_run(tmp_path).path
-    words = [sys.executable, "-m", "potstill.cli", "view", str(folder), "--no-browser"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            base = re.search(r"http://\S+[0-9]", server.stdout.readline())[0]
-            workspace = Workspace(folder)
-            with workspace.hold():
-                note = '{"state": "running", "stage": "waiting", "done": %d, "total": 9, "unit": "steps"}'
-                (folder / "progress.json").write_text(note % 3)
-                context = open_page().context
-                page = context.new_page()
-                page.goto(base)
-                page.get_by_text("3 of 9 steps").wait_for()
-                (folder / "progress.json").write_text(note % 7)
-                page.get_by_text("7 of 9 steps").wait_for(timeout=SECONDS)
-        finally:
-            server.terminate()
+    with viewing(folder) as base, Workspace(folder).hold():
+        note = '{"state": "running", "stage": "waiting", "done": %d, "total": 9, "unit": "steps"}'
+        (folder / "progress.json").write_text(note % 3)
+        page = open_page(f"{base}/")
+        page.get_by_text("3 of 9 steps").wait_for()
+        (folder / "progress.json").write_text(note % 7)
+        page.get_by_text("7 of 9 steps").wait_for()
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory) -> Path:
+    """A run's folder with two real models, of random weights."""
+    folder = tmp_path_factory.mktemp("arena")
+    maker = Maker(folder / "run")
+    for seed, name in enumerate(("calm", "loud")):
+        make_model(folder / name, seed)
+        maker.seal(name, "sft", "model", {path.name: path for path in (folder / name).iterdir()})
+    return maker.finish().path
+
+
+def by_mouse(page, question: str, vote: str) -> None:
+    page.get_by_label("question").fill(question)
+    page.get_by_role("button", name="Ask two of them").click()
+    page.get_by_role("button", name=vote).click()
+
+
+def by_keys(page, question: str, key: str) -> None:
+    page.keyboard.type(question)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Tie").wait_for()
+    page.keyboard.press(key)
+
+
+def test_three_rounds_by_mouse_and_three_by_keys_are_pairs_for_import(open_page, two_models, tmp_path, monkeypatch):
+    from potstill.cli import main
+
+    plays = [
+        (by_mouse, "Left is better", "model_a"), (by_mouse, "Both are bad", "tie (bothbad)"),
+        (by_mouse, "Right is better", "model_b"), (by_keys, "1", "model_a"), (by_keys, "3", "tie"),
+        (by_keys, "ArrowRight", "model_b"),
+    ]  # fmt: skip
+    with viewing(two_models) as base:
+        page = open_page(f"{base}/", reduced_motion="reduce")
+        page.get_by_role("link", name="Arena").click()
+        for number, (play, how, _) in enumerate(plays):
+            play(page, f"what is pot {number}?", how)
+            told = page.get_by_role("heading", level=1).filter(has_text="Left was")
+            told.wait_for()
+            assert {"calm", "loud"} <= set(re.findall(r"\w+", told.inner_text()))
+            assert f"{number + 1} vote{'s' if number else ''} so far" in page.inner_text("main")
+            assert page.evaluate("document.activeElement.id") == "question"
+        page.keyboard.press("Escape")
+        page.keyboard.press("?")
+        assert "a tie, both bad" in page.locator("dialog#keys").inner_text()
+        page.keyboard.press("Escape")
+        page.get_by_role("link", name="Standings").click()
+        assert page.locator("tbody tr").count() == 2
+        assert re.search(r"\d\.\d% to \d+\.\d%", page.inner_text("main"))
+    votes = [json.loads(line) for line in (two_models / "arena.jsonl").read_text().splitlines()]
+    assert [vote["winner"] for vote in votes] == [winner for _, _, winner in plays]
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(
+        f"name: r\nstages:\n  pairs: {{kind: import, path: '{two_models / 'arena.jsonl'}', rows: pairs}}\n"
+    )
+    assert main(["run", "r.yaml"]) == 0
+    pairs = [json.loads(line) for line in Path("runs/r/pairs/rows.jsonl").read_text().splitlines()]
+    decided = [vote for vote in votes if vote["winner"].startswith("model")]
+    for pair, vote in zip(pairs, decided, strict=True):
+        better, worse = ("a", "b") if vote["winner"] == "model_a" else ("b", "a")
+        assert pair["prompt"][-1]["content"] == vote["conversation_a"][0]["content"]
+        assert pair["chosen"][-1]["content"] == vote[f"conversation_{better}"][1]["content"]
+        assert pair["rejected"][-1]["content"] == vote[f"conversation_{worse}"][1]["content"]
+    reasons = [json.loads(line)["reason"] for line in Path("runs/r/pairs/dropped.jsonl").read_text().splitlines()]
+    assert reasons == ["tie", "tie"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_who_cannot_see_the_arena_can_vote(open_page, two_models, scheme):
+    """Axe on a round before the vote and after it, on a narrow screen too."""
+    with viewing(two_models) as base:
+        page = open_page(f"{base}/arena", color_scheme=scheme, viewport={"width": 360, "height": 740})
+        page.get_by_label("question").fill("what is pot?")
+        page.keyboard.press("Enter")
+        for button in ("Tie", "Ask two of them"):
+            page.get_by_role("button", name=button).wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            found = axe.Axe().run(page, options=RULES)
+            assert found.violations_count == 0, found.generate_report()
+            page.keyboard.press("3")
+
+
+def test_the_arena_works_without_a_script(open_page, two_models):
+    with viewing(two_models) as base:
+        page = open_page(f"{base}/arena", java_script_enabled=False)
+        page.get_by_label("question").fill("what is pot?")
+        page.get_by_role("button", name="Ask two of them").click()
+        while page.get_by_role("link", name="Look again").count():
+            page.get_by_role("link", name="Look again").click()
+        page.get_by_role("button", name="Tie").click()
+        page.get_by_role("heading", name="Left was").wait_for()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import potstill
-from potstill.units import amount, duration, memory, scaled, size
+from potstill.units import amount, duration, memory, size
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,11 @@ def test_sizes(count, text):
 
 
 def test_counts():
-    assert [amount(count) for count in (None, 84.0, 21_996, 271_660, 12_345_678)] == ["", "84", "21,996", "272k", "12M"]
-    assert [scaled(count) for count in (12, 1_500, 7_241_732_096)] == ["12", "1.5 k", "7.24 G"]
+    told = {
+        None: "", 0: "0", 84.0: "84", 21_996: "21,996", 99_999.4: "99,999", 99_999.6: "100k", 271_660: "272k",
+        999_499: "999k", 999_500: "1M", 5_091_688: "5.09M", 12_345_678: "12.3M", 7_241_732_096: "7.24G", 3e15: "3000T",
+    }  # fmt: skip
+    assert {count: amount(count) for count in told} == told
 
 
 def test_memory():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 from potstill.artifact import seal, write_json
@@ -111,7 +112,9 @@ class Maker:
         draft = self.folder / "work" / name
         draft.mkdir(parents=True)
         for file, value in files.items():
-            if isinstance(value, list):
+            if isinstance(value, Path):
+                shutil.copy(value, draft / file)
+            elif isinstance(value, list):
                 lines = (one.to_line() if isinstance(one, Record) else json.dumps(one) + "\n" for one in value)
                 (draft / file).write_text("".join(lines), encoding="utf-8")
             else:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from potstill.units import scaled, size
+from potstill.units import amount, size
 
 Measured = Mapping[str, Any]
 """What stands in no artifact: `speeds` by model, as `money.Gauge` measured; `endpoints` by model, each with its `price`
@@ -127,7 +127,7 @@ def _shown(row: Mapping[str, Any], suites: Sequence[str], teacher: str | None) -
     return {
         "name": row["name"],
         "cells": [_share(row["kept"].get(suite), is_teacher=row["name"] == teacher) for suite in suites],
-        "parameters": _known(row["parameters"], scaled),
+        "parameters": _known(row["parameters"], amount),
         "bytes": _known(row["weights_bytes"], size),
         "speed": "unknown" if speed is None else f"{speed:,.0f}",
         "where": "one reply" if row["endpoint"] else row["device"],
