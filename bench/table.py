@@ -51,8 +51,8 @@ machine that others use too, the processors' time says more than the clock.
 Planning: `python bench/plan.py --record` has `potstill plan --hardware cpu` predict the memory and the time of stages,
 and then trains them.
 
-Looking: `python bench/view.py --record` makes an artifact of a million rows, about 0.9 GB, and opens, pages, searches and
-filters it in `potstill view`.
+Looking: `python bench/view.py --record` makes an artifact of a million rows, about 0.9 GB, and opens, pages, searches
+and filters it in `potstill view`.
 
 Audits: `python bench/planted.py --record` trains small students that each learn one danger, and twins that do not, and
 counts which of them are flagged.

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +13,20 @@ from typing import Any
 import pytest
 from data_stages import Made, assistant, endpoint, given, make, user
 from pydantic import ValidationError
+from starlette.testclient import TestClient
 
+from potstill.artifact import Artifact
 from potstill.errors import DataError, TeacherError
 from potstill.evaluation.bar import standings
 from potstill.evaluation.judge_trial import Comparison, doublings, judge_report, majority, people_report, side
+from potstill.pipeline import run
+from potstill.recipe import load_recipe
 from potstill.records import Answers, Candidate, Pair, Prompt, Rating
 from potstill.stages import try_judge as stage
 from potstill.stages.labelled import as_answers, cluster_of, questions_of, votes_on
 from potstill.teachers.base import Reply, request_seed
+from potstill.view.server import make_app
+from potstill.workspace import Workspace
 
 PANDALM = Path("../shared/data/pandalm/testset_v1.json")
 SEED = 1
@@ -634,17 +641,20 @@ stages:
 """
 
 
-def test_a_recipe_of_it_all_runs_and_is_found_again(tmp_path):
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> tuple[dict[str, Artifact], Path]:
+    """What the recipe sealed, and where."""
+    folder = tmp_path_factory.mktemp("feedback")
+    (folder / "feedback.yaml").write_text(RECIPE)
+    return run(load_recipe(str(folder / "feedback.yaml")), folder / "out"), folder / "out"
+
+
+def test_a_recipe_of_it_all_runs_and_is_found_again(ran, tmp_path):
     from rich.console import Console
 
-    from potstill.pipeline import run
-    from potstill.recipe import load_recipe
     from potstill.show import show
-    from potstill.workspace import Workspace
 
-    (tmp_path / "feedback.yaml").write_text(RECIPE)
-    recipe = load_recipe(str(tmp_path / "feedback.yaml"))
-    sealed = run(recipe, tmp_path / "out")
+    sealed, out = ran
     assert sealed["rated"].facts["coverage"] == 1
     assert sealed["rated"].facts["agreement"]["truthfulness"]["alpha_ordinal"] == 1, "both check against the truth"
     assert sealed["pairs"].facts["rejected_models"].keys() <= {"sage", "forger", "rambler"}
@@ -653,15 +663,37 @@ def test_a_recipe_of_it_all_runs_and_is_found_again(tmp_path):
     assert facts["judge"] == facts["strict"]
     assert facts["judge"]["agreement"] > 0.95, "it made these pairs, but for ties of its overall grades"
     assert facts["judge"]["consistency"] == 1
-    again = run(recipe, tmp_path / "out")
+    again = run(load_recipe(str(out.parent / "feedback.yaml")), out)
     assert {name: artifact.key for name, artifact in again.items()} == {n: a.key for n, a in sealed.items()}
     with (tmp_path / "screen.txt").open("w") as screen:
         for name in ("trial", "reviewed"):
-            show(Console(file=screen, width=120), Workspace(tmp_path / "out"), name, 2, dropped=False)
+            show(Console(file=screen, width=120), Workspace(out), name, 2, dropped=False)
     shown = (tmp_path / "screen.txt").read_text()
     assert "says the same in both orders" in shown
     assert "100.0%" in shown
     assert "truthfulness 5 by strict" in shown
+
+
+def test_the_page_of_a_trial_shows_every_judge(ran):
+    """A row a measure, a cell a judge, as the sealed trial has them."""
+    sealed, out = ran
+    trial = json.loads((sealed["trial"].path / "trial.json").read_text())
+    client = TestClient(make_app(Workspace(out)), base_url="http://127.0.0.1")
+    for address in ("/stage/trial", "/audits"):
+        page = client.get(address)
+        assert page.status_code == 200
+        heads = re.findall(r'<th scope="col">(\w+)</th>', page.text)
+        assert [head for head in heads if head in trial["judges"]] == ["judge", "strict"]
+        rows = dict(re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', page.text, re.DOTALL))
+        for label, figure in (
+            ("says the same in both orders", lambda judge: judge["position"]["consistency"]),
+            ("agrees with most people", lambda judge: judge["agreement"]),
+            ("prefers the longer text", lambda judge: judge["length"]["longer_share"]),
+        ):
+            found = re.findall(r'<td><span class="strong">([^<]+)</span><small>([^<]*)</small></td>', rows[label])
+            told = [f"{100 * figure(judge)['mean']:.1f}%" for judge in trial["judges"].values()]
+            assert [value for value, _ in found] == told
+            assert len(told) == 2
 
 
 def test_a_judges_name_cannot_reach_the_page_unescaped():
