@@ -6,6 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -294,6 +297,16 @@ def test_the_arena_works_without_a_script(open_page, two_models):
             page.get_by_role("link", name="Look again").click()
         page.get_by_role("button", name="Tie").click()
         page.get_by_role("heading", name="Left was").wait_for()
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 5.0, 6.0])
+def test_ctrl_c_ends_it_while_models_are_loaded_or_write(two_models, seconds):
+    """`viewing` asks for exit code 0 and silence."""
+    with viewing(two_models) as base:
+        body = urllib.parse.urlencode({"question": "what is pot?"}).encode()
+        asked = urllib.request.Request(f"{base}/arena", body, headers={"Sec-Fetch-Site": "same-origin"})
+        urllib.request.urlopen(asked).close()
+        time.sleep(seconds)
 
 
 @pytest.fixture(scope="module")

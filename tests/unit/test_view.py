@@ -341,7 +341,6 @@ def test_no_file_beside_the_rows_is_shown(client, name):
 
 def test_a_port_that_is_taken_is_one_clear_line():
     with listen(0) as first:
-        first.listen()
         assert first.getsockname()[0] == LOOPBACK
         with pytest.raises(StorageError, match="cannot be listened on"):
             listen(first.getsockname()[1])

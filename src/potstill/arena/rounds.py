@@ -14,8 +14,14 @@ logger = logging.getLogger(__name__)
 
 MOST_KEPT = 100
 """Rounds that a page may come back to; the oldest are forgotten."""
+THREAD = "arena"
 MOST_WAITING = 4
 """Questions that wait for answers, or get them."""
+
+
+def at_work() -> bool:
+    """Whether a thread of this process loads or writes."""
+    return any(thread.name == THREAD for thread in threading.enumerate())
 
 
 @dataclass
@@ -53,7 +59,7 @@ class Rounds:
             self._kept[one.id] = one
             while len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
-        threading.Thread(target=self._answer, args=(one,), daemon=True).start()
+        threading.Thread(target=self._answer, args=(one,), name=THREAD, daemon=True).start()
         return one
 
     def _answer(self, one: Round) -> None:

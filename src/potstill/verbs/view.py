@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @reading()
 def main(args: argparse.Namespace) -> int:
+    from potstill.arena.rounds import at_work
     from potstill.errors import StorageError
     from potstill.view.server import LOOPBACK, listen, serve
     from potstill.workspace import open_run
@@ -44,6 +45,9 @@ def main(args: argparse.Namespace) -> int:
         pass
     finally:
         listener.close()
+    if at_work():  # torch cannot be stopped, and aborts a Python that ends around it; votes are on the disk
+        sys.stdout.flush()
+        os._exit(0)
     return 0
 
 

@@ -133,6 +133,7 @@ def listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, port))
+        listener.listen()  # whoever is told the address may ask at once
     except OSError as error:
         listener.close()
         what = f"port {port} cannot be listened on: {(error.strerror or 'refused').lower()}"
