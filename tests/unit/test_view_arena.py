@@ -232,7 +232,7 @@ def test_beside_a_run_that_works_somebody_agrees_first(tmp_path: Path, loaded: l
     with Workspace(tmp_path).hold():
         page = client.get("/arena").text
         assert "works in this folder" in page
-        assert "up to 12 MB" in page
+        assert "up to 11 MiB and what torch takes" in page
         refused = client.post("/arena", data={"question": "hello"})
         assert (refused.status_code, "agree to the memory" in refused.text) == (409, True)
         assert ">hello</textarea>" in refused.text

@@ -5,7 +5,7 @@ import re
 from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from potstill.reporting.audits import MARKS, SIGNS
-from potstill.units import amount, duration, size
+from potstill.units import amount, duration, memory, size
 
 # Characters that end a file or turn the direction of what follows; a model may write them, a page must not obey them.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -20,7 +20,7 @@ def make_environment(*more: BaseLoader) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "size": size, "amount": amount}
+    environment.filters |= {"duration": duration, "size": size, "memory": memory, "amount": amount}
     environment.globals |= {"signs": SIGNS, "marks": MARKS}
     return environment
 
