@@ -293,8 +293,10 @@ def test_the_arena_works_without_a_script(open_page, two_models):
         page = open_page(f"{base}/arena", java_script_enabled=False)
         page.get_by_label("question").fill("what is pot?")
         page.get_by_role("button", name="Ask two of them").click()
-        while page.get_by_role("link", name="Look again").count():
-            page.get_by_role("link", name="Look again").click()
+        page.wait_for_url("**/arena/round/*")
+        again = page.get_by_role("link", name="Look again")
+        while again.count():
+            page.goto(base + again.get_attribute("href"))
         page.get_by_role("button", name="Tie").click()
         page.get_by_role("heading", name="Left was").wait_for()
 

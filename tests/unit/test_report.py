@@ -378,7 +378,7 @@ def test_the_page_tells_how_to_use_the_last_model(usual, tmp_path, monkeypatch):
 def test_a_report_without_answers_curves_or_a_second_model(tmp_path):
     given = [scores(tmp_path, "scores", {"s": suite({"only": 5.0}, count=1)}, models=["only"])]
     text = Collector(page(sealed_report(tmp_path, given), tmp_path / "out")).text
-    assert "only on s: 5.00 (no interval: one question, n 1) out of 10." in text
+    assert "only on s\n5.00 (no interval: one question, n 1) out of 10." in text
 
 
 def test_whom_a_suite_compares_with_is_said():
