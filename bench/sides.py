@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from potstill.environment import MEMORY, SPEED
 from potstill.launch import ALLOCATOR
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +68,7 @@ def environment(folder: Path, ours: bool) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
     }
     if ours:
-        named |= {"GOMP_SPINCOUNT": "20000", **ALLOCATOR}  # as `potstill run` sets them for a training process
+        named |= {**SPEED, **MEMORY, **ALLOCATOR}  # as `potstill run` sets them for a training process
     return {**os.environ, **named}
 
 

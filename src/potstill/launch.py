@@ -36,7 +36,7 @@ GRACE_SECONDS = 300.0
 
 def check_launcher(launcher: Sequence[str]) -> None:
     """PotstillError where there is no such program."""
-    if shutil.which(launcher[0], path=_environment(launcher)["PATH"]) is None:
+    if shutil.which(launcher[0], path=child_environment(launcher)["PATH"]) is None:
         raise PotstillError(f"--launch {launcher[0]}", "there is no such program", "Give torchrun, srun or a path")
 
 
@@ -72,15 +72,15 @@ def _start(path: Path, file: IO[bytes], workspace: Workspace, launcher: Sequence
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
-            env=_environment(launcher),
+            env=child_environment(launcher),
             pass_fds=[workspace.lock_descriptor],
             start_new_session=bool(launcher),  # Ctrl-C is for this process: a launcher would kill its workers
         )
 
 
-def _environment(launcher: Sequence[str]) -> dict[str, str]:
-    """This environment. A process alone takes every core for the numerics, unless the user says otherwise; how many
-    cores a worker has is the launcher's to say."""
+def child_environment(launcher: Sequence[str]) -> dict[str, str]:
+    """This environment, as a training process has it. A process alone takes every core for the numerics, unless the
+    user says otherwise; how many cores a worker has is the launcher's to say."""
     if not launcher:
         cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         return {"OMP_NUM_THREADS": cores, **ALLOCATOR, **os.environ}

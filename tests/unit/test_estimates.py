@@ -1,17 +1,24 @@
 """`plan --hardware` on tiny models: what fits, what does not and what would, what is said of it."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine import tiny_model
+from engine import FAMILIES, tiny_model
 
 from potstill import cli
-from potstill.estimates import measured
+from potstill.estimates import measured, trying
+from potstill.estimates.models import Known
+from potstill.estimates.rows import Sample
+from potstill.estimates.training import Lot, Trainer, Variant
+from potstill.estimates.trying import Tried, tried
 from potstill.hardware import GIB, OF_PRINTED, Device, Hardware
 from potstill.tokenization import train_tokenizer
+from potstill.training.tally import Roof
 
 ROWS = 24
 
@@ -50,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return Device("cpu", "cpu", 8 << 30, 1e12, 1e12, 1e10, here=True)
 
     monkeypatch.setattr(measured, "_look", look)
-    monkeypatch.setattr("potstill.estimates.run.measured_factor", lambda *given: 2.0)
+    monkeypatch.setattr("potstill.estimates.run.tried", lambda *given: Tried(1 << 29, 2.0, 0.5))
 
 
 def planned(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -159,21 +166,78 @@ def test_without_hardware_nothing_is_new(folder: Path, capsys: pytest.CaptureFix
     assert "Add --hardware" in capsys.readouterr().err
 
 
-def test_a_share_of_what_the_roofline_says_is_measured_on_the_step_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step is really taken; twice as fast a roof makes the share half."""
-    from test_rehearsal import ITEMS, plain, role
-
-    monkeypatch.setattr(measured, "_timed", lambda *given: 3.0)
-    pace = measured.pace_of(Hardware(1, Device("cpu", "cpu", 0, 0.0, 0.0, 0.0, here=True)))[1]
-    slow = measured.measured_factor(role(), ITEMS, plain, pace)
-    from dataclasses import replace
-
-    fast_roof = replace(pace.roof, flops_per_second=2e12, wide_flops_per_second=2e12, bytes_per_second=2e10,
-                        start_seconds=pace.roof.start_seconds / 2)  # fmt: skip
-    assert measured.measured_factor(role(), ITEMS, plain, replace(pace, roof=fast_roof)) == pytest.approx(2 * slow)
+def test_what_a_process_keeps_beyond_its_tensors_is_a_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of what comes and goes, and half a GiB before there is a model."""
+    (sft,) = planned(folder, capsys, "--hardware", "cpu", "--until", "sft")["stages"]
+    parts = sft["memory_bytes"]
+    assert parts["framework"] == 1 << 29
+    worst = sum(parts.get(name, 0) for name in ("gradients", "activations", "at the worst moment"))
+    assert parts["kept between uses"] == pytest.approx(worst / 2, rel=1e-3)
+    assert sft["peak_bytes"] == sum(parts.values())
 
 
-def test_a_step_that_is_timed_is_a_real_one() -> None:
-    from test_rehearsal import ITEMS, plain, role
+@pytest.fixture(scope="module")
+def rehearsed() -> tuple[Trainer, Variant]:
+    """A stage of several micro-batches a step, and as the plan rehearsed it."""
+    from test_rehearsal import ITEMS
 
-    assert 0 < measured._timed(role(), ITEMS, plain) < 60
+    from potstill.stages.sft import SftConfig
+
+    config = SftConfig.model_validate(
+        {"kind": "sft", "model": "m", "data": "d", "global_batch": 12, "micro_batch_tokens": 80, "held_out": 0}
+    )
+    hardware = Hardware(1, Device("cpu", "cpu", 8 << 30, 1e12, 1e12, 1e10, here=True))
+    pace = measured.Pace("cpu", Roof(1e12, 1e12, 1e10, 1e-6), "")
+    model = Known("m", FAMILIES["mistral"], "a test")
+    trainer = Trainer(config, model, [], Lot(Sample(tuple(ITEMS), ""), 24, 0), pace)
+    variant = trainer.variant(config, 1, hardware)
+    assert variant is not None
+    assert variant.pieces > 1
+    return trainer, variant
+
+
+def test_steps_are_set_against_what_the_roofline_says_of_them(
+    rehearsed: tuple[Trainer, Variant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as fast a roof makes the share half; what the process grew by beyond the tensors is kept."""
+    trainer, variant = copy.copy(rehearsed[0]), rehearsed[1]
+    jobs: list[trying.Job] = []
+
+    def asked(job: trying.Job) -> tuple[list[float], int, int]:
+        jobs.append(job)
+        return [3.0, 3.0], 100, round(variant.takes.standing + 3 * variant.takes.worst)
+
+    monkeypatch.setattr(trying, "_asked", asked)
+    slow = tried(trainer, variant)
+    roof = trainer.pace.roof
+    trainer.pace = replace(trainer.pace, roof=Roof(2e12, 2e12, 2 * roof.bytes_per_second, roof.start_seconds / 2))
+    fast = tried(trainer, variant)
+    assert slow is not None
+    assert fast is not None
+    assert fast.factor == pytest.approx(2 * slow.factor)
+    assert slow.kept == pytest.approx(2.0, rel=1e-3)
+    assert slow.own_bytes == 100
+    shapes = [tuple(item.tokens for item in step) for step in jobs[0].steps]
+    assert shapes[0] != shapes[1], "the same rows twice would break up no memory"
+
+
+def test_what_is_tried_is_tried_for_real(rehearsed: tuple[Trainer, Variant]) -> None:
+    """In a process of its own: it imports, trains and answers."""
+    found = tried(*rehearsed)
+    assert found is not None
+    assert 100 << 20 < found.own_bytes < 2 << 30
+    assert found.factor > 0
+    assert found.kept > 0
+
+
+def test_what_is_too_large_is_not_tried(rehearsed: tuple[Trainer, Variant], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying, "PARAMETERS", 10)
+    assert tried(*rehearsed) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(trying, "free_bytes", lambda device: 10)
+    assert tried(*rehearsed) is None
+
+
+def test_a_try_that_dies_says_nothing(rehearsed: tuple[Trainer, Variant], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying.sys, "executable", "/bin/false")
+    assert tried(*rehearsed) is None

@@ -1,27 +1,20 @@
 """How fast a device is: by its data sheet and what of it is reached as a rule, or measured, where it is this machine's.
 
-A measurement is one of a real step: a few layers of the very model, on the very rows, timed here and set against what
-the roofline says of the same step. What it is slower by holds for the whole.
+Of a stage that trains on this machine some steps are taken beside that: see `trying`.
 """
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from potstill.hardware import Device, Hardware
-from potstill.training import memory
-from potstill.training.batch import Item, collate
 from potstill.training.memory import free_bytes
 from potstill.training.models import DtypeName, choose_precision
-from potstill.training.optimizers import make_optimizers
-from potstill.training.rehearsal import Cast, Play, build, rehearse, scorer_of, with_layers
 from potstill.training.speed import matrix_peak
 from potstill.training.tally import Roof
-from potstill.training.team import Team
 
 REACHED = {"products": 0.6, "bandwidth": 0.75}
 """Of a data sheet's peaks, what large products and plain copies reach on GPUs: an assumption."""
@@ -30,9 +23,6 @@ START_SECONDS = {"cuda": 5e-6, "cpu": 3e-6}
 STAGE_SECONDS = 10.0
 """A training process starts, loads and compares its model, and seals it."""
 COPIED = 1 << 26
-TIMED_LAYERS = 4
-TIMED_PARAMETERS = 400_000_000
-"""Of what is timed at most: more takes too long, and too much memory."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,9 @@ class Pace:
     own_bytes: int = 0
     """Of a process without a model, on a CPU."""
     factor: float = 1.0
-    """How much longer a step takes than the roofline says; measured."""
+    """How much longer a step takes than the roofline says; measured, see `trying`."""
+    kept: float = 0.0
+    """Bytes of the process beyond its tensors, for each byte of tensors that come and go; measured likewise."""
     start_seconds: float = STAGE_SECONDS
 
     def precision(self, asked: DtypeName) -> torch.dtype:
@@ -72,13 +64,14 @@ def pace_of(hardware: Hardware) -> tuple[Hardware, Pace]:
             "on such a device"
         )
         return hardware, Pace(device.kind, roof, said)
+    own = int(psutil.Process().memory_info().rss)
     found = _look(device)
     roof = Roof(found.flops_per_second, found.wide_flops_per_second, found.bytes_per_second, START_SECONDS[found.kind])
     said = (
         f"measured here: {found.flops_per_second / 1e12:.2f} TFLOP/s in products, {found.bytes_per_second / 1e9:.0f} "
         "GB/s in copies"
     )
-    return replace(hardware, device=found), Pace(found.kind, roof, said, int(psutil.Process().memory_info().rss))
+    return replace(hardware, device=found), Pace(found.kind, roof, said, own)
 
 
 def _look(device: Device) -> Device:
@@ -110,51 +103,3 @@ def memory_products(cpu: torch.device) -> bool:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def measured_factor(cast: Cast, items: Sequence[Item], play: Play, pace: Pace) -> float:
-    """How much longer one step of a few layers takes here than the roofline says. 1.0 where it cannot be timed: it
-    would need more memory than there is, or has a teacher of another size."""
-    layers = min(TIMED_LAYERS, cast.config.get_text_config().num_hidden_layers)
-    small = replace(
-        cast,
-        config=with_layers(cast.config, layers),
-        teachers=tuple(
-            with_layers(teacher, min(TIMED_LAYERS, teacher.get_text_config().num_hidden_layers))
-            for teacher in cast.teachers
-        ),
-    )
-    predicted = rehearse(small, items, play, pace.roof)
-    if predicted.parameters > TIMED_PARAMETERS or predicted.peak > memory.HEADROOM * free_bytes(torch.device("cpu")):
-        return 1.0
-    seconds = _timed(small, items, play)
-    return seconds / (predicted.seconds + predicted.step_seconds)
-
-
-def _timed(cast: Cast, items: Sequence[Item], play: Play) -> float:
-    """The median of three steps, after one that is not counted."""
-    from potstill.training.adapters import attach, hold_base
-    from potstill.training.loop import learn
-
-    model = build(cast.config)
-    if cast.adapter is not None:
-        attach(model, cast.adapter, 0)
-    scorer = scorer_of(model, cast)
-    teachers = [scorer_of(build(one).requires_grad_(False), cast).narrow().eval() for one in cast.teachers]
-    task = play(scorer, teachers)
-    settings = cast.settings
-    optimizers = make_optimizers(scorer, settings.optimizer, 0.0, settings.weight_decay, settings.beta2)
-    if cast.adapter is not None and cast.precision == torch.bfloat16:
-        hold_base(model, cast.stored)
-    team = Team()
-    team.prepare(scorer, optimizers)
-    scorer.train()
-    scorer.checkpoint(cast.checkpoint)
-    found = []
-    collate(items)  # once outside: its first call imports
-    with scorer.products():
-        for step in range(4):
-            begun = time.perf_counter()
-            learn(team, task, items, settings, step, 0.0)
-            found.append(time.perf_counter() - begun)
-    return sorted(found[1:])[1]

@@ -7,10 +7,11 @@ from pathlib import Path
 from potstill.errors import PotstillError
 from potstill.estimates.answering import answers, capture, count_parameters
 from potstill.estimates.base import Estimate, Estimates
-from potstill.estimates.measured import Pace, measured_factor, pace_of
+from potstill.estimates.measured import Pace, pace_of
 from potstill.estimates.models import Known, downloads, known_models, links_of, tokenizer_of
 from potstill.estimates.rows import sample
 from potstill.estimates.training import Lot, Trainer
+from potstill.estimates.trying import tried
 from potstill.hardware import Hardware
 from potstill.plan import Plan, Step
 from potstill.sources import EndpointModel
@@ -42,7 +43,7 @@ def estimate(plan: Plan, hardware: Hardware, workspace: Path) -> Estimates:
     said = pace.said
     if factors:
         told = ", ".join(f"{name} {1 / factor:.0%}" for name, factor in factors.items())
-        said += f"; a step of each stage was timed, and reached of that: {told}"
+        said += f"; steps of each stage were timed, and reached of that: {told}"
     return Estimates(hardware, tuple(found), said, downloads(known, parameters))
 
 
@@ -64,8 +65,11 @@ def _stage(
         trainer = _trainer(plan, step, config, how)
         hardware, pace = how
         if hardware.device.here:
-            factors[step.name] = _timed(trainer, hardware)
-            trainer.pace = replace(pace, factor=factors[step.name])
+            variant = trainer.variant(config, 1, hardware)
+            assert variant is not None, "it was asked for anyway"
+            if found := tried(trainer, variant):
+                factors[step.name] = found.factor
+                trainer.pace = replace(pace, factor=found.factor, kept=found.kept, own_bytes=found.own_bytes)
         return trainer.estimate(step.name, step.entry.family, hardware)
     if isinstance(config, CaptureConfig):
         (link,) = links_of(step, "teacher")
@@ -89,13 +93,6 @@ def _trainer(plan: Plan, step: Step, config: TrainingConfig, how: tuple[Hardware
     teachers = [one for link in links_of(step, "teacher") for one in known_models(plan, step, link)]
     rows = sample(plan, step, tokenizer_of(model), model.config.get_text_config().vocab_size)
     return Trainer(config, model, teachers, Lot(rows, max(1, step.expected.rows), config.held_out), how[1])
-
-
-def _timed(trainer: Trainer, hardware: Hardware) -> float:
-    variant = trainer.variant(trainer.config, 1, hardware)
-    assert variant is not None, "it was asked for anyway"
-    cast = trainer.cast(trainer.config, variant.checkpointed)
-    return measured_factor(cast, variant.items, trainer.play(trainer.config), trainer.pace)
 
 
 def by_stage(estimates: Estimates) -> Mapping[str, Estimate]:

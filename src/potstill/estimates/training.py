@@ -153,6 +153,8 @@ class Trainer:
         takes = self._rehearsed(config, items, chosen.checkpoint_activations, accumulates=pieces > 1)
         takes.loading = before.loading
         memory = _of_device(takes, workers, own)
+        if kept := round(self.pace.kept * takes.worst):
+            memory["kept between uses"] = kept
         peak = max(sum(memory.values()), round(takes.loading) + own)
         checkpointed = chosen.checkpoint_activations
         return Variant(config, workers, chosen.micro_tokens, takes, items, pieces, memory, peak, checkpointed)
@@ -194,7 +196,7 @@ class Trainer:
     ) -> Takes:
         cast, play = replace(self.cast(config, checkpointed), accumulates=accumulates), self.play(config)
         try:
-            return rehearse(cast, _signalled(config, items), play, self.pace.roof, standing=standing)
+            return rehearse(cast, signalled(config, items), play, self.pace.roof, standing=standing)
         except PotstillError:
             raise
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:  # code of its own, as a rule
@@ -354,8 +356,8 @@ def _is_wide(known: Known) -> bool:
     return stored in (None, torch.float32, "float32")
 
 
-def _signalled(config: TrainingConfig, items: Sequence[Item]) -> list[Item]:
-    """With a reference's column, where the loss reads one."""
+def signalled(config: TrainingConfig, items: Sequence[Item]) -> list[Item]:
+    """The rows with a reference's column, where the loss reads one."""
     import numpy as np
 
     if not isinstance(config, DpoConfig) or config.loss in REFERENCE_FREE:

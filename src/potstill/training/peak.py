@@ -33,6 +33,11 @@ class PeakMemory:
         """What is looked at: "device" or "process"."""
         return "device" if self._device.type == "cuda" else "process"
 
+    @property
+    def before(self) -> int:
+        """What stood then."""
+        return self._before
+
     def look(self) -> None:
         """Note how much there is now; cheap."""
         if self._device.type != "cuda" and not self._kernel:

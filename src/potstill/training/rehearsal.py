@@ -141,7 +141,7 @@ def rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, *, stan
     lows = [_few(config, 0) for config in everyone]
     found = base = _rehearse(cast_, items, play, roof, lows, standing=standing)
     for place, config in enumerate(everyone):
-        layers, high = _layers(config), _few(config, 1)
+        layers, high = layers_of(config), _few(config, 1)
         if layers == lows[place]:
             continue
         counts = [*lows[:place], high, *lows[place + 1 :]]
@@ -152,13 +152,14 @@ def rehearse(cast_: Cast, items: Sequence[Item], play: Play, roof: Roof, *, stan
     return found
 
 
-def _layers(config: PreTrainedConfig) -> int:
+def layers_of(config: PreTrainedConfig) -> int:
+    """How many it has."""
     return int(config.get_text_config().num_hidden_layers)
 
 
 def _few(config: PreTrainedConfig, which: int) -> int:
     """With how many layers a model is rehearsed, first and then; all of one that is not deeper."""
-    layers, (low, high) = _layers(config), (count * _period(config) for count in FEW_LAYERS)
+    layers, (low, high) = layers_of(config), (count * _period(config) for count in FEW_LAYERS)
     return layers if layers <= high + 2 else (low, high)[which]
 
 
