@@ -267,7 +267,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
         progress, warn = _relay(step, listener), partial(listener.warned, step)
         doing = partial(listener.doing, step)
         work = Work(draft, workspace.path, step.seed, progress, warn, step.folder, means.ledger, doing=doing)
-        alone = step.entry.stage.in_child(inputs)
+        alone, fresh = step.entry.stage.in_child(inputs), not work.state.exists()
         facts = _in_child(step, inputs, work, means) if alone else _in_process(step, inputs, work)
         refuse_changed(plan, step, means.hashes)  # while it ran
         artifact = seal(draft, workspace.artifacts / step.folder, {**step.head, "facts": facts})
@@ -277,7 +277,7 @@ def _run_step(plan: Plan, step: Step, sealed: Mapping[str, Artifact], means: _Me
     finally:
         shutil.rmtree(desk, ignore_errors=True)
     seconds = time.monotonic() - began
-    workspace.note_time(step.key, step.name, seconds)
+    workspace.note_time(step.key, step.name, seconds, whole=fresh)
     workspace.forget_unfinished(step.entry.family, but=means.wanted - {step.folder})
     listener.sealed(step, artifact, seconds)
     return artifact

@@ -44,6 +44,8 @@ class Took(BaseModel):
     stage: str
     seconds: float
     sealed_at: str
+    whole: bool = True
+    """In one go: what went on where an earlier run was stopped took longer than this says."""
 
 
 class Asked(BaseModel):
@@ -238,9 +240,10 @@ class Workspace:
         """By artifact key."""
         return _remembered(self._times, _TIMES) or {}
 
-    def note_time(self, key: str, stage: str, seconds: float) -> None:
-        """Keep how long a stage took, outside what is sealed."""
-        took = Took(stage=stage, seconds=round(seconds, 3), sealed_at=time.strftime("%Y-%m-%d %H:%M:%S"))
+    def note_time(self, key: str, stage: str, seconds: float, *, whole: bool = True) -> None:
+        """Keep how long a stage took, outside what is sealed; `whole`: see `Took`."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        took = Took(stage=stage, seconds=round(seconds, 3), sealed_at=now, whole=whole)
         write_json(self._times, _TIMES.dump_python({**self.times(), key: took}))
 
     def has_run(self) -> bool:

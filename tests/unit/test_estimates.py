@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import torch
 from engine import FAMILIES, tiny_model
 
 from potstill import cli
+from potstill.artifact import seal
 from potstill.estimates import measured, trying
 from potstill.estimates.models import Known
 from potstill.estimates.rows import Sample
 from potstill.estimates.training import Lot, Trainer, Variant
 from potstill.estimates.trying import Tried, tried
 from potstill.hardware import GIB, OF_PRINTED, Device, Hardware
+from potstill.plan import make_plan
+from potstill.recipe import load_recipe
 from potstill.tokenization import train_tokenizer
 from potstill.training.tally import Roof
+from potstill.workspace import Hashes, Workspace
 
 ROWS = 24
 
@@ -121,7 +126,6 @@ def test_what_does_not_fit_is_told_with_what_would(folder: Path, capsys: pytest.
 
 def test_what_is_proposed_can_be_written(folder: Path) -> None:
     from potstill.estimates.training import _overrides
-    from potstill.recipe import load_recipe
     from potstill.training.adapter_config import Adapter
 
     changes = {"adapter": Adapter(kind="qlora"), "micro_batch_tokens": 64, "activation_checkpointing": True}
@@ -164,6 +168,43 @@ def test_without_hardware_nothing_is_new(folder: Path, capsys: pytest.CaptureFix
     assert "memory" not in shown
     assert cli.main(["plan", str(folder / "r.yaml"), "--json"]) == 2
     assert "Add --hardware" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        (["sft.learning_rate=1e-4"], True),
+        (["sft.learning_rate=1e-4", "sft.micro_batch_tokens=64"], False),
+        (["sft.epochs=7"], False),
+    ],
+)
+def test_a_stage_that_ran_here_before_takes_what_it_took(
+    change: list[str], known: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another learning rate changes no time. Then half of the tokens that there are now were read, in 60 seconds of
+    which 10 were the start."""
+    place = Workspace(tmp_path / "out")
+    step = make_plan(load_recipe(str(folder / "r.yaml"), []), place, Hashes(tmp_path / "h.json")).steps["sft"]
+    words = ["plan", str(folder / "r.yaml"), "--out", str(place.path), "--json", "--hardware", "cpu", "--until", "sft"]
+    assert cli.main([*words, *change]) == 0
+    (first,) = json.loads(capsys.readouterr().out)["stages"]
+    epochs = load_recipe(str(folder / "r.yaml"), change).stages["sft"].config.epochs  # type: ignore[attr-defined]
+    facts: dict[str, Any] = {"device": "cpu", "micro_batch_tokens": 2048, "activation_checkpointing": "none"}
+    draft = shutil.copytree(folder / "model", tmp_path / "draft")
+    place.artifacts.mkdir(parents=True)
+    facts["tokens"] = first["tokens"] / epochs / 2
+    seal(
+        draft, place.artifacts / step.folder, {**step.head, "facts": {**facts, "tokens": first["tokens"] / epochs / 2}}
+    )
+    for whole in (False, True):
+        place.note_time(step.key, "sft", 60.0, whole=whole)
+        assert cli.main([*words, *change]) == 0
+        (now,) = json.loads(capsys.readouterr().out)["stages"]
+        if known and whole:
+            assert now["seconds"] == pytest.approx(10 + 2 * 50, rel=0.01)
+            assert "sft's time is as measured here before, by its rows of now" in now["assumed"]
+        else:
+            assert now["seconds"] == first["seconds"]
 
 
 def test_what_a_process_keeps_beyond_its_tensors_is_a_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

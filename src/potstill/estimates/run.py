@@ -7,6 +7,7 @@ from pathlib import Path
 from potstill.errors import PotstillError
 from potstill.estimates.answering import answers, capture, count_parameters
 from potstill.estimates.base import Estimate, Estimates
+from potstill.estimates.before import took_before
 from potstill.estimates.measured import Pace, pace_of
 from potstill.estimates.models import Known, downloads, known_models, links_of, tokenizer_of
 from potstill.estimates.rows import sample
@@ -67,10 +68,15 @@ def _stage(
         if hardware.device.here:
             variant = trainer.variant(config, 1, hardware)
             assert variant is not None, "it was asked for anyway"
-            if found := tried(trainer, variant):
-                factors[step.name] = found.factor
-                trainer.pace = replace(pace, factor=found.factor, kept=found.kept, own_bytes=found.own_bytes)
-        return trainer.estimate(step.name, step.entry.family, hardware)
+            if trial := tried(trainer, variant):
+                factors[step.name] = trial.factor
+                trainer.pace = replace(pace, factor=trial.factor, kept=trial.kept, own_bytes=trial.own_bytes)
+        found = trainer.estimate(step.name, step.entry.family, hardware)
+        if hardware.device.here and (seconds := took_before(step, trainer, workspace)) is not None:
+            told = f"{step.name}'s time is as measured here before, by its rows of now"
+            usd = found.usd and found.usd * seconds / found.seconds
+            found = replace(found, seconds=seconds, usd=usd, assumed=(*found.assumed, told))
+        return found
     if isinstance(config, CaptureConfig):
         (link,) = links_of(step, "teacher")
         if any(isinstance(model.spec, EndpointModel) for model in link.models):
