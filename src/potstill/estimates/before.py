@@ -32,7 +32,7 @@ def took_before(step: Step, trainer: Trainer, workspace: Path) -> float | None:
         if sealed is not None and sealed.key == key and _is_alike(sealed, step, trainer):
             start = min(took.seconds, trainer.pace.start_seconds)
             now = trainer.lot.trained * trainer.lot.sample.mean
-            return start + (took.seconds - start) * now / max(1, sealed.facts["tokens"])
+            return start + (took.seconds - start) * now / max(1, int(sealed.facts["tokens"]))
     return None
 
 
