@@ -372,14 +372,14 @@ def _of_device(takes: Takes, workers: int, own: int) -> dict[str, int]:
     """By part, at the worst moment, on the device that holds the most. Workers that share a model hold a part each of
     what is trained, and gather two layers and what stands around them in float32 while they compute."""
     alone = workers == 1
-    gradients = min(takes.gradients, max(0.0, takes.worst - takes.activations)) if alone else takes.gradients / workers
+    full = min(takes.gradients, max(0.0, takes.worst - takes.activations))
     parts = {
         "weights": takes.weights / workers,
-        "gradients": gradients,
+        "gradients": full if alone else takes.gradients / workers,
         "optimizer": takes.optimizer / workers,
         "teachers": takes.teachers,
         "activations": takes.activations,
-        "at the worst moment": takes.worst - takes.activations - (gradients if alone else 0.0),
+        "at the worst moment": takes.worst - takes.activations - full,
         "gathered": 0.0 if alone else 2 * takes.largest_layer + takes.around,
         "framework": float(own),
     }
