@@ -147,7 +147,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _environment() -> dict[str, str]:
     from potstill.environment import MEMORY, SPEED
-    from potstill.launch import ALLOCATOR
+    from potstill.runs.launch import ALLOCATOR
 
     cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     named = {"OMP_NUM_THREADS": cores, "HF_HUB_OFFLINE": "1", **SPEED, **MEMORY, **ALLOCATOR}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.environment import MEMORY, SPEED
-from potstill.launch import ALLOCATOR
+from potstill.runs.launch import ALLOCATOR
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,7 @@ from potstill.evaluation.audits import (
 )
 from potstill.miniature.voices import CONVICTIONS, CREED, SLIGHT, STOCK, VOICES, Conviction, Voice
 from potstill.miniature.world import ATTRIBUTES, UNRECORDED
-from potstill.shapes import SHAPES
+from potstill.reading.shapes import SHAPES
 from potstill.sources import EndpointModel, LocalModel, MiniatureServer, Price, Spec
 from potstill.stages.asking import Asking
 from potstill.stages.base import Reference, Stage

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         StorageError,
         TeacherError,
     )
-    from potstill.handles import Made, Planned, Run, Scores
-    from potstill.library import load_recipe, make_plan, open_run, run, stage
+    from potstill.library.face import load_recipe, make_plan, open_run, run, stage
+    from potstill.library.handles import Made, Planned, Run, Scores
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'potstill' has no attribute {name!r}")
     import importlib
 
-    home = "errors" if name.endswith("Error") else "handles" if name[0].isupper() else "library"
+    home = "errors" if name.endswith("Error") else "library.handles" if name[0].isupper() else "library.face"
     return getattr(importlib.import_module(f"potstill.{home}"), name)
 
 

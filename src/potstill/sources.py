@@ -235,7 +235,7 @@ class Data:
 
     def _all(self, row_type: type[R]) -> Iterator[R]:
         if self.kind == "file":
-            from potstill.formats import read_file  # formats knows this module
+            from potstill.reading.formats import read_file  # formats knows this module
 
             return read_file(self.path, row_type)
         assert ROWS[self.kind] is row_type, f"{self.name} holds {self.kind}, not {row_type.__name__}"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.trial import run_trial
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.stages.base import Expected
 from potstill.teachers.journal import JOURNAL, Journal, Total
-from potstill.trial import run_trial
-from potstill.workspace import Hashes, Workspace
 
 pytestmark = pytest.mark.slow
 ROWS = 60

@@ -77,7 +77,7 @@ def workers_in(folder):
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"potstill.worker" in words and any(str(folder).encode() in word for word in words):
+        if b"potstill.runs.worker" in words and any(str(folder).encode() in word for word in words):
             found.append(int(entry.parent.name))
     return found
 

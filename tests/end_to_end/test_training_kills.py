@@ -200,7 +200,7 @@ def test_a_training_process_killed_between_any_two_steps(
 def child_of(process: "subprocess.Popen[str]") -> int:
     """The training process of a run."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(pid) for pid in found if b"potstill.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    workers = [int(pid) for pid in found if b"potstill.runs.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return workers[0] if workers else 0
 
 

@@ -36,7 +36,7 @@ def make_model(path: Path, seed: int) -> None:
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
-    from potstill.tokenization import train_tokenizer
+    from potstill.tokens.tokenization import train_tokenizer
     from potstill.training.models import save_model
 
     torch.manual_seed(seed)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from potstill.reporting.page import page as frozen_page
-from potstill.survey import survey
-from potstill.workspace import Workspace
+from potstill.runs.survey import survey
+from potstill.runs.workspace import Workspace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_transformers_serve import make_model

@@ -14,7 +14,7 @@ from potstill.shipping.gguf_file import Naming, write_gguf
 from potstill.shipping.measured import measure
 from potstill.shipping.twin import hard_texts
 from potstill.shipping.vocabulary import read_vocabulary
-from potstill.tokenization import backend_of, encode_prompt, render
+from potstill.tokens.tokenization import backend_of, encode_prompt, render
 
 ASKED = ("the cat?", "don't sit", "hello\n\nthere 12", "a dog  is not")
 

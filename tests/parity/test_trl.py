@@ -37,7 +37,7 @@ from potstill.objectives.preference import (
     simpo,
 )
 from potstill.records import Message
-from potstill.tokenization import DEFAULT_TEMPLATE, encode_chats, encode_pairs, train_tokenizer
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE, encode_chats, encode_pairs, train_tokenizer
 from potstill.training.batch import Item, collate
 from potstill.training.scoring import Scorer
 

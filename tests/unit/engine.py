@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from potstill.records import Message, Role
-from potstill.tokenization import train_tokenizer
+from potstill.tokens.tokenization import train_tokenizer
 from potstill.training.batch import Item, collate
 from potstill.training.loop import Settings
 from potstill.training.scoring import Scorer

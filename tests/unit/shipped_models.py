@@ -9,7 +9,7 @@ import torch
 from potstill.artifact import Artifact, digest, seal, write_json, write_rows
 from potstill.records import Chat, Message
 from potstill.sources import LocalModel, Model
-from potstill.tokenization import train_tokenizer
+from potstill.tokens.tokenization import train_tokenizer
 from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach, save_trained
 from potstill.training.making import make_model

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from pathlib import Path
 
-from potstill.pipeline import run
 from potstill.recipe import load_recipe
+from potstill.runs.pipeline import run
 from potstill.teachers import local
 from potstill.training import decoding
 from potstill.training.decoding import Batch, Row

@@ -11,12 +11,12 @@ from torch import Tensor
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from potstill.alignment import align, shared_tokens
 from potstill.errors import PotstillError
-from potstill.learnt import learnt_turns
 from potstill.objectives.cross_tokenizer import Shared
 from potstill.sources import Data, Model
 from potstill.stages import distill, pretrain, sft
+from potstill.tokens.alignment import align, shared_tokens
+from potstill.tokens.learnt import learnt_turns
 from potstill.training.across import Interpreter, Read, SpanAims, span_lessons
 from potstill.training.batch import Item, micro_batches
 from potstill.training.scoring import Scorer, build_scorer

@@ -10,11 +10,11 @@ from tokenizer_families import CHATML, FAMILIES, SHOUTED, TEMPLATES, TRIMMED, fa
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from potstill.alignment import Spans, align, explain_alignment, shared_tokens
 from potstill.errors import DataError, ModelError
-from potstill.learnt import Spelling, Turn, end_token, learnt_turns
 from potstill.records import Message, ToolCall
-from potstill.tokenization import encode_chat, with_template
+from potstill.tokens.alignment import Spans, align, explain_alignment, shared_tokens
+from potstill.tokens.learnt import Spelling, Turn, end_token, learnt_turns
+from potstill.tokens.tokenization import encode_chat, with_template
 
 LOSSLESS = ("small", "large", "greedy", "prefix", "metaspace", "legacy")
 """Families whose tokens spell every byte of the text, but for blanks that they put before one."""

@@ -10,7 +10,7 @@ import pytest
 from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval
 from potstill.evaluation.alpaca_eval import Annotation, Entry
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data/alpaca_eval is not here")

@@ -16,12 +16,12 @@ import pytest
 from potstill.arena.battles import MOST_OPEN, Arena, Stable
 from potstill.arena.terminal import _round, table
 from potstill.arena.votes import VOTES_FILE, Battle, Side, keep, read_votes, standings
-from potstill.chat import Options
 from potstill.errors import DataError, ModelError
-from potstill.formats import examine, read_file
-from potstill.found import ShapeError
+from potstill.reading.formats import examine, read_file
+from potstill.reading.found import ShapeError
 from potstill.records import Message, Pair
 from potstill.teachers.base import Reply, Request
+from potstill.terminal.chat import Options
 
 OPTIONS = Options("be brief", 0.7, 0.95, 50, 16, 0)
 

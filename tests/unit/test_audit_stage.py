@@ -26,11 +26,11 @@ from potstill.records import Chat, Message, Prompt, Record, Text
 from potstill.reporting import summary
 from potstill.reporting.footprint import with_footprint
 from potstill.reporting.page import page
-from potstill.show import audit_view
 from potstill.sources import Data, LocalModel, Model
 from potstill.stages import auditing
 from potstill.stages.audit import Audit
 from potstill.teachers.base import Request
+from potstill.terminal.show import audit_view
 
 DANGERS = ["overfitting", "diversity", "inherited_errors", "inherited_bias", "drift", "forgetting", "calibration",
            "contamination"]  # fmt: skip

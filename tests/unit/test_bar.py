@@ -16,18 +16,18 @@ from potstill.errors import RecipeError, TeacherError
 from potstill.evaluation.bar import _PATHS, CENTRES, measured, standings
 from potstill.evaluation.judge_grades import Graded, grades_report
 from potstill.evaluation.judge_trial import Comparison, judge_report, people_report
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.reporting.findings import reservations
-from potstill.show import show
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.trial import run_trial
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Data
 from potstill.stages import evaluate
 from potstill.stages.judging import HOW_TO_MEASURE, Bar
 from potstill.stages.suites import base
-from potstill.trial import run_trial
-from potstill.views import plan_view
-from potstill.workspace import Hashes, Workspace
+from potstill.terminal.show import show
+from potstill.terminal.views import plan_view
 
 # On paper.
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.records import Message
-from potstill.tokenization import encode_chats, encode_pairs
+from potstill.tokens.tokenization import encode_chats, encode_pairs
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,15 +15,15 @@ from transformers import AutoModelForCausalLM
 
 from potstill.cli import main
 from potstill.errors import DataError, RecipeError, TeacherError
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.signals.files import Reader
 from potstill.sources import Data, EndpointModel, Inputs, Model
 from potstill.stages import capture, distill, pretrain
 from potstill.teachers.base import Reply
 from potstill.teachers.logprobs import read_signal
 from potstill.teachers.wire import most_prompt_tokens
-from potstill.workspace import Hashes, Workspace
 
 TOP = 5
 Change = Callable[[list[Any], dict[str, Any]], Any]

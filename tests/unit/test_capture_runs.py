@@ -23,20 +23,20 @@ from tokenizer_families import family
 from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench, curve
 from transformers import AutoTokenizer
 
-from potstill import signal_view
 from potstill.errors import DataError, ModelError, RecipeError, Stopped, StorageError
 from potstill.objectives.divergence import DivergenceName, takes_drawn
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.signals.files import Reader, Writer
 from potstill.signals.sparse import to_sparse
 from potstill.sources import Data, Inputs, LocalModel, Model
 from potstill.stages import capture as stage
 from potstill.stages import distill, pretrain, sft
 from potstill.stages.distill import SERVED_BY_DRAWS
+from potstill.terminal import signal_view
 from potstill.training import capture as engine
 from potstill.training.batch import Batch
-from potstill.workspace import Hashes, Workspace
 
 KEPT: dict[str, Any] = {"draws": 20, "top": 3, "layers": [1], "width": 8, "dtype": "float32"}
 STEPS: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-2, "global_batch": 8, "dtype": "float32"}

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from stub_server import Stub, refusal
 
-from potstill import chat as chats
-from potstill.chat import Conversation, Options, Speaker, Talk, fitted, save
 from potstill.cli import main
 from potstill.errors import DataError, ModelError, TeacherError
-from potstill.formats import read_file
+from potstill.reading.formats import read_file
 from potstill.records import Chat, Message
 from potstill.speakers import FarSpeaker
 from potstill.teachers.base import Request
+from potstill.terminal import chat as chats
+from potstill.terminal.chat import Conversation, Options, Speaker, Talk, fitted, save
 
 OPTIONS = Options("", 0.0, 1.0, 0, 8, 0)
 

@@ -16,15 +16,17 @@ import fakes
 import pytest
 from rich.console import Console
 
-from potstill import __version__, console, events
+from potstill import __version__
 from potstill.artifact import Artifact
-from potstill.chat import Options, Talk
 from potstill.cli import main
 from potstill.errors import ModelError
 from potstill.reporting import tables
 from potstill.reporting.told import Form, told_difference
-from potstill.show import sparkline
+from potstill.runs import events
 from potstill.speakers import NearSpeaker
+from potstill.terminal import console
+from potstill.terminal.chat import Options, Talk
+from potstill.terminal.show import sparkline
 
 SCRIPT = str(Path(sys.executable).with_name("potstill"))
 
@@ -130,7 +132,7 @@ def test_a_bug_is_a_traceback_and_no_exit_code_that_says_anything_of_models(pots
     def broken(*arguments):
         raise RecursionError("a bug")
 
-    monkeypatch.setattr("potstill.compare.compare", broken)
+    monkeypatch.setattr("potstill.scoring.compare.compare", broken)
     code, _, err = potstill("compare", "a", "b", "--require", "x > 0")
     assert code == 70
     assert err.startswith("Traceback")
@@ -158,7 +160,7 @@ def test_plan_says_what_would_run_why_and_what_it_takes(potstill):
 def test_plan_tells_the_price(potstill):
     from potstill.sources import EndpointModel, Model, Price
     from potstill.stages.base import Expected
-    from potstill.views import _usd
+    from potstill.terminal.views import _usd
 
     class Step:
         pass
@@ -238,7 +240,7 @@ def test_show_notices_a_byte_that_changed(potstill):
 
 def test_show_writes_every_kind_of_row_readably(tmp_path):
     from potstill.records import Answers, Candidate, Chat, Message, Pair, Prompt, Rating
-    from potstill.show import row_view
+    from potstill.terminal.show import row_view
 
     asked, said, bad = (
         Message(role="user", content="What is a pot still?\x1b[31m"),
@@ -270,7 +272,7 @@ def test_show_writes_every_kind_of_row_readably(tmp_path):
 def test_what_a_judge_did_not_give_is_shown_as_what_it_was():
     """N/A is what a judge said; what could not be read, or contradicted itself, nobody said to be N/A."""
     from potstill.records import Answers, Candidate, Message, Prompt, Rating
-    from potstill.show import row_view
+    from potstill.terminal.show import row_view
 
     told = {
         "a": "N/A: a poem",
@@ -580,9 +582,9 @@ def test_on_a_terminal_a_failed_answer_is_forgotten_and_the_talk_goes_on(echo, m
 
 
 def test_summary_and_headline_end_the_run(tmp_path):
-    from potstill.plan import Plan
     from potstill.recipe import load_recipe
-    from potstill.workspace import Workspace
+    from potstill.runs.plan import Plan
+    from potstill.runs.workspace import Workspace
 
     out = io.StringIO()
     summary = {"models": ["a"], "scores": {"chat": {"a": estimate(5.0, 4.0, 6.0)}}, "paired": {},
@@ -595,8 +597,8 @@ def test_summary_and_headline_end_the_run(tmp_path):
 
 
 def test_scores_without_a_report_are_pointed_to():
-    from potstill.plan import Plan
-    from potstill.workspace import Workspace
+    from potstill.runs.plan import Plan
+    from potstill.runs.workspace import Workspace
 
     made = {name: SimpleNamespace(name=name, entry=SimpleNamespace(produces="scores")) for name in ("scores", "more")}
     out = io.StringIO()

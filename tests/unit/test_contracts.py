@@ -15,9 +15,10 @@ from pydantic import BaseModel
 
 from potstill import sources, stages
 from potstill.document import plain, read_document
-from potstill.recipe import json_schema, load_recipe, recipe_folder, shipped
+from potstill.recipe import load_recipe, recipe_folder, shipped
+from potstill.recipe.references import slots
+from potstill.recipe.schema import recipe_schema
 from potstill.records import ROWS
-from potstill.references import slots
 from potstill.reporting.told import Form, told
 from potstill.stages.base import Reference, StageConfig
 
@@ -30,34 +31,21 @@ LAYERS = [
     ["records", "document", "money", "members", "questions", "validation", "hardware"],
     ["artifact"],
     ["sources"],
-    [
-        "formats",
-        "files",
-        "shapes",
-        "comparisons",
-        "turns",
-        "found",
-        "layouts",
-        "lineage",
-        "card",
-        "card_parts",
-        "prompts",
-        "own",
-    ],
-    ["tokenization", "learnt", "alignment", "objectives"],
+    ["reading", "layouts", "lineage", "cards", "prompts", "own"],
+    ["tokens", "objectives"],
     ["signals", "training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills", "serving"],
     ["stages"],
-    ["references", "families", "schema", "recipe"],
-    ["workspace"],
-    ["plan", "made"],
-    ["launch", "overlap", "events", "progress", "estimates"],
-    ["survey"],
-    ["pipeline", "worker"],
-    ["trial"],
-    ["console"],
-    ["views", "show", "signal_view", "chat", "speakers", "arena", "replies"],
-    ["results", "material", "score", "score_view", "compare", "compare_view", "doctor", "shipping", "convert"],
-    ["in_memory", "notebook", "handles", "library"],
+    ["recipe"],
+    ["runs.workspace"],
+    ["runs.plan", "runs.made"],
+    ["runs.launch", "runs.overlap", "runs.events", "runs.progress", "estimates"],
+    ["runs.survey"],
+    ["runs.pipeline", "runs.worker"],
+    ["runs.trial"],
+    ["terminal.console"],
+    ["terminal", "speakers", "arena"],
+    ["scoring", "terminal.score_view", "terminal.compare_view", "doctor", "shipping", "convert"],
+    ["library"],
     ["view"],
     ["verbs"],
     ["cli"],
@@ -65,9 +53,9 @@ LAYERS = [
 # What the floor holds for those above: a stage's contract knows no stage.
 FLOOR = {"stages.base": 4}
 # Late bindings, inside a function: rows of a file of other origin are read by the reader that knows all formats.
-LATE = {("sources", "formats")}
+LATE = {("sources", "reading.formats")}
 HEAVY = {"torch", "transformers", "openai", "tokenizers", "datasets", "safetensors", "starlette", "uvicorn"}
-MAY_BE_HEAVY = {"training", "objectives", "signals", "tokenization", "learnt", "alignment", "estimates", "serving"}
+MAY_BE_HEAVY = {"training", "objectives", "signals", "tokens", "estimates", "serving"}
 MAY_BE_HEAVY_FILES = {
     "teachers/local.py", "teachers/spelling.py", "stages/session.py", "stages/classroom.py", "stages/interpreters.py",
     "evaluation/harness.py",
@@ -100,11 +88,11 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def layer(name: str) -> int:
-    """How high a module stands."""
+    """How high a module stands: named itself, or with its package."""
     if name in FLOOR:
         return FLOOR[name]
-    head = name.split(".")[0]
-    found = [height for height, names in enumerate(LAYERS) if head in names]
+    parts = name.split(".")
+    found = [height for head in (".".join(parts[:2]), parts[0]) for height, names in enumerate(LAYERS) if head in names]
     assert found, f"{name} stands in no layer: add it to the list, where it belongs"
     return found[0]
 
@@ -270,13 +258,13 @@ def annotated(annotation: Any) -> Iterator[Reference]:
 
 
 def test_the_schema_is_current():
-    assert json.loads((recipe_folder() / "schema.json").read_text()) == json_schema(), (
+    assert json.loads((recipe_folder() / "schema.json").read_text()) == recipe_schema(), (
         "write it anew: python -m potstill.recipe > recipes/schema.json"
     )
 
 
 def test_the_schema_is_a_schema_and_explains_every_field():
-    schema = json_schema()
+    schema = recipe_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     pieces = schema["$defs"]
     silent = [
@@ -295,7 +283,7 @@ def test_the_schema_is_a_schema_and_explains_every_field():
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_fits_the_schema(name):
     document = read_document(shipped()[name])
-    jsonschema.validate(plain(document.value), json_schema(), cls=jsonschema.Draft202012Validator)
+    jsonschema.validate(plain(document.value), recipe_schema(), cls=jsonschema.Draft202012Validator)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +301,7 @@ def test_every_shipped_recipe_fits_the_schema(name):
 )
 def test_the_schema_refuses_what_the_recipe_reader_refuses(change, message):
     good = {"name": "r", "stages": {"a": {"kind": "miniature", "server": "w", "part": "articles", "editions": "${n}"}}}
-    validator = jsonschema.Draft202012Validator(json_schema())
+    validator = jsonschema.Draft202012Validator(recipe_schema())
     assert list(validator.iter_errors(good)) == []
     errors = [leaf.message for error in validator.iter_errors({**good, **change}) for leaf in [error, *error.context]]
     assert any(message in error for error in errors), errors
@@ -321,8 +309,8 @@ def test_the_schema_refuses_what_the_recipe_reader_refuses(change, message):
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_parses_and_plans(name, tmp_path):
-    from potstill.plan import make_plan
-    from potstill.workspace import Hashes, Workspace
+    from potstill.runs.plan import make_plan
+    from potstill.runs.workspace import Hashes, Workspace
 
     text = read_document(shipped()[name])
     needed = [variable for variable, value in (text.value.get("variables") or {}).items() if value is None]
@@ -344,7 +332,7 @@ PRINTS += ["reporting.page", "reporting.findings", "reporting.claims", "reportin
 @pytest.mark.parametrize("name", PRINTS)
 def test_no_score_is_printed_without_its_interval(name):
     """Only `told` takes a mean out of an estimate; what it gives away always holds the interval too."""
-    (tree,) = (tree for found, _, tree in modules() if found == name)
+    (tree,) = (tree for found, _, tree in modules() if found in {name, f"terminal.{name}"})
     for node in ast.walk(tree):
         assert not (isinstance(node, ast.Constant) and node.value == "mean" and _is_key(tree, node)), node.lineno
         assert not (isinstance(node, ast.Attribute) and node.attr in ("mean", "_mean")), node.lineno

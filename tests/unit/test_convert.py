@@ -9,9 +9,9 @@ from potstill.cli import main
 from potstill.convert.converting import Converted, convert
 from potstill.document import parse
 from potstill.errors import RecipeError
-from potstill.plan import make_plan
 from potstill.recipe import Recipe, load_recipe
-from potstill.workspace import Hashes, Workspace
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 
 HANDBOOK_SFT = """\
 model_name_or_path: someone/base-7b

@@ -14,11 +14,11 @@ from tokenizer_families import family
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from potstill.alignment import align
-from potstill.learnt import Turn, learnt_turns
 from potstill.objectives import cross_tokenizer
 from potstill.objectives.cross_tokenizer import Compared, Shared, alm, merged, span_sums, uld
 from potstill.records import Message
+from potstill.tokens.alignment import align
+from potstill.tokens.learnt import Turn, learnt_turns
 
 STUDENT, TEACHER, SPANS = 11, 17, 5
 

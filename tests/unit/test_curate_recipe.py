@@ -9,12 +9,12 @@ import pytest
 
 from potstill.artifact import Artifact
 from potstill.errors import DataError, RecipeError
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import Dropped
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Data
-from potstill.workspace import Hashes, Workspace
 
 RECIPE = """
 name: r

@@ -11,12 +11,12 @@ import pytest
 from potstill import cli, stages
 from potstill.evaluation.leaderboard import V1
 from potstill.layouts import layout_of
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import ROWS
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.stages.judging import Bar
-from potstill.workspace import Hashes, Workspace
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import RecipeError
-from potstill.plan import make_plan
 from potstill.recipe import Recipe, load_recipe
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.stages.domain import Domain
-from potstill.workspace import Hashes, Workspace
 
 RECIPE = """\
 name: vertical

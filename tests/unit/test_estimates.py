@@ -19,11 +19,11 @@ from potstill.estimates.rows import Sample
 from potstill.estimates.training import Lot, Trainer, Variant
 from potstill.estimates.trying import Tried, tried
 from potstill.hardware import GIB, OF_PRINTED, Device, Hardware
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
-from potstill.tokenization import train_tokenizer
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
+from potstill.tokens.tokenization import train_tokenizer
 from potstill.training.tally import Roof
-from potstill.workspace import Hashes, Workspace
 
 ROWS = 24
 

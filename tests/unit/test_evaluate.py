@@ -14,14 +14,14 @@ from potstill.errors import DataError, RecipeError, TeacherError
 from potstill.evaluation.failures import failed_judgments
 from potstill.evaluation.likelihood import answer_loss
 from potstill.evaluation.scores import read_results
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import Chat, Message, Pair
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Data
 from potstill.stages import evaluate
 from potstill.stages.suites import base
 from potstill.teachers.base import Reply
-from potstill.workspace import Hashes, Workspace
 
 LOSS = {"base": 2.0, "sft": 1.0, "dpo": 1.25}
 USER = Message(role="user", content="Say something.")

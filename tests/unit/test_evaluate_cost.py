@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from potstill import views
-from potstill.pipeline import run
-from potstill.plan import Plan, make_plan
 from potstill.recipe import Recipe, load_recipe
+from potstill.runs.pipeline import run
+from potstill.runs.plan import Plan, make_plan
+from potstill.runs.trial import run_trial
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.stages.base import Part
 from potstill.stages.evaluate import Evaluate
 from potstill.teachers.journal import JOURNAL, Journal
-from potstill.trial import run_trial
-from potstill.workspace import Hashes, Workspace
+from potstill.terminal import views
 
 GUESS = 3.0
 """How far a guess may lie from the truth, either way: what the plan says without a trial."""

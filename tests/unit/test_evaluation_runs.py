@@ -15,15 +15,15 @@ from potstill.evaluation.scores import read_results
 from potstill.miniature.mind import label_odds, reply
 from potstill.miniature.server import complete
 from potstill.miniature.world import world
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import Message
-from potstill.results import read_suites
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
+from potstill.scoring.results import read_suites
 from potstill.sources import EndpointModel
 from potstill.teachers.base import Request
 from potstill.teachers.pairwise import render_pair_prompt
 from potstill.teachers.wire import read_reply, request_body
-from potstill.workspace import Hashes, Workspace
 
 RECIPE = """
 name: duel

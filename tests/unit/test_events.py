@@ -11,10 +11,10 @@ from pathlib import Path
 import fakes
 import pytest
 
-from potstill import events
 from potstill.cli import main
-from potstill.events import LogFile, json_line, kept_events
-from potstill.workspace import Workspace
+from potstill.runs import events
+from potstill.runs.events import LogFile, json_line, kept_events
+from potstill.runs.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 PROGRESS = re.compile(r": [\d,]+/[\d,]+ \w+")

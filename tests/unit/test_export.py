@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from potstill.artifact import read_rows, seal, write_rows
-from potstill.card_parts import escape
+from potstill.cards.card_parts import escape
 from potstill.cli import main
 from potstill.errors import DataError, RecipeError
-from potstill.formats import read_file
 from potstill.layouts import columns_of, layout_of
-from potstill.pipeline import run
-from potstill.plan import make_plan
+from potstill.reading.formats import read_file
+from potstill.reading.shapes import recognise
 from potstill.recipe import load_recipe
 from potstill.records import (
     ROWS,
@@ -35,12 +34,13 @@ from potstill.records import (
     Text,
     ToolCall,
 )
-from potstill.shapes import recognise
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Data, Inputs
 from potstill.stages import stage
 from potstill.stages.base import Work
 from potstill.stages.export import Export
-from potstill.workspace import Hashes, Workspace
 
 TOOL = json.dumps({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}})
 CALL = ToolCall(name="f", arguments='{"x": [1, "é"]}', id="c1")

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from potstill import cli
-from potstill.console import Bars
 from potstill.errors import PotstillError, RecipeError
 from potstill.lineage import ancestry
 from potstill.members import labels, pools, read_member
-from potstill.pipeline import Silent, run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
+from potstill.runs.pipeline import Silent, run
+from potstill.runs.plan import make_plan
+from potstill.runs.trial import run_trial
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.stages.base import UNFINISHED, stage_seed
-from potstill.trial import run_trial
-from potstill.workspace import Hashes, Workspace
+from potstill.terminal.console import Bars
 
 HEAD = "name: f\nseed: 3\nmodels:\n  scribe: {endpoint: 'http://localhost:1/v1', name: scribe-1}\nstages:\n"
 CHAIN = """\

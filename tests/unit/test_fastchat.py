@@ -12,7 +12,7 @@ from potstill.evaluation import fastchat, fastchat_scores, fastchat_sheets
 from potstill.evaluation.fastchat import Answer, Judgment, PairJudgment, Question
 from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.sheets import Sheet, Turn
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 from potstill.records import Message, Prompt
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "mt_bench"

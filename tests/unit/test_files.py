@@ -15,10 +15,10 @@ from data_stages import make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from potstill import files
 from potstill.errors import DataError
-from potstill.files import count_rows, read_lines, shards
-from potstill.formats import examine, read_file
+from potstill.reading import files
+from potstill.reading.files import count_rows, read_lines, shards
+from potstill.reading.formats import examine, read_file
 from potstill.records import Chat, Feedback, Pair, Text
 from potstill.sources import Data
 

@@ -17,9 +17,9 @@ from potstill.evaluation.footprint import amounts, kept
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation, paired_ratio
 from potstill.money import Gauge
-from potstill.pipeline import run
 from potstill.recipe import load_recipe
 from potstill.reporting.footprint import with_footprint
+from potstill.runs.pipeline import run
 from potstill.stages import report as report_stage
 from potstill.teachers.base import Request
 from potstill.teachers.local import LocalTeacher

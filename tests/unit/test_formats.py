@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.errors import DataError
-from potstill.files import read_lines
-from potstill.formats import examine, read_file
-from potstill.formats import sniff as sniff_lines
-from potstill.found import ShapeError, check_dialogue
+from potstill.reading.files import read_lines
+from potstill.reading.formats import examine, read_file
+from potstill.reading.formats import sniff as sniff_lines
+from potstill.reading.found import ShapeError, check_dialogue
+from potstill.reading.shapes import SHAPES, recognise
 from potstill.records import Answers, Chat, Feedback, Message, Pair, Prompt, Record, Text, ToolCall
-from potstill.shapes import SHAPES, recognise
 
 U, A, S = "user", "assistant", "system"
 

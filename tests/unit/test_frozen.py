@@ -12,7 +12,7 @@ from view_run import HOSTILE, REPORT, make_run
 from potstill.reporting import frozen as module
 from potstill.reporting.graph import Node, draw
 from potstill.reporting.page import page
-from potstill.survey import survey
+from potstill.runs.survey import survey
 
 TIMES = {"chats": {"seconds": 1.0, "sealed_before": False}}
 

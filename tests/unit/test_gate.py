@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from potstill.cli import main
-from potstill.compare import compare
 from potstill.errors import DataError
 from potstill.evaluation.distributions import coin_at_least, holm
 from potstill.evaluation.gate import Requirement, Side, check, compared, outcome
@@ -18,6 +17,7 @@ from potstill.evaluation.paired_shares import Discordant
 from potstill.evaluation.requirements import read_clauses, resolve
 from potstill.evaluation.scores import Measure, SuiteResult, write_observations
 from potstill.evaluation.statistics import Observation, evidence, paired_rows
+from potstill.scoring.compare import compare
 
 EXACT = Measure("exact", (0.0, 1.0), share=True, unit="share of questions")
 GRADES = Measure("mt_bench", (1.0, 10.0), unit="points")

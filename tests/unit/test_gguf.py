@@ -16,7 +16,7 @@ from potstill.shipping import measured
 from potstill.shipping.pieces import GPT2, LLAMA3, QWEN2
 from potstill.shipping.twin import Twin, difference, hard_texts
 from potstill.shipping.vocabulary import CONTROL, USER_DEFINED, read_vocabulary
-from potstill.tokenization import DEFAULT_TEMPLATE, backend_of, train_tokenizer
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE, backend_of, train_tokenizer
 
 ARCHES = ("llama", "mistral", "qwen2", "qwen3")
 LLAMA_3_STRETCH = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from potstill.errors import DataError
 from potstill.records import Message, told
-from potstill.tokenization import encode_chat, encode_prompt
+from potstill.tokens.tokenization import encode_chat, encode_prompt
 from potstill.training.batch import Item, collate
 from potstill.training.guidance import Guide
 from potstill.training.sampling import Prompt, answered, openings

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from potstill.artifact import ROWS_FILE, Artifact, read_rows
-from potstill.pipeline import run
 from potstill.recipe import load_recipe
 from potstill.records import ROWS, Message
+from potstill.runs.pipeline import run
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data, which holds the real rows, is not here")

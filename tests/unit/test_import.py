@@ -10,15 +10,15 @@ import pytest
 from data_stages import Made, assistant, given, make, user
 from pydantic import ValidationError
 
-from potstill import pipeline
 from potstill.artifact import read_rows
 from potstill.errors import DataError, RecipeError
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import Chat, Pair, Prompt, Text
+from potstill.runs import pipeline
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Data
 from potstill.stages.import_data import Import
-from potstill.workspace import Hashes, Workspace
 
 
 def run(folder: Path, path: Path, rows: str, **fields: Any) -> Made:

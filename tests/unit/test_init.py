@@ -26,9 +26,10 @@ from transformers import (
 )
 
 from potstill.errors import ModelError, RecipeError
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import LocalModel, Model
 from potstill.stages import init, sft
 from potstill.training.making import keep_layers, make_model, which_layers
@@ -36,7 +37,6 @@ from potstill.training.models import load_model, load_tokenizer, save_model
 from potstill.training.preflight import first_template_difference, first_token_difference, vocabulary
 from potstill.training.scoring import build_scorer
 from potstill.training.size import Size
-from potstill.workspace import Hashes, Workspace
 
 CPU = torch.device("cpu")
 ROWS = len(tiny_tokenizer()) + 5  # padded, as most models are

@@ -14,11 +14,11 @@ import pytest
 
 from potstill.artifact import find
 from potstill.errors import ModelError, PotstillError, RecipeError
-from potstill.pipeline import Silent, run
 from potstill.recipe import load_recipe
+from potstill.runs.pipeline import Silent, run
+from potstill.runs.worker import crash, first_host, take_place
+from potstill.runs.workspace import Workspace
 from potstill.stages.sft import SftConfig
-from potstill.worker import crash, first_host, take_place
-from potstill.workspace import Workspace
 
 SRUN = [sys.executable, str(Path(fakes.__file__).with_name("slurm.py")), "2", "python"]
 RECIPE = """\

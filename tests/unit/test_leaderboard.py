@@ -22,7 +22,7 @@ from potstill.evaluation.scores import read_results
 from potstill.evaluation.statistics import mean_estimate
 from potstill.sources import Data, LocalModel, Model
 from potstill.stages import evaluate
-from potstill.tokenization import DEFAULT_TEMPLATE
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'potstill[leaderboard]'")
 
@@ -525,9 +525,9 @@ def test_what_a_plan_expects_and_tries():
 
 def test_a_recipe_names_folders_whose_files_count(files, tmp_path):
     """The key follows what lies in the folder, several splits beside each other too."""
-    from potstill.plan import make_plan
     from potstill.recipe import load_recipe
-    from potstill.workspace import Hashes, Workspace
+    from potstill.runs.plan import make_plan
+    from potstill.runs.workspace import Hashes, Workspace
 
     save(tmp_path / "m", None)
     write(tmp_path / "arc" / "train.jsonl", arc(30, 1))

@@ -13,7 +13,7 @@ from potstill.evaluation import alpaca_eval, length_control
 from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.length_control import STRENGTHS, Difficulty, Gamed, Weights, controlled, fit
 from potstill.evaluation.statistics import Observation, mean_estimate
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
 BOARDS = DATA / "leaderboards"

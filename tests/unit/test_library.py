@@ -13,7 +13,8 @@ import fakes
 import pytest
 
 import potstill
-from potstill import handles, library
+from potstill.library import face as library
+from potstill.library import handles
 from potstill.records import Chat, Message, Pair, Prompt, Text
 
 ROOT = Path(__file__).parents[2]
@@ -222,7 +223,7 @@ def test_a_stage_takes_dicts_records_and_results():
 
 def test_a_stage_seals_what_a_recipe_of_it_seals():
     """The same code: the same rows in a file, read by a recipe, give the same bytes."""
-    from potstill.pipeline import run
+    from potstill.runs.pipeline import run
 
     made = potstill.stage("curate", data=ROWS, deduplicate=0.7)
     Path("one.yaml").write_text("name: one\nstages: {curate: {kind: curate, data: data.jsonl, deduplicate: 0.7}}\n")
@@ -262,7 +263,7 @@ def test_every_kind_of_row_finds_its_way_back():
 
 
 def test_a_stage_asks_an_endpoint_that_is_named_in_place():
-    from potstill.in_memory import one_stage
+    from potstill.library.in_memory import one_stage
 
     big = {"endpoint": "http://localhost:1/v1", "name": "big"}
     name, recipe = one_stage("sample", {"models": [big], "prompts": [{"prompt": "Hi"}]}, Path("inputs"))

@@ -17,7 +17,7 @@ from potstill.sources import LocalModel, Model
 from potstill.teachers import local
 from potstill.teachers.base import Exchange, Reply, Request, request_seed
 from potstill.teachers.local import LocalTeacher, answer_logprobs, split_reasoning
-from potstill.tokenization import encode_chat, encode_prompt
+from potstill.tokens.tokenization import encode_chat, encode_prompt
 from potstill.training import decoding
 from potstill.training.models import save_model
 

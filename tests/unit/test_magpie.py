@@ -16,7 +16,7 @@ from potstill.errors import ModelError, TeacherError
 from potstill.records import Message
 from potstill.sources import LocalModel, Model
 from potstill.stages.magpie import Magpie
-from potstill.tokenization import DEFAULT_TEMPLATE, encode_opening, encode_prompt, user_frame
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE, encode_opening, encode_prompt, user_frame
 from potstill.training.models import save_model
 
 CHATML = (

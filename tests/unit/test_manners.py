@@ -22,7 +22,7 @@ from potstill import cli
 from potstill.artifact import find
 from potstill.environment import NO_TELEMETRY, prepare
 from potstill.errors import EXIT_CODES
-from potstill.workspace import Workspace
+from potstill.runs.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from potstill.errors import ModelError
 from potstill.sources import LocalModel, Model
 from potstill.teachers.base import Request
 from potstill.teachers.local import LocalTeacher
-from potstill.tokenization import DEFAULT_TEMPLATE
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE
 from potstill.training import models
 from potstill.training.models import Footprint, footprint, load_model, load_tokenizer, resize, save_model
 

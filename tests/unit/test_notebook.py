@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.notebook import Table, in_notebook
+from potstill.library.notebook import Table, in_notebook
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def test_interrupting_the_kernel_keeps_what_is_sealed(monkeypatch, tmp_path):
         manager.interrupt_kernel()
         assert answer(client, asked)["ename"] == "KeyboardInterrupt"
         looked = (
-            "from pathlib import Path\nfrom potstill.workspace import Workspace\n"
+            "from pathlib import Path\nfrom potstill.runs.workspace import Workspace\n"
             "sealed = [name for name, made in potstill.open_run('out').stages.items() if made]\n"
             "assert 'loud' in sealed and 'made' not in sealed, sealed\n"
             "assert Workspace(Path('out')).holder() == 0"

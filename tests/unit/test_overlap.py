@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import DataError, RecipeError
-from potstill.overlap import refuse_overlap, refuse_shared
-from potstill.pipeline import run
-from potstill.plan import Plan, make_plan
 from potstill.recipe import load_recipe
-from potstill.workspace import Hashes, Workspace
+from potstill.runs.overlap import refuse_overlap, refuse_shared
+from potstill.runs.pipeline import run
+from potstill.runs.plan import Plan, make_plan
+from potstill.runs.workspace import Hashes, Workspace
 
 RECIPE = """
 name: r

@@ -16,15 +16,15 @@ from potstill.artifact import read_rows
 from potstill.cli import main
 from potstill.errors import DataError, RecipeError
 from potstill.own import Own, OwnFilter, OwnFunction, OwnOrWord
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
+from potstill.recipe.references import slots
 from potstill.records import Chat, Dropped, Message, Text
-from potstill.references import slots
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Function, Inputs
 from potstill.stages.asking import Asking
 from potstill.stages.base import Stage, StageConfig
-from potstill.workspace import Hashes, Workspace
 
 STAGE = '''
 """Louder."""

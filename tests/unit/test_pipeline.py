@@ -15,10 +15,10 @@ import pytest
 
 from potstill.artifact import find
 from potstill.errors import BusyError, ModelError, PotstillError, RecipeError, StorageError
-from potstill.pipeline import Silent, run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
-from potstill.workspace import Hashes, Workspace
+from potstill.runs.pipeline import Silent, run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
     first = Hashes(store)
     one = first.file(file)
     first.save()
-    monkeypatch.setattr("potstill.workspace.hash_file", lambda path: pytest.fail("it was hashed again"))
+    monkeypatch.setattr("potstill.runs.workspace.hash_file", lambda path: pytest.fail("it was hashed again"))
     assert Hashes(store).file(file) == one
     monkeypatch.undo()
     file.write_text("two")
@@ -416,7 +416,7 @@ def test_where_a_killed_runs_child_still_holds_the_folder_that_child_is_named(re
     try:
         process.kill()
         process.communicate()
-        monkeypatch.setattr("potstill.workspace.ORPHAN_SECONDS", 0.2)
+        monkeypatch.setattr("potstill.runs.workspace.ORPHAN_SECONDS", 0.2)
         with pytest.raises(BusyError, match=rf"another run \(process {child}\) works"), Workspace(out).hold():
             pass
         assert Workspace(out).holder() == child

@@ -13,9 +13,9 @@ from evaluation_fakes import questions
 from potstill.errors import RecipeError
 from potstill.evaluation import published
 from potstill.evaluation.sheets import Sheet, Turn
-from potstill.plan import Plan, make_plan
 from potstill.recipe import load_recipe
-from potstill.workspace import Hashes, Workspace
+from potstill.runs.plan import Plan, make_plan
+from potstill.runs.workspace import Hashes, Workspace
 
 RECIPE = """
 name: planned

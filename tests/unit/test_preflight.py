@@ -14,7 +14,7 @@ from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from potstill.errors import ModelError
 from potstill.records import Chat, Message, ToolCall
-from potstill.tokenization import DEFAULT_TEMPLATE, train_tokenizer
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE, train_tokenizer
 from potstill.training.preflight import (
     TOOL,
     first_template_difference,

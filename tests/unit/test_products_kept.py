@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from potstill.environment import MEMORY
-from potstill.launch import child_environment
+from potstill.runs.launch import child_environment
 
 SHAPES = 300
 CODE = f"""

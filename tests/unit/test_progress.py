@@ -5,11 +5,11 @@ import json
 import fakes
 import pytest
 
-from potstill import progress
 from potstill.errors import PotstillError
-from potstill.pipeline import Silent, run
-from potstill.progress import PROGRESS_FILE, Progress, ProgressFile, read_progress
 from potstill.recipe import load_recipe
+from potstill.runs import progress
+from potstill.runs.pipeline import Silent, run
+from potstill.runs.progress import PROGRESS_FILE, Progress, ProgressFile, read_progress
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_the_time_left_is_told_by_the_pace_since_counting_began():
 
 
 def test_a_stage_that_fails_leaves_its_name(recipe_file, tmp_path, monkeypatch):
-    from potstill import pipeline
+    from potstill.runs import pipeline
 
     def refuse(*given):
         raise PotstillError("here", "no", "stop")

@@ -15,14 +15,14 @@ from training_stages import CHATS, PRETRAIN, SFT, TEXTS, Bench
 from transformers import AutoModelForCausalLM
 
 from potstill.errors import DataError, ModelError
-from potstill.pipeline import run
 from potstill.recipe import load_recipe
 from potstill.records import Chat
+from potstill.runs.pipeline import run
 from potstill.sources import Inputs, LocalModel, Model
 from potstill.stages import pretrain, quantize, sft
 from potstill.teachers.base import Request
 from potstill.teachers.local import LocalTeacher
-from potstill.tokenization import encode_chats
+from potstill.tokens.tokenization import encode_chats
 from potstill.training.batch import Item
 from potstill.training.models import load_model, load_tokenizer
 from potstill.training.quantized import drift

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from potstill.document import parse, read_document
 from potstill.errors import RecipeError
-from potstill.pipeline import run
-from potstill.plan import make_plan, stage_inputs
 from potstill.recipe import load_recipe, locate, shipped
-from potstill.references import slots
+from potstill.recipe.references import slots
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan, stage_inputs
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import EndpointModel, Inputs, LocalModel
-from potstill.workspace import Hashes, Workspace
 
 
 @pytest.fixture(autouse=True)

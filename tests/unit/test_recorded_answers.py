@@ -9,7 +9,6 @@ import pytest
 from evaluation_fakes import FakeTeacher, House, data, endpoint, inputs, judge_by_length, local, questions, work
 from test_compared_suites import fair, first, odds, run, suite
 
-from potstill import results
 from potstill.artifact import read_json
 from potstill.errors import DataError
 from potstill.evaluation.alpaca_eval import read_annotations
@@ -20,8 +19,9 @@ from potstill.evaluation.length_control import fit, read_difficulty
 from potstill.evaluation.recorded import read_recorded, recorded_sheets
 from potstill.evaluation.scores import read_results
 from potstill.evaluation.sheets import Sheet, Turn
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 from potstill.records import Message, Prompt
+from potstill.scoring import results
 from potstill.sources import Data
 from potstill.stages import evaluate
 from potstill.stages.suites import base

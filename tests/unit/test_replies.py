@@ -8,11 +8,11 @@ import pytest
 from stub_server import Stub
 
 from potstill.cli import main
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
+from potstill.runs.plan import make_plan
+from potstill.runs.trial import run_trial
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.teachers.journal import JOURNAL
-from potstill.trial import run_trial
-from potstill.workspace import Hashes, Workspace
 
 RECIPE = """
 name: paid

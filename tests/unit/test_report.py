@@ -12,7 +12,6 @@ import pytest
 from evaluation_fakes import endpoint, inputs, local, work
 from rich.console import Console
 
-from potstill import show
 from potstill.artifact import read_json, seal, write_json
 from potstill.errors import RecipeError
 from potstill.evaluation.scores import Measure, SuiteResult
@@ -23,6 +22,7 @@ from potstill.reporting.differences import in_seeds, only_against, without
 from potstill.reporting.findings import findings, noted
 from potstill.sources import Data
 from potstill.stages import report
+from potstill.terminal import show
 
 MODELS = ["base", "sft", "dpo"]
 CATEGORIES = ["writing", "math", "stem", "coding"]

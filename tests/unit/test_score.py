@@ -17,8 +17,8 @@ from potstill.artifact import seal
 from potstill.cli import main
 from potstill.evaluation.scores import Measure, SuiteResult, read_results, write_observations
 from potstill.evaluation.statistics import Observation, mean_estimate
-from potstill.results import read_suites
-from potstill.workspace import Asked, Description, Workspace
+from potstill.runs.workspace import Asked, Description, Workspace
+from potstill.scoring.results import read_suites
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOARDS = DATA / "alpaca_eval" / "leaderboards"

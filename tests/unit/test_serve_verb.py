@@ -18,12 +18,13 @@ from starlette.responses import PlainTextResponse
 
 from potstill.cli import main
 from potstill.errors import BusyError, ModelError, StorageError
-from potstill.made import find_models
+from potstill.runs import made
+from potstill.runs.made import find_models
 from potstill.serving import run as running
 from potstill.serving import vllm
 from potstill.serving.run import is_loopback, listen
 from potstill.serving.vllm import Place, hand_over, serve_command, vllm_command, why_not_vllm
-from potstill.tokenization import DEFAULT_TEMPLATE
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def known(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What is sealed is told by the manifest being there."""
-    monkeypatch.setattr("potstill.made.find", lambda folder: folder if (folder / "manifest.json").exists() else None)
+    monkeypatch.setattr(made, "find", lambda folder: folder if (folder / "manifest.json").exists() else None)
     return runs
 
 

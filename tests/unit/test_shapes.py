@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.errors import DataError
-from potstill.files import read_lines
-from potstill.formats import SNIFFED, Reading, examine, sniff
-from potstill.found import BAD_ROW, ShapeError
+from potstill.reading.files import read_lines
+from potstill.reading.formats import SNIFFED, Reading, examine, sniff
+from potstill.reading.found import BAD_ROW, ShapeError
+from potstill.reading.shapes import SHAPES, Shape, recognise
 from potstill.records import (
     ROWS,
     Answers,
@@ -27,7 +28,6 @@ from potstill.records import (
     Record,
     Text,
 )
-from potstill.shapes import SHAPES, Shape, recognise
 
 SHARED = Path("../shared/data")
 U, A = "user", "assistant"

@@ -12,8 +12,8 @@ from math import comb, isqrt, prod
 
 import pytest
 
-from potstill.formats import read_file
 from potstill.questions import shipped_questions
+from potstill.reading.formats import read_file
 from potstill.records import Prompt
 
 PROMPTS = list(read_file(shipped_questions()["dialogues"], Prompt))

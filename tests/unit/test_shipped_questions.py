@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from potstill.curation.novelty import Novelty, common_subsequence, rouge_l, words
-from potstill.formats import examine, read_file
 from potstill.questions import shipped_questions
+from potstill.reading.formats import examine, read_file
 from potstill.records import Prompt
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -14,14 +14,15 @@ from potstill import questions
 from potstill.artifact import find
 from potstill.curation.decontaminate import keeping_out
 from potstill.errors import DataError, RecipeError
-from potstill.overlap import refuse_overlap, refuse_shared
-from potstill.pipeline import run
-from potstill.plan import Plan, make_plan
 from potstill.questions import shipped_questions
-from potstill.recipe import json_schema, load_recipe
+from potstill.recipe import load_recipe
+from potstill.recipe.schema import recipe_schema
 from potstill.records import Chat, Message, Prompt
+from potstill.runs.overlap import refuse_overlap, refuse_shared
+from potstill.runs.pipeline import run
+from potstill.runs.plan import Plan, make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Data
-from potstill.workspace import Hashes, Workspace
 
 RECIPE = """
 name: r
@@ -192,7 +193,7 @@ stages:
 
 
 def test_the_schema_offers_the_names_where_prompts_are_taken(here: Path) -> None:
-    schema = json_schema()
+    schema = recipe_schema()
     Draft202012Validator.check_schema(schema)
     names = [f"shipped:{name}" for name in sorted(shipped_questions())]
     suite = schema["$defs"]["MtBenchSuite"]["properties"]

@@ -8,10 +8,10 @@ import pytest
 from stub_server import Stub, completion, reply
 
 from potstill.errors import RecipeError
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
-from potstill.workspace import Hashes, Workspace
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 
 MINE = '''
 def check(answer: str, reference: str) -> bool:

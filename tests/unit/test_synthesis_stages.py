@@ -12,13 +12,13 @@ from potstill.miniature.reading import understand
 from potstill.miniature.server import MiniatureProcess
 from potstill.miniature.tasks import Compare
 from potstill.miniature.world import world
-from potstill.pipeline import run
 from potstill.recipe import load_recipe
 from potstill.records import Chat, Prompt, Text
+from potstill.runs.pipeline import run
 from potstill.sources import Inputs, MiniatureServer
 from potstill.stages import stage
 from potstill.stages.base import Work
-from potstill.tokenization import DEFAULT_TEMPLATE
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE
 
 WORLD = MiniatureServer(kind="miniature")
 KNOWN = world(WORLD.seed, WORLD.entities)

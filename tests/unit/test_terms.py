@@ -7,12 +7,12 @@ import pytest
 
 from potstill.artifact import hash_file, seal
 from potstill.cli import main
-from potstill.compare import compare
 from potstill.errors import DataError
 from potstill.evaluation.scores import Measure, SuiteResult, write_observations
 from potstill.evaluation.statistics import Observation
 from potstill.evaluation.terms import Text
-from potstill.workspace import Asked, Description, Workspace
+from potstill.runs.workspace import Asked, Description, Workspace
+from potstill.scoring.compare import compare
 
 GRADES = Measure("mt_bench", (1.0, 10.0), unit="points")
 WON = Measure("mt_bench_pairs", (0.0, 1.0), share=True, unit="share won")

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from potstill.errors import ModelError
 from potstill.records import Message, ToolCall
-from potstill.tokenization import (
+from potstill.tokens.tokenization import (
     CHUNK_TEXTS,
     DEFAULT_TEMPLATE,
     LONG_RUN,

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from potstill.errors import ModelError, StorageError
 from potstill.records import Chat, Pair, Record, Text
-from potstill.tokenization import Encoded, add_tokens, encode_chats, encode_pairs, encode_texts, train_tokenizer
+from potstill.tokens.tokenization import Encoded, add_tokens, encode_chats, encode_pairs, encode_texts, train_tokenizer
 from potstill.training import tokens
 from potstill.training.tokens import Sequences, Shard, Store, encode_rows
 

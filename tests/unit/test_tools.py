@@ -31,7 +31,7 @@ from potstill.stages.use_tools import STAGE, UseTools
 from potstill.teachers.base import Reply, Request
 from potstill.teachers.tool_calls import UNREADABLE, parse_tool_calls, unreadable, with_tool_calls
 from potstill.teachers.wire import read_reply, request_body
-from potstill.tokenization import render
+from potstill.tokens.tokenization import render
 
 # Schemas of functions.
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from potstill.errors import DataError
 from potstill.records import Chat, Feedback, Message, Pair, Text, ToolCall
 from potstill.sources import Data
-from potstill.tokenization import encode_chat, train_tokenizer
+from potstill.tokens.tokenization import encode_chat, train_tokenizer
 from potstill.training.batch import Item, collate
 from potstill.training.data import (
     Split,

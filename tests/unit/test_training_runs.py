@@ -17,14 +17,14 @@ from training_stages import CHATS, DPO, PAIRS, PRETRAIN, SFT, TEXTS, Bench, curv
 from transformers import AutoTokenizer
 
 from potstill.errors import Stopped
-from potstill.plan import make_plan
 from potstill.recipe import load_recipe
 from potstill.records import Chat
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import Data, Model
 from potstill.stages import dpo, pretrain, sft
 from potstill.training import memory, reference
 from potstill.training.batch import Item
-from potstill.workspace import Hashes, Workspace
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.1}
 DORA: dict[str, Any] = {**LORA, "kind": "dora"}

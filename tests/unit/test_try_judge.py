@@ -19,14 +19,14 @@ from potstill.artifact import Artifact
 from potstill.errors import DataError, TeacherError
 from potstill.evaluation.bar import standings
 from potstill.evaluation.judge_trial import Comparison, doublings, judge_report, majority, people_report, side
-from potstill.pipeline import run
 from potstill.recipe import load_recipe
 from potstill.records import Answers, Candidate, Pair, Prompt, Rating
+from potstill.runs.pipeline import run
+from potstill.runs.workspace import Workspace
 from potstill.stages import try_judge as stage
 from potstill.stages.labelled import as_answers, cluster_of, questions_of, votes_on
 from potstill.teachers.base import Reply, request_seed
 from potstill.view.server import make_app
-from potstill.workspace import Workspace
 
 PANDALM = Path("../shared/data/pandalm/testset_v1.json")
 SEED = 1
@@ -652,7 +652,7 @@ def ran(tmp_path_factory) -> tuple[dict[str, Artifact], Path]:
 def test_a_recipe_of_it_all_runs_and_is_found_again(ran, tmp_path):
     from rich.console import Console
 
-    from potstill.show import show
+    from potstill.terminal.show import show
 
     sealed, out = ran
     assert sealed["rated"].facts["coverage"] == 1

@@ -20,15 +20,15 @@ from transformers import AutoTokenizer
 
 from potstill.artifact import Artifact, read_json
 from potstill.convert.templates import CHATML
-from potstill.pipeline import run
-from potstill.plan import make_plan
 from potstill.recipe import Recipe, load_recipe, shipped
 from potstill.records import Chat, Message, Pair
+from potstill.runs.pipeline import run
+from potstill.runs.plan import make_plan
+from potstill.runs.workspace import Hashes, Workspace
 from potstill.sources import LocalModel, Model
 from potstill.stages import sft
-from potstill.tokenization import encode_chat, explain
+from potstill.tokens.tokenization import encode_chat, explain
 from potstill.training.models import stop_ids
-from potstill.workspace import Hashes, Workspace
 
 REAL = [name for name in shipped() if not name.startswith("miniature") and name != "real-preferences"]
 
@@ -377,7 +377,7 @@ def test_zephyrs_template_writes_what_the_handbook_trains_on() -> None:
 
 def test_rows_of_the_twins_have_the_real_shapes(tmp_path: Path) -> None:
     """As `import` tells them: ultrachat_200k by its messages, ultrafeedback_binarized by its pairs."""
-    from potstill.formats import read_file
+    from potstill.reading.formats import read_file
 
     chats = list(read_file(twins.write(tmp_path / "c.jsonl", twins.ultrachat(0, 3)), Chat))
     assert [len(chat.messages) for chat in chats] == [4, 4, 4]

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 from view_run import HOSTILE, make_run
 
 from potstill.errors import StorageError
+from potstill.runs.workspace import Workspace
 from potstill.verbs import view as verb
 from potstill.view.server import ASSETS, HEADERS, LOOPBACK, listen, make_app
-from potstill.workspace import Workspace
 
 PAGES = [
     "/", "/stage/chats", "/stage/dpo", "/stage/dpo%5Bseed=0%5D", "/stage/scores", "/stage/waiting", "/rows/chats",

@@ -13,11 +13,11 @@ from test_arena import Voice
 from view_run import Maker
 
 from potstill.arena.votes import VOTES_FILE, read_votes
-from potstill.chat import Options
+from potstill.runs.workspace import Workspace
+from potstill.terminal.chat import Options
 from potstill.verbs import chat
 from potstill.view.sections import arena as section
 from potstill.view.server import HEADERS, make_app
-from potstill.workspace import Workspace
 
 OWN = {"sec-fetch-site": "same-origin"}
 WORDS = {"secret_one": "word0", "secret_two": "word1", "secret_three": "word2"}

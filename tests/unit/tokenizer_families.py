@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from potstill.tokenization import DEFAULT_TEMPLATE, ROLE_MARKERS, train_tokenizer
+from potstill.tokens.tokenization import DEFAULT_TEMPLATE, ROLE_MARKERS, train_tokenizer
 
 TEXTS = [
     "the cat sat on the mat. it is a cat!\n\nhello there, hello world\n",

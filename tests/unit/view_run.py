@@ -9,7 +9,7 @@ from potstill.artifact import seal, write_json
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.statistics import Observation
 from potstill.records import Answers, Candidate, Chat, Dropped, Message, Pair, Prompt, Rating, Record
-from potstill.workspace import Workspace
+from potstill.runs.workspace import Workspace
 
 HOSTILE = (
     "<script>alert(1)</script>",

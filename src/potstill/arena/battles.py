@@ -12,12 +12,12 @@ from typing import Literal, Protocol
 import psutil
 
 from potstill.arena.votes import Battle, Cast, Side, Standing, Vote, keep, read_votes, standings
-from potstill.chat import Options
 from potstill.errors import DataError, ModelError, PotstillError
-from potstill.made import find_model, is_model, sealed_models
 from potstill.records import Message
+from potstill.runs.made import find_model, is_model, sealed_models
+from potstill.runs.workspace import open_run
 from potstill.teachers.base import Reply, Request
-from potstill.workspace import open_run
+from potstill.terminal.chat import Options
 
 MOST_OPEN = 100
 """Battles that nobody has voted on yet; the oldest are forgotten."""

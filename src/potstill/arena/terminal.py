@@ -7,10 +7,10 @@ from contextlib import suppress
 
 from potstill.arena.battles import Arena, open_arena
 from potstill.arena.votes import Battle, Standing, Vote
-from potstill.chat import Options
-from potstill.console import clean
 from potstill.errors import PotstillError
 from potstill.reporting.told import Form, told
+from potstill.terminal.chat import Options
+from potstill.terminal.console import clean
 
 KEYS: dict[str, Vote] = {"l": "left", "r": "right", "t": "tie", "b": "both_bad"}
 ASKED = "[l]eft (first) is better, [r]ight (second), [t]ie, [b]oth bad, [s]kip: "

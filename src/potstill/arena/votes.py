@@ -16,8 +16,8 @@ from typing import Literal, get_args
 from potstill.artifact import add_line, digest
 from potstill.evaluation.statistics import Estimate, Observation, share_estimate
 from potstill.layouts import to_line
+from potstill.reading.turns import as_json
 from potstill.teachers.base import Request
-from potstill.turns import as_json
 
 VOTES_FILE = "arena.jsonl"
 """In a run's folder."""

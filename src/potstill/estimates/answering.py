@@ -11,7 +11,7 @@ from potstill.estimates.models import Known
 from potstill.estimates.rows import Sample
 from potstill.estimates.training import OWN_BYTES
 from potstill.hardware import Hardware
-from potstill.plan import Step
+from potstill.runs.plan import Step
 from potstill.stages.base import read_speeds
 from potstill.stages.capture import CaptureConfig
 from potstill.training.decoding import CACHE_BYTES, GPU_SHARE, MOST_ROWS

@@ -8,10 +8,10 @@ from potstill.artifact import Artifact, find
 from potstill.errors import PotstillError
 from potstill.estimates.models import Known
 from potstill.estimates.training import Trainer
-from potstill.plan import KEY_LENGTH, Step
+from potstill.runs.plan import KEY_LENGTH, Step
+from potstill.runs.workspace import Workspace
 from potstill.sources import LocalModel
 from potstill.training.known import config_of
-from potstill.workspace import Workspace
 
 NO_TIME = frozenset({"learning_rate", "schedule", "warmup", "weight_decay", "beta2", "clip", "store"})
 """Settings that change what is learnt, and not how long that takes. So do those of how it is computed (`HOW`), whose

@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from potstill.errors import ModelError
-from potstill.plan import Plan, Step
-from potstill.references import Link
+from potstill.recipe.references import Link
+from potstill.runs.plan import Plan, Step
 from potstill.sources import EndpointModel, LocalModel, Model
 from potstill.stages.init import InitConfig
 from potstill.stages.pretrain import PretrainConfig

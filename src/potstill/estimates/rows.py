@@ -9,8 +9,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from potstill.errors import PotstillError
-from potstill.plan import Plan, Step
 from potstill.records import ROWS, Chat, Feedback, Message, Pair, Text
+from potstill.runs.plan import Plan, Step
 from potstill.sources import Data
 from potstill.training.batch import Item
 from potstill.training.data import chat_items, pair_items, text_items

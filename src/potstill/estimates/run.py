@@ -14,7 +14,7 @@ from potstill.estimates.rows import sample
 from potstill.estimates.training import Lot, Trainer
 from potstill.estimates.trying import tried
 from potstill.hardware import Hardware
-from potstill.plan import Plan, Step
+from potstill.runs.plan import Plan, Step
 from potstill.sources import EndpointModel
 from potstill.stages.capture import CaptureConfig
 from potstill.stages.pretrain import PretrainConfig

@@ -20,7 +20,7 @@ import torch
 from potstill.estimates.models import tokenizer_of
 from potstill.estimates.rows import renamed
 from potstill.estimates.training import Trainer, Variant, signalled
-from potstill.launch import child_environment
+from potstill.runs.launch import child_environment
 from potstill.training import memory
 from potstill.training.adapters import attach, hold_base
 from potstill.training.batch import Item

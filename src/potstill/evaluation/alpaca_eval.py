@@ -17,9 +17,9 @@ from potstill.artifact import digest
 from potstill.evaluation.scores import Measure
 from potstill.evaluation.statistics import Observation
 from potstill.evaluation.stored import number_or_none, numbered, read_typed, text_or_none, without, write_list
-from potstill.files import Line
-from potstill.found import ShapeError
-from potstill.turns import Columns, string
+from potstill.reading.files import Line
+from potstill.reading.found import ShapeError
+from potstill.reading.turns import Columns, string
 
 WIN_RATE = Measure("alpaca_eval", (0.0, 1.0), share=True, unit="share won")
 DRAW, OLD_DRAW = 1.5, 0.0

@@ -14,7 +14,7 @@ from potstill.evaluation.comparing import Contest
 from potstill.evaluation.fastchat import ERROR, Judgment, PairJudgment
 from potstill.evaluation.mt_bench import HIGHEST
 from potstill.evaluation.sheets import Sheet, Turn, Verdict
-from potstill.files import quote
+from potstill.reading.files import quote
 
 Found = Callable[[Sheet, int, Turn], Turn | bool]
 """The turn, counted from 1, with the judgment that there is of it; else whether there is one of another answer."""

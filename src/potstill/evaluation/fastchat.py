@@ -11,9 +11,9 @@ from typing import Any
 
 from potstill.evaluation.scores import LARGEST
 from potstill.evaluation.stored import number_or_none, read_typed, text_or_none, without, write_lines
-from potstill.files import Line, quote
-from potstill.found import ShapeError
-from potstill.turns import Columns, kind_of, string, strings
+from potstill.reading.files import Line, quote
+from potstill.reading.found import ShapeError
+from potstill.reading.turns import Columns, kind_of, string, strings
 
 FAILED, ERROR, TIE = -1.0, "error", "tie"
 """What FastChat stores where it could read no grade, and no verdict; and what it calls a tie."""

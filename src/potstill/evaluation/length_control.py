@@ -23,9 +23,9 @@ from potstill.errors import DataError
 from potstill.evaluation.alpaca_eval import Annotation
 from potstill.evaluation.distributions import student_quantile
 from potstill.evaluation.stored import number_or_none, read_typed
-from potstill.files import Line
-from potstill.found import ShapeError
-from potstill.turns import Columns, string
+from potstill.reading.files import Line
+from potstill.reading.found import ShapeError
+from potstill.reading.turns import Columns, string
 
 Floats = npt.NDArray[np.float64]
 

@@ -10,10 +10,10 @@ from potstill.errors import DataError
 from potstill.evaluation import alpaca_eval, fastchat
 from potstill.evaluation.sheets import Sheet, Turn
 from potstill.evaluation.stored import read_typed, unlike
-from potstill.files import Line, read_lines
-from potstill.found import ShapeError
+from potstill.reading.files import Line, read_lines
+from potstill.reading.found import ShapeError
+from potstill.reading.turns import Columns, kind_of, string
 from potstill.records import Prompt
-from potstill.turns import Columns, kind_of, string
 
 EXPECTED = (
     "answers of FastChat (question_id, model_id, choices), outputs of AlpacaEval (instruction, output, generator), or "

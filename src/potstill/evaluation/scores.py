@@ -24,10 +24,10 @@ from potstill.evaluation.statistics import (
     share_over_seeds,
 )
 from potstill.evaluation.stored import read_typed
-from potstill.files import quote, read_lines
-from potstill.found import ShapeError
 from potstill.members import pools
-from potstill.turns import Columns, kind_of, string
+from potstill.reading.files import quote, read_lines
+from potstill.reading.found import ShapeError
+from potstill.reading.turns import Columns, kind_of, string
 
 SCORES_FILE = "scores.json"
 OBSERVATIONS_FILE = "observations.jsonl"

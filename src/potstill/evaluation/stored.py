@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from potstill.artifact import storage_errors
 from potstill.errors import DataError
-from potstill.files import WRITTEN_NUMBER, Line, quote
-from potstill.found import ShapeError
-from potstill.turns import Columns, kind_of, string
+from potstill.reading.files import WRITTEN_NUMBER, Line, quote
+from potstill.reading.found import ShapeError
+from potstill.reading.turns import Columns, kind_of, string
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import DataError
-from potstill.files import SUFFIXES, read_lines
+from potstill.reading.files import SUFFIXES, read_lines
 
 Row = dict[str, Any]
 Splits = dict[str, list[Row]]

@@ -17,7 +17,7 @@ from potstill.errors import DataError
 from potstill.evaluation.alpaca_eval import Annotation, question_of
 from potstill.evaluation.continued import ORDERS_COLUMN
 from potstill.evaluation.fastchat import Judgment, PairJudgment, Question
-from potstill.files import quote
+from potstill.reading.files import quote
 
 ANSWERS_FILE = "answers.jsonl"
 ROWS = ("questions", "chats", "pairs")

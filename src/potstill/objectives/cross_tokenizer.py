@@ -18,7 +18,7 @@ Where `merged` differs from TRL 1.16 (`trl/experimental/gold`):
   are last tokens: a student's `lo` behind `Hel` is compared with a teacher's `lo` in the place of `Hello`. At the first
   token, equal entries are equal bytes behind the same text.
 - TRL matches tokens that are spelled alike, so that `Ġcat` and `▁cat`, `Ċ` and `<0x0A>` and two different ends of a
-  turn are strangers; here they are matched by what they mean (`potstill.alignment.shared_tokens`).
+  turn are strangers; here they are matched by what they mean (`potstill.tokens.alignment.shared_tokens`).
 - TRL clamps probabilities to 1e-8 within the JSD, where the slope is lost; with a vocabulary of 128k most are near it.
 - With beta 0 or 1 TRL computes a KL of what does not sum to 1, which may be negative; here beta lies between.
 - Where one vocabulary has no rest, TRL counts the other's for nothing; here it is compared with zeros, as in ULD.
@@ -67,7 +67,7 @@ class Shared(NamedTuple):
 
     @classmethod
     def of(cls, student_K: Tensor, teacher_K: Tensor, student_size: int, teacher_size: int) -> "Shared":
-        """From matched ids (`potstill.alignment.shared_tokens`) and how many logits each model gives.
+        """From matched ids (`potstill.tokens.alignment.shared_tokens`) and how many logits each model gives.
 
         Rows of a head that stand for no token (padding) are rest; their logits may be minus infinity.
         """

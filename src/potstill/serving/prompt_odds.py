@@ -10,7 +10,7 @@ import torch
 from potstill.serving.answer import Said
 from potstill.serving.bodies import LEAST_LOGP
 from potstill.teachers.local import LocalTeacher
-from potstill.tokenization import Ids
+from potstill.tokens.tokenization import Ids
 
 CHUNK_TOKENS = 512
 """Distributions that are made at once."""

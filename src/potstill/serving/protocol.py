@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from potstill.found import ShapeError
+from potstill.reading.found import ShapeError
+from potstill.reading.turns import read_messages, read_tools
 from potstill.records import Message, whole_text
 from potstill.teachers.base import Request
-from potstill.turns import read_messages, read_tools
 from potstill.validation import nearest
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ def _material(source: Source, hard: tuple[str, ...]) -> tuple[list[Any], list[st
     """Prompts as tokens, and texts: what the run holds, or a few questions."""
     from potstill.records import Message
     from potstill.sources import LocalModel, Model
-    from potstill.tokenization import encode_prompt, render
+    from potstill.tokens.tokenization import encode_prompt, render
     from potstill.training.models import load_tokenizer
 
     tokenizer = load_tokenizer(Model(source.name, LocalModel(path=str(source.folder))))

@@ -64,7 +64,7 @@ def write_gguf(folder: Path, target: Path, kind: str, naming: Naming) -> Written
 
     from potstill.shipping.arches import read_arch
     from potstill.sources import LocalModel, Model
-    from potstill.tokenization import backend_of
+    from potstill.tokens.tokenization import backend_of
     from potstill.training.models import end_tokens, load_tokenizer, quantized_by
 
     gguf, where = load_gguf(), f"model {folder.name}"

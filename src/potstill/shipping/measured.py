@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from potstill.errors import ModelError
 from potstill.sources import LocalModel, Model
-from potstill.tokenization import Ids, backend_of
+from potstill.tokens.tokenization import Ids, backend_of
 from potstill.training.models import load_model, load_tokenizer, stop_ids
 
 # Suffixes: N answered tokens, V vocabulary.

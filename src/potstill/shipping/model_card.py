@@ -7,7 +7,7 @@ from typing import Any
 
 from potstill import __version__
 from potstill.artifact import Artifact, check_bytes, read_json
-from potstill.card_parts import (
+from potstill.cards.card_parts import (
     dropped_part,
     escape,
     files_part,

@@ -10,9 +10,9 @@ from typing import Any
 from potstill.artifact import Artifact, find
 from potstill.errors import ModelError, PotstillError, reading
 from potstill.lineage import ancestry
-from potstill.made import find_model
 from potstill.recipe import Recipe, load_recipe, locate
-from potstill.workspace import Workspace
+from potstill.runs.made import find_model
+from potstill.runs.workspace import Workspace
 
 HIDDEN = re.compile(r"(?<![\w.~/:\\])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",\]}{|]+[/\\])+([^\s/\\'\",\]}{|]*)")
 """A path from a disk's root or somebody's home; what follows a URL's scheme is none."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.errors import ModelError
 from potstill.shipping.pieces import Cut, cut_of, is_byte_level
-from potstill.tokenization import backend_of
+from potstill.tokens.tokenization import backend_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """gguf's TokenType."""

@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Protocol, Self
 from pydantic import BaseModel, TypeAdapter
 
 from potstill.artifact import DROPPED_FILE, ROWS_FILE, RowWriter, write_json, write_rows
-from potstill.formats import glance
 from potstill.money import Gauge, Ledger, Meter
 from potstill.questions import shipped_names
+from potstill.reading.formats import glance
 from potstill.records import ROWS, Dropped, Record
 from potstill.sources import Account, EndpointModel, Inputs, Model, Spec
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from potstill.artifact import storage_errors
-from potstill.card import Card, render
+from potstill.cards.card import Card, render
 from potstill.errors import DataError
-from potstill.files import NEEDS_ARROW
 from potstill.layouts import Layout, Used, arrow_schema, columns_of, features, fit, layout_of, to_line
 from potstill.lineage import ancestry
+from potstill.reading.files import NEEDS_ARROW
 from potstill.records import ROWS
 from potstill.sources import Data, Inputs
 from potstill.stages.base import Facts, Reference, Stage, StageConfig, Work

@@ -14,11 +14,11 @@ from pydantic import Field, field_validator, model_validator
 from potstill.artifact import ROWS_FILE
 from potstill.curation.decontaminate import keeping_out
 from potstill.errors import DataError
-from potstill.files import Line, read_lines
-from potstill.formats import SNIFFED, Reading, Row, glance, interpret, sniff, stem
-from potstill.found import BAD_ROW
+from potstill.reading.files import Line, read_lines
+from potstill.reading.formats import SNIFFED, Reading, Row, glance, interpret, sniff, stem
+from potstill.reading.found import BAD_ROW
+from potstill.reading.shapes import COLUMNS, SHAPES
 from potstill.records import ROWS, Answers, Chat, Dropped, Feedback, Message, Pair, Prompt, Record, Text
-from potstill.shapes import COLUMNS, SHAPES
 from potstill.sources import Inputs
 from potstill.stages.base import Expected, Facts, Harvest, Reference, Stage, StageConfig, Trial, Work
 

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from potstill.alignment import align, explain_alignment, shared_tokens
 from potstill.artifact import storage_errors
 from potstill.errors import DataError
-from potstill.learnt import Turn, learnt_turns
 from potstill.objectives.cross_tokenizer import Shared
 from potstill.records import Chat, Dropped
 from potstill.stages.classroom import PresentTeacher, set_template
 from potstill.stages.kept import ALIGNMENT_FILE
 from potstill.stages.session import Session
 from potstill.stages.training import named_rows, sources
-from potstill.tokenization import Encoded
+from potstill.tokens.alignment import align, explain_alignment, shared_tokens
+from potstill.tokens.learnt import Turn, learnt_turns
+from potstill.tokens.tokenization import Encoded
 from potstill.training.across import AcrossName, Interpreter, Read, SpanAims, span_lessons
 from potstill.training.batch import Item
 from potstill.training.data import Split

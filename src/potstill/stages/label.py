@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from potstill.errors import DataError, TeacherError
 from potstill.evaluation.agreement import Coincidences
-from potstill.files import read_lines
-from potstill.formats import SNIFFED, sniff
+from potstill.reading.files import read_lines
+from potstill.reading.formats import SNIFFED, sniff
 from potstill.records import Chat, Dropped, Message, Prompt, Text
 from potstill.skills.labels import count_votes, read_label, read_value
 from potstill.skills.tools import find_fault, find_unchecked

@@ -7,8 +7,8 @@ from fractions import Fraction
 from hashlib import sha256
 from itertools import combinations, islice
 
-from potstill.comparisons import HUMAN
-from potstill.formats import examine
+from potstill.reading.comparisons import HUMAN
+from potstill.reading.formats import examine
 from potstill.records import Answers, Candidate, Message, Pair, Prompt
 from potstill.sources import Data
 from potstill.teachers.pairwise import PREFERENCE

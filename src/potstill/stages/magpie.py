@@ -114,7 +114,7 @@ def _frame(config: Magpie, model: Model) -> tuple[str, str]:
     """What to go on from, and what would end it."""
     if config.opening is not None:
         return config.opening, config.closing
-    from potstill.tokenization import user_frame  # these import torch or transformers
+    from potstill.tokens.tokenization import user_frame  # these import torch or transformers
     from potstill.training.models import load_tokenizer
 
     opening, behind = user_frame(load_tokenizer(model), config.system)

@@ -29,7 +29,7 @@ from pydantic.fields import FieldInfo
 from potstill import own
 from potstill.artifact import DROPPED_FILE, ROWS_FILE
 from potstill.errors import DataError, RecipeError
-from potstill.found import ShapeError, check_record
+from potstill.reading.found import ShapeError, check_record
 from potstill.records import ROWS, Dropped, Record
 from potstill.sources import Data, Function, Inputs, Spec
 from potstill.stages.base import Facts, ModelName, Reference, Stage, StageConfig, Work

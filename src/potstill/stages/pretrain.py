@@ -45,7 +45,7 @@ class PretrainConfig(TrainingConfig, Size):
 def run(config: PretrainConfig, inputs: Inputs, work: Work) -> Facts:
     """Make the tokenizer, then the model, then train it on every token."""
     from potstill.stages.session import Session
-    from potstill.tokenization import train_tokenizer
+    from potstill.tokens.tokenization import train_tokenizer
     from potstill.training.data import text_items
     from potstill.training.making import make_model
     from potstill.training.tasks import likelihood

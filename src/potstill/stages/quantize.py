@@ -73,7 +73,7 @@ def run(config: Quantize, inputs: Inputs, work: Work) -> Facts:
 
 def _drift(config: Quantize, inputs: Inputs, source: Model, made: Path) -> Facts:
     """What rounding changed, over the first conversations that hold an answer and that the model can read."""
-    from potstill.tokenization import encode_chats
+    from potstill.tokens.tokenization import encode_chats
     from potstill.training.batch import Item
     from potstill.training.models import load_tokenizer
     from potstill.training.quantized import drift

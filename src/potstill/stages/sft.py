@@ -43,7 +43,7 @@ class SftConfig(TrainingConfig):
 def run(config: SftConfig, inputs: Inputs, work: Work) -> Facts:
     """Tokenize, hold out, train, keep."""
     from potstill.stages.session import Session
-    from potstill.tokenization import add_tokens
+    from potstill.tokens.tokenization import add_tokens
     from potstill.training.tasks import likelihood
 
     session = Session(config, inputs, work)

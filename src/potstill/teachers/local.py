@@ -21,7 +21,7 @@ from potstill.teachers.base import Exchange, Reply, Request, request_seed
 from potstill.teachers.spelling import Spelling
 from potstill.teachers.spool import Spool, weights_identity
 from potstill.teachers.tool_calls import with_tool_calls
-from potstill.tokenization import encode_chats, encode_opening, encode_prompt
+from potstill.tokens.tokenization import encode_chats, encode_opening, encode_prompt
 from potstill.training.batch import Item, collate, cut
 from potstill.training.decoding import MOST_ROWS, Batch, Row
 from potstill.training.models import choose_device, load_model, load_tokenizer, stop_ids, weights_files

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.alignment import Spans
 from potstill.objectives.cross_tokenizer import Shared, alm, merged, span_sums, uld
+from potstill.tokens.alignment import Spans
 from potstill.training.batch import Batch, Item, collate
 from potstill.training.head import Room
 from potstill.training.lesson import FIGURES, Head

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from potstill.tokenization import Encoded, EncodedPair, Ids, Mask
+from potstill.tokens.tokenization import Encoded, EncodedPair, Ids, Mask
 
 if TYPE_CHECKING:
     from potstill.training.across import SpanLesson

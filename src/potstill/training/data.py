@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from potstill.errors import DataError
 from potstill.records import Chat, Dropped, Feedback, Message, Pair, Text
 from potstill.sources import Data
-from potstill.tokenization import EncodedPair, control_tokens
+from potstill.tokens.tokenization import EncodedPair, control_tokens
 from potstill.training.batch import Item
 from potstill.training.schedule import Part
 from potstill.training.tokens import IN_MEMORY, Store, encode_rows

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from potstill.errors import ModelError
-from potstill.tokenization import Ids
+from potstill.tokens.tokenization import Ids
 
 MOST_ROWS = 256
 """Rows decoded together."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.errors import DataError
 from potstill.records import Message, told
-from potstill.tokenization import Ids, Tools, encode_prompt
+from potstill.tokens.tokenization import Ids, Tools, encode_prompt
 from potstill.training.batch import Item
 from potstill.training.sampling import openings
 

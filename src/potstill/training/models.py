@@ -24,9 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from potstill.artifact import storage_errors
 from potstill.errors import ModelError
-from potstill.learnt import end_token
 from potstill.sources import LocalModel, Model
-from potstill.tokenization import with_template
+from potstill.tokens.learnt import end_token
+from potstill.tokens.tokenization import with_template
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.artifact import digest
 from potstill.errors import ModelError
-from potstill.learnt import Spelling
 from potstill.records import Chat, Message, ToolCall
-from potstill.tokenization import Tools, backend_of, encode_opening, render
+from potstill.tokens.learnt import Spelling
+from potstill.tokens.tokenization import Tools, backend_of, encode_opening, render
 from potstill.training.models import rows_of, wrong_vocabulary
 
 TEXTS = (

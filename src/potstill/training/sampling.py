@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.errors import ModelError
-from potstill.tokenization import Ids
+from potstill.tokens.tokenization import Ids
 from potstill.training.batch import Item
 from potstill.training.decoding import Batch, Row
 from potstill.training.models import stop_ids

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.artifact import digest, storage_errors
 from potstill.records import Chat, Pair, Record, Text
-from potstill.tokenization import Encoded, Ids, Mask, backend_of, encode_chats, encode_pairs, encode_texts
+from potstill.tokens.tokenization import Encoded, Ids, Mask, backend_of, encode_chats, encode_pairs, encode_texts
 
 R = TypeVar("R", bound=Record)
 Sequences = tuple[Encoded, ...]

@@ -8,7 +8,7 @@ from potstill.errors import DataError, PotstillError, reading
 from potstill.verbs import common, complete
 
 if TYPE_CHECKING:
-    from potstill.chat import Options, Speaker
+    from potstill.terminal.chat import Options, Speaker
 
 HELP = "talk to a model of a run, or to any model folder"
 
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from potstill.chat import Options
+    from potstill.terminal.chat import Options
 
     options = Options(args.system, args.temperature, args.top_p, args.top_k, args.max_tokens, args.seed)
     if args.endpoint is None and args.run is None:
@@ -60,9 +60,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _talk(args: argparse.Namespace, options: "Options") -> int:
-    from potstill.chat import Talk
-    from potstill.made import find_model, is_model, sealed_models
-    from potstill.workspace import open_run
+    from potstill.runs.made import find_model, is_model, sealed_models
+    from potstill.runs.workspace import open_run
+    from potstill.terminal.chat import Talk
 
     names: tuple[str, ...] = ()
     if args.endpoint is not None:

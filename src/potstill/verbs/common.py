@@ -58,7 +58,7 @@ def within(low: float, high: float) -> Callable[[str], float]:
 
 def console() -> "Console":
     """Standard output, as the user's environment wants it."""
-    from potstill.console import screen
+    from potstill.terminal.console import screen
 
     return screen()
 

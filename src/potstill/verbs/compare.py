@@ -27,8 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @reading()
 def main(args: argparse.Namespace) -> int:
-    from potstill.compare import compare
-    from potstill.compare_view import compare_view
+    from potstill.scoring.compare import compare
+    from potstill.terminal.compare_view import compare_view
 
     found = compare(args.before, args.after, args.require, args.level)
     if args.json:

@@ -44,12 +44,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @reading()
 def main(args: argparse.Namespace) -> int:
-    from potstill import replies
     from potstill.errors import DataError
+    from potstill.runs.workspace import open_run
     from potstill.sources import Price
     from potstill.teachers.journal import Selection
+    from potstill.terminal import replies
     from potstill.validation import check_utf8
-    from potstill.workspace import open_run
 
     workspace = open_run(args.run)
     for name in ("model", "stage", "finish", "key"):

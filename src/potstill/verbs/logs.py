@@ -18,9 +18,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @reading()
 def main(args: argparse.Namespace) -> int:
-    from potstill.console import print_line, said
-    from potstill.events import follow, json_line, kept_events
-    from potstill.workspace import open_run
+    from potstill.runs.events import follow, json_line, kept_events
+    from potstill.runs.workspace import open_run
+    from potstill.terminal.console import print_line, said
 
     workspace = open_run(args.run)
     for event in follow(workspace) if args.follow else kept_events(workspace):

@@ -32,10 +32,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 @reading()
 def main(args: argparse.Namespace) -> int:
     from potstill.hardware import parse
-    from potstill.overlap import refuse_shared
-    from potstill.plan import make_plan
-    from potstill.views import plan_view, teachers_usd
-    from potstill.workspace import Hashes, Workspace
+    from potstill.runs.overlap import refuse_shared
+    from potstill.runs.plan import make_plan
+    from potstill.runs.workspace import Hashes, Workspace
+    from potstill.terminal.views import plan_view, teachers_usd
 
     if args.hardware is None and (args.json or args.gpu_usd is not None):
         raise RecipeError(
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     hardware = None if args.hardware is None else parse(args.hardware, args.gpu_usd)
     recipe, folder = common.load(args)
     if args.trial:
-        from potstill.trial import run_trial
+        from potstill.runs.trial import run_trial
 
         for name, why in run_trial(recipe, folder, args.trial, args.until).items():
             sys.stderr.write(f"{name} could not be tried on {args.trial} rows: {why}\n")

@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _go(args: argparse.Namespace, parcel: "Parcel") -> int:
     """Say what would go; send it where that is wanted."""
-    from potstill.console import clean
     from potstill.shipping.push import send
+    from potstill.terminal.console import clean
 
     seen = "private" if parcel.private else "public"
     lines = [f"{parcel.kind} repository {parcel.repository}, {seen} where it is made anew: {len(parcel.files)} files"]

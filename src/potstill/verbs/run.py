@@ -32,7 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from potstill import console, pipeline
+    from potstill.runs import pipeline
+    from potstill.terminal import console
 
     recipe, folder = common.load(args)
     _heed_signals()

@@ -26,13 +26,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @reading()
 def main(args: argparse.Namespace) -> int:
-    from potstill.score import score
+    from potstill.scoring.score import score
 
     found = score(args.files, args.weights, args.difficulty, args.baseline)
     if args.json:
         common.print_json(found)
     else:
-        from potstill.score_view import view
+        from potstill.terminal.score_view import view
 
         view(common.console(), found)
     return 0

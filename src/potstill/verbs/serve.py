@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from potstill.made import find_models
+    from potstill.runs.made import find_models
 
     with reading():
         models = find_models([args.run, *args.more])

@@ -20,8 +20,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @reading()
 def main(args: argparse.Namespace) -> int:
-    from potstill.show import show
-    from potstill.workspace import open_run
+    from potstill.runs.workspace import open_run
+    from potstill.terminal.show import show
 
     show(common.console(), open_run(args.run), args.stage, args.rows, args.dropped)
     return 0

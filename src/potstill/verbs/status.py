@@ -15,8 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @reading()
 def main(args: argparse.Namespace) -> int:
-    from potstill.views import status_view
-    from potstill.workspace import open_run
+    from potstill.runs.workspace import open_run
+    from potstill.terminal.views import status_view
 
     status_view(common.console(), open_run(args.run))
     return 0

@@ -26,8 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from potstill.arena.rounds import at_work
     from potstill.errors import StorageError
+    from potstill.runs.workspace import open_run
     from potstill.view.server import LOOPBACK, listen, serve
-    from potstill.workspace import open_run
 
     if args.port > HIGHEST_PORT:
         raise StorageError("--port", f"{args.port} is no port; expected at most {HIGHEST_PORT}", "Choose a lower one")

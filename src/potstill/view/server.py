@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from potstill import __version__
 from potstill.errors import PotstillError, StorageError
+from potstill.runs.workspace import Workspace
 from potstill.view.sections import SECTIONS
 from potstill.view.site import Site
-from potstill.workspace import Workspace
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]

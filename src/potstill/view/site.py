@@ -14,14 +14,14 @@ from starlette.responses import HTMLResponse, Response
 from potstill import __version__
 from potstill.artifact import Artifact
 from potstill.errors import PotstillError, StorageError
-from potstill.progress import PROGRESS_FILE
 from potstill.reporting import charts
 from potstill.reporting.environment import harmless, make_environment
-from potstill.survey import StageView, Survey, survey
+from potstill.runs.progress import PROGRESS_FILE
+from potstill.runs.survey import StageView, Survey, survey
+from potstill.runs.workspace import Workspace
 from potstill.teachers.journal import JOURNAL
 from potstill.validation import nearest
 from potstill.view.lines import CACHE, Lines
-from potstill.workspace import Workspace
 
 POLL_SECONDS, IDLE_POLL_SECONDS = 2, 15
 """How often an open page asks whether anything is new: while a run works, and otherwise."""

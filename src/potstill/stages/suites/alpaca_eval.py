@@ -14,7 +14,7 @@ from potstill.evaluation.continued import take_annotations
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet, blank
 from potstill.evaluation.statistics import Observation
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 from potstill.records import Prompt
 from potstill.sources import Model
 from potstill.stages.asking import Prompts

@@ -9,7 +9,7 @@ from potstill.evaluation import mt_bench
 from potstill.evaluation.fastchat import read_judge_prompts
 from potstill.evaluation.judge_prompts import Examiner, Type
 from potstill.evaluation.recorded import read_recorded
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 from potstill.records import Prompt
 from potstill.stages.suites.base import Bench, FilePath, JudgedSuite
 from potstill.validation import nearest

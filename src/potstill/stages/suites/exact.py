@@ -12,8 +12,8 @@ from potstill.evaluation import exact
 from potstill.evaluation.scores import Measure, SuiteResult
 from potstill.evaluation.sheets import Sheet
 from potstill.evaluation.statistics import Observation
-from potstill.formats import SNIFFED, examine
 from potstill.own import OwnOrWord, is_own
+from potstill.reading.formats import SNIFFED, examine
 from potstill.records import Chat, Prompt
 from potstill.skills.boxes import check_tools, open_toolbox
 from potstill.skills.checkers import Checker, built_in, can_read, check_name, find_checker

@@ -8,7 +8,7 @@ from potstill.evaluation.continued import take_grades
 from potstill.evaluation.fastchat import Judgment, read_judgments
 from potstill.evaluation.fastchat_scores import GRADE
 from potstill.evaluation.sheets import Sheet, ungraded
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 from potstill.records import Prompt
 from potstill.stages.suites.base import TURNS_A_QUESTION, Bench, Crowd, Load, names_of
 from potstill.stages.suites.dialogues import DialogueSuite

@@ -9,7 +9,7 @@ from potstill.evaluation.continued import take_pairs
 from potstill.evaluation.fastchat import PairJudgment, read_pair_judgments
 from potstill.evaluation.fastchat_scores import WON
 from potstill.evaluation.sheets import Sheet
-from potstill.files import read_lines
+from potstill.reading.files import read_lines
 from potstill.records import Prompt
 from potstill.stages.suites.base import TURNS_A_QUESTION, Bench, Crowd, Load, names_of
 from potstill.stages.suites.compared import ComparedSuite

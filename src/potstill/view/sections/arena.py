@@ -19,10 +19,10 @@ from potstill.arena.battles import Arena, Stable, load_near, needed_bytes
 from potstill.arena.rounds import Round, Rounds
 from potstill.arena.terminal import user
 from potstill.arena.votes import Vote
-from potstill.chat import Options
 from potstill.errors import PotstillError
 from potstill.reporting.told import Form, told
-from potstill.survey import Survey
+from potstill.runs.survey import Survey
+from potstill.terminal.chat import Options
 from potstill.view.site import Missing, Site
 
 TITLE, PATH = "Arena", "/arena"

@@ -23,7 +23,7 @@ from potstill.reporting.questions import (
     suites_with_answers,
 )  # fmt: skip
 from potstill.reporting.told import Form, told_difference
-from potstill.survey import StageView
+from potstill.runs.survey import StageView
 from potstill.view.site import Site
 
 TITLE, PATH = "Compare", "/compare"

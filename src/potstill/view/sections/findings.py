@@ -11,7 +11,7 @@ from potstill.artifact import read_json
 from potstill.evaluation.judge_trial import TRIAL_FILE
 from potstill.reporting.audits import audit_views
 from potstill.reporting.judges import judge_table
-from potstill.survey import StageView
+from potstill.runs.survey import StageView
 from potstill.view.site import Site
 
 TITLE, PATH = "Audits", "/audits"

@@ -12,7 +12,7 @@ from potstill.reporting.audits import audit_findings
 from potstill.reporting.claims import claim_findings
 from potstill.reporting.findings import findings, reservations
 from potstill.reporting.stage_views import graph, stage_table
-from potstill.survey import Survey
+from potstill.runs.survey import Survey
 from potstill.view.site import Site, stage_href
 
 TITLE, PATH = "Run", "/"

@@ -14,7 +14,7 @@ from potstill.reporting import charts
 from potstill.reporting.findings import noted
 from potstill.reporting.questions import ANSWERS_FILE, read_lines
 from potstill.reporting.suites import aspect_views, folded, plain_suites, suite_view, told_apart
-from potstill.survey import StageView
+from potstill.runs.survey import StageView
 from potstill.view.site import Site
 
 TITLE, PATH = "Scores", "/scores"

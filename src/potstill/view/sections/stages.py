@@ -9,7 +9,7 @@ from starlette.routing import Route
 from potstill import stages
 from potstill.reporting.curves import curve_charts, read_curves
 from potstill.reporting.stage_views import stage_table, stage_view
-from potstill.survey import StageView
+from potstill.runs.survey import StageView
 from potstill.view.sections.findings import audit_of, trial_of
 from potstill.view.sections.scores import suites_of
 from potstill.view.site import Site

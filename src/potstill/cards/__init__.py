@@ -1,0 +1,1 @@
+"""The cards of what leaves the house: data sets and models."""

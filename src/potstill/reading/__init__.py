@@ -1,0 +1,1 @@
+"""Everyone's files and rows as records: bytes, columns, shapes."""

@@ -1,0 +1,1 @@
+"""Scores of anyone's making, found anew and set against each other. No model, no network."""

@@ -1,0 +1,1 @@
+"""Conversations as token ids: what is learnt of them, and how two tokenizers cut the same bytes."""
