@@ -272,6 +272,16 @@ def test_a_stage_asks_an_endpoint_that_is_named_in_place():
     assert Path("inputs/prompts.jsonl").read_text() == '{"prompt": "Hi"}\n'
 
 
+def test_a_model_may_stand_in_a_field_that_is_named_as_the_stage():
+    from potstill.library.in_memory import one_stage
+
+    big = {"endpoint": "http://localhost:1/v1", "name": "big"}
+    said = [{"model": name, "response": name} for name in "ab"]
+    fields = {"judge": big, "data": [{"instruction": "Hi", "completions": said}], "aspects": ["helpfulness"]}
+    name, recipe = one_stage("judge", fields, Path("inputs"))
+    assert (name, list(recipe.models)) == ("judge", ["judge_model"])
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "says"),
     [

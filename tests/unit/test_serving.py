@@ -157,6 +157,7 @@ def test_many_at_once_are_answered_as_one_by_one_in_one_batch(
     sizes, step = [], decoding.Batch.step
 
     def counted(self: decoding.Batch, waiting: Any) -> Any:
+        time.sleep(0.02)  # a model slower than its clients, however slow these are here
         ended = step(self, waiting)
         sizes.append(len(self.rows))
         return ended

@@ -42,7 +42,7 @@ def one_stage(kind: str, fields: Mapping[str, Any], inputs: Path) -> tuple[str, 
         if taken & ROWS.keys() and not isinstance(value, str | Path | Mapping):
             config[field] = _rows(value, field, inputs)
         elif "model" in taken:
-            config[field] = _models(value, field, models)
+            config[field] = _models(value, f"{field}_model" if field == kind else field, models)
         else:
             config[field] = value
     name = "own" if own or not kind.isidentifier() else kind
@@ -95,11 +95,11 @@ def _line(row: Any, where: str) -> str:
     raise DataError(where, f"this is {type(row).__name__}; expected a record or a dict", "Make it one")
 
 
-def _models(value: Any, field: str, models: dict[str, Any]) -> Any:
-    """A model, or several, declared under names of their own."""
+def _models(value: Any, name: str, models: dict[str, Any]) -> Any:
+    """A model, or several, declared under names of their own, which are no stage's."""
     if isinstance(value, list | tuple):
-        return [_declared(one, f"{field}_{place}", models) for place, one in enumerate(value, 1)]
-    return value if value is None else _declared(value, field, models)
+        return [_declared(one, f"{name}_{place}", models) for place, one in enumerate(value, 1)]
+    return value if value is None else _declared(value, name, models)
 
 
 def _declared(value: Any, name: str, models: dict[str, Any]) -> str:
