@@ -98,9 +98,9 @@ def audit_views(report: Value, colours: Mapping[str, str]) -> list[dict[str, Any
         dangers = [{"table": table, **_plot(danger["plot"], table.title, colours)} for table, danger in pairs]
         note = f"{audit['hypotheses']} hypotheses, corrected together: in an audit of models with which nothing is "
         note += "wrong, one time in twenty anything at all is flagged."
-        against = [f"teacher {audit['teacher']}"] if audit.get("teacher") else []
-        against += [f"base {audit['base']}"] if audit.get("base") else []
-        views.append({"name": name, "dangers": dangers, "note": note, "against": ", ".join(against)})
+        roles = {role: audit[role] for role in ("teacher", "base") if audit.get(role)}
+        against = [f"the {role}" if model == role else f"the {role} {model}" for role, model in roles.items()]
+        views.append({"name": name, "dangers": dangers, "note": note, "against": " and ".join(against)})
     return views
 
 
