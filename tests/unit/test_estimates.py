@@ -212,7 +212,7 @@ def test_what_a_process_keeps_beyond_its_tensors_is_a_part(folder: Path, capsys:
     (sft,) = planned(folder, capsys, "--hardware", "cpu", "--until", "sft")["stages"]
     parts = sft["memory_bytes"]
     assert parts["framework"] == 1 << 29
-    worst = sum(parts.get(name, 0) for name in ("gradients", "activations", "at the worst moment"))
+    worst = sum(parts.get(name, 0) for name in ("gradients", "activations", "temporary"))
     assert parts["kept between uses"] == pytest.approx(worst / 2, rel=1e-3)
     assert sft["peak_bytes"] == sum(parts.values())
 

@@ -61,11 +61,14 @@ def test_what_stands_beside_the_model_is_trained_too() -> None:
     assert memory._to_come(scorer, optimizer_states=2) - alone == 3 * 4 * (2 * 16 * 20)
 
 
-def layers(count: int, **how: Any) -> int:
+def deep(count: int, **how: Any) -> Scorer:
     config = type(FAMILIES["mistral"])(**{**FAMILIES["mistral"].to_dict(), "num_hidden_layers": count})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    return bytes_per_token(Scorer(model, **how), middling(ITEMS))
+    return Scorer(AutoModelForCausalLM.from_config(config), **how)
+
+
+def layers(count: int, **how: Any) -> int:
+    return bytes_per_token(deep(count, **how), middling(ITEMS))
 
 
 def test_bytes_of_a_token_grow_with_the_layers_and_fall_where_they_are_computed_again() -> None:
@@ -78,6 +81,15 @@ def test_bytes_of_a_token_grow_with_the_layers_and_fall_where_they_are_computed_
     again = [layers(count, checkpoint_activations=True) for count in (1, 2, 4)]
     assert again[2] - again[1] == pytest.approx(2 * 4 * width, rel=0.2)  # a layer's input alone
     assert again[2] < four / 3
+
+
+def test_where_layers_are_computed_again_one_of_them_is_at_work() -> None:
+    a_layer = layers(3) - layers(2)
+    for count in (2, 6):
+        scorer, kept = deep(count, checkpoint_activations=True), layers(count, checkpoint_activations=True)
+        assert memory.bytes_at_once(scorer, middling(ITEMS)) - kept == pytest.approx(memory.AGAIN * a_layer, rel=0.15)
+        assert bytes_per_token(scorer, middling(ITEMS)) == kept  # all are computed again as before
+        assert memory.bytes_at_once(deep(count), middling(ITEMS)) == layers(count)
 
 
 def test_counting_leaves_no_trace() -> None:
@@ -99,7 +111,7 @@ def decided(
     workers: int = 1,
 ) -> tuple[Plan, Scorer]:
     """The plan where memory is left for so many tokens with remembered activations, beside all that is for good."""
-    scorer = Scorer(tiny_model(dtype=torch.float32))
+    scorer = deep(8)
     weights = sum(p.nbytes for p in scorer.parameters())
     to_come = (1 + 2) * weights // workers  # gradients, and what AdamW keeps
     free = int(tokens * bytes_per_token(scorer, middling(ITEMS)) / memory.HEADROOM) + to_come + 8

@@ -14,7 +14,7 @@ from potstill.training.adapter_config import Adapter
 from potstill.training.adapters import attach, hold_base
 from potstill.training.lesson import Aims
 from potstill.training.loop import learn
-from potstill.training.memory import bytes_per_token, middling
+from potstill.training.memory import bytes_at_once, middling
 from potstill.training.models import footprint
 from potstill.training.optimizers import STATES, make_optimizers
 from potstill.training.rehearsal import Cast, build, rehearse, scorer_of, with_layers, without_memory
@@ -81,7 +81,7 @@ def test_what_is_counted_without_memory_is_there_with_it(how: dict[str, Any], pl
     assert (before.weights, before.gradients, before.optimizer) == (takes.weights, sizes.gradients, sizes.optimizer)
     # AdamW keeps two moments, and how many steps it has taken, of each parameter.
     assert takes.optimizer == sizes.optimizer + 4 * len(team.trained)
-    assert before.each == bytes_per_token(scorer, middling(ITEMS), task.teach)
+    assert before.each == bytes_at_once(scorer, middling(ITEMS), task.teach)
     assert takes.teachers == sum(t.nbytes for one in teachers for t in (*one.parameters(), *one.buffers()))
     assert takes.trained == sum(p.numel() for p in team.trained.values())
 

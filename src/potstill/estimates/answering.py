@@ -45,7 +45,7 @@ def capture(step: Step, config: CaptureConfig, known: Known, sample: Sample, how
     memory = {
         "weights": (parameters - tables) * width + 4 * tables,
         "activations": 6 * 4 * config.micro_batch_tokens * max(text.hidden_size, text.intermediate_size),
-        "at the worst moment": 3 * 4 * max(256 * text.vocab_size, CHUNK_LOGITS),
+        "temporary": 3 * 4 * max(256 * text.vocab_size, CHUNK_LOGITS),
         "framework": _own(hardware, pace),
     }
     loading = 4 * parameters + memory["framework"]  # it is read in float32, and narrowed then
@@ -79,7 +79,7 @@ def answers(step: Step, known: Mapping[str, Known], how: tuple[Hardware, Pace], 
         memory = {
             "weights": width * parameters,
             "cache of what was read": min(room, rows * each * tokens / max(1.0, share)),
-            "at the worst moment": 3 * 4 * rows * text.vocab_size,
+            "temporary": 3 * 4 * rows * text.vocab_size,
             "framework": _own(hardware, pace),
         }
         if sum(memory.values()) > sum(worst.values()):

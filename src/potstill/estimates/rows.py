@@ -77,15 +77,23 @@ def sample(plan: Plan, step: Step, tokenizer: PreTrainedTokenizerBase | None, vo
                 tuple(items), f"{step.name}'s rows by {CHARACTERS} characters a token", len(items) / len(rows)
             )
     kind = "pairs" if row_type in (Pair, Feedback) else "texts" if row_type is Text else "chats"
-    parts = _shortened(GUESSES[kind], limit)
-    total = sum(parts)
-    return Sample((_made_up(parts, vocabulary),), f"{step.name}'s rows of {total} tokens each, since none is here yet")
+    said = _said(plan, step)
+    longer = said / sum(GUESSES[kind]) if said else 1.0
+    parts = _shortened(GUESSES[kind], longer, limit)
+    why = "as the stage that imports them says" if said else "since none is here yet"
+    return Sample((_made_up(parts, vocabulary),), f"{step.name}'s rows of {sum(parts):,} tokens each, {why}")
 
 
-def _shortened(parts: tuple[int, int, int], limit: int) -> tuple[int, int, int]:
-    """Prompt and longest answer within the limit."""
+def _said(plan: Plan, step: Step) -> int | None:
+    """How long rows of its data are said to be."""
+    made = [plan.steps[link.stage] for link in step.entry.links if link.field == "data" and link.stage]
+    return max((one.expected.tokens_per_row or 0 for one in made), default=0) or None
+
+
+def _shortened(parts: tuple[int, int, int], longer: float, limit: int) -> tuple[int, int, int]:
+    """So many times as long, with prompt and longest answer within the limit."""
     whole = parts[0] + max(parts[1:])
-    share = min(1.0, limit / whole)
+    share = min(longer, limit / whole)
     return (int(parts[0] * share), max(2, int(parts[1] * share)), int(parts[2] * share))
 
 

@@ -379,7 +379,7 @@ def _of_device(takes: Takes, workers: int, own: int) -> dict[str, int]:
         "optimizer": takes.optimizer / workers,
         "teachers": takes.teachers,
         "activations": takes.activations,
-        "at the worst moment": takes.worst - takes.activations - full,
+        "temporary": takes.worst - takes.activations - full,
         "gathered": 0.0 if alone else 2 * takes.largest_layer + takes.around,
         "framework": float(own),
     }

@@ -159,6 +159,8 @@ class _Planner:
         for link in entry.links:
             if (link.file and link.field in of_rows) or (link.stage and self.steps[link.stage].entry.produces in ROWS):
                 rows[link.field] = rows.get(link.field, 0) + round(self._rows(link) * link.weight)
+                if link.stage and (tokens := self.steps[link.stage].expected.tokens_per_row):
+                    rows[f"{link.field}.tokens"] = max(tokens, rows.get(f"{link.field}.tokens", 0))
             elif link.models or (link.stage and self.steps[link.stage].entry.produces == "model"):
                 rows[link.field] = rows.get(link.field, 0) + max(1, len(link.models))
                 if count := sum(isinstance(model.spec, EndpointModel) for model in link.models):

@@ -74,10 +74,11 @@ class StageConfig(Spec):
         """What a run is likely to make. For `potstill plan`.
 
         `rows`: what is expected of each input field: rows, or of a field that names models, how many there are; and
-        under "field.endpoints" how many of those are behind endpoints.
+        under "field.endpoints" how many of those are behind endpoints; and under "field.tokens" how long one of its
+        rows is said to be, where somebody said it.
         """
         return Expected(
-            rows=max((count for name, count in rows.items() if name.split(".")[0] not in self.MODELS), default=0)
+            rows=max((count for name, count in rows.items() if "." not in name and name not in self.MODELS), default=0)
         )
 
     def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
@@ -184,6 +185,8 @@ class Expected:
     tokens_range: Range | None = None
     prompt_share: float = 0.5
     """The part of the tokens that prompts have."""
+    tokens_per_row: int | None = None
+    """How long a row is, where the stage that reads the source was told; None: nobody said."""
     parts: tuple[Part, ...] = ()
     """The calls by what they are for and who is asked; none: every model of the stage may be asked alike."""
 

@@ -107,10 +107,10 @@ class CaptureConfig(KeepsSignals):
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Tokens read, at a guess of 500 a conversation."""
-        count = rows.get("data", 0)
+        count, tokens = rows.get("data", 0), rows.get("data.tokens", 500)
         if rows.get("teacher.endpoints"):
-            return Expected(rows=count, calls=count, tokens=501 * count, prompt_share=500 / 501)
-        return Expected(rows=count, tokens=500 * count)
+            return Expected(rows=count, calls=count, tokens=(tokens + 1) * count, prompt_share=tokens / (tokens + 1))
+        return Expected(rows=count, tokens=tokens * count)
 
 
 def run(config: CaptureConfig, inputs: Inputs, work: Work) -> Facts:

@@ -128,7 +128,7 @@ class Curate(StageConfig):
         return self
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
-        return Expected(rows=rows["data"])
+        return Expected(rows=rows["data"], tokens_per_row=rows.get("data.tokens"))
 
     @property
     def checks(self) -> list[Check]:

@@ -93,7 +93,7 @@ class DpoConfig(TrainingConfig):
     def expect(self, rows: Mapping[str, int]) -> Expected:
         """Tokens read, the reference's pass included, at a guess of 700 a pair."""
         trained = self.forecast(rows, 700)
-        return Expected(rows=trained.rows, tokens=trained.tokens + trained.rows * 700)
+        return Expected(rows=trained.rows, tokens=trained.tokens + trained.rows * rows.get("data.tokens", 700))
 
 
 def run(config: DpoConfig, inputs: Inputs, work: Work) -> Facts:

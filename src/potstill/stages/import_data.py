@@ -59,7 +59,7 @@ class Import(StageConfig):
     """Read rows that others made."""
 
     WHOLE = frozenset({"questions"})
-    HOW = frozenset({"expected_rows"})
+    HOW = frozenset({"expected_rows", "expected_row_tokens"})
 
     kind: Literal["import"]
     path: Annotated[str | None, Reference(tuple(ROWS))] = None
@@ -91,6 +91,9 @@ class Import(StageConfig):
     expected_rows: int | None = Field(default=None, ge=1)
     """How many rows the source is known to have, so that a plan can tell what follows where nothing is at hand to
     count, as of a Hub dataset. It changes no result."""
+    expected_row_tokens: int | None = Field(default=None, ge=1)
+    """How many tokens a row is known to have, prompt and answers together, so that a plan need not guess them either.
+    It changes no result."""
     decontaminate: Annotated[str | tuple[str, ...], Reference(("prompts", "chats", "pairs"))] = ()
     """Rows held out for evaluation: a row in which the user says one of their prompts again is left out, before skip
     and limit. So a second stage takes from the same file what the first did not."""
@@ -131,7 +134,8 @@ class Import(StageConfig):
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         left = max(0, (rows.get("path") or self.expected_rows or self.limit or 0) - self.skip)
-        return Expected(rows=left if self.limit is None else min(left, self.limit))
+        count = left if self.limit is None else min(left, self.limit)
+        return Expected(rows=count, tokens_per_row=self.expected_row_tokens)
 
 
 def run(config: Import, inputs: Inputs, work: Work) -> Facts:

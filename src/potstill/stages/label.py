@@ -72,7 +72,7 @@ class Label(Asking):
 
     def expect(self, rows: Mapping[str, int]) -> Expected:
         calls = rows["data"] * self.votes
-        return Expected(rows["data"], calls, calls * TOKENS_PER_VOTE)
+        return Expected(rows["data"], calls, calls * TOKENS_PER_VOTE, tokens_per_row=rows.get("data.tokens"))
 
     @property
     def schema_text(self) -> str:

@@ -99,9 +99,9 @@ class TrainingConfig(StageConfig):
         return self
 
     def forecast(self, rows: Mapping[str, int], tokens_per_row: int) -> Expected:
-        """What training on that many rows reads."""
-        count = rows.get("data", 0)
-        return Expected(rows=count, tokens=round(count * tokens_per_row * self.epochs))
+        """What training on that many rows reads, of so many tokens each where nobody said how long they are."""
+        count, tokens = rows.get("data", 0), rows.get("data.tokens", tokens_per_row)
+        return Expected(rows=count, tokens=round(count * tokens * self.epochs))
 
 
 class ReadsChats(Protocol):

@@ -30,6 +30,10 @@ HEADROOM = 0.8
 """The share of free memory that is planned for: kernels need some, and rows differ."""
 
 
+AGAIN = 2
+"""Of a layer that is computed again in the backward: what it leaves, and the gradients of as much."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How training will use memory."""
@@ -61,7 +65,7 @@ def plan(
 
     def each(checkpointed: bool) -> int:
         scorer.checkpoint(checkpointed)
-        return bytes_per_token(scorer, middling(items), teach)
+        return bytes_at_once(scorer, middling(items), teach)
 
     longest = max(item.tokens for item in items)
     return decide(each, longest, free, PREFERRED_TOKENS[scorer.device.type], micro_tokens, checkpoint)
@@ -144,6 +148,16 @@ def middling(items: Sequence[Item]) -> Batch:
         probe.append(item)
         size += item.tokens
     return collate(probe)
+
+
+def bytes_at_once(scorer: Scorer, batch: Batch, teach: Teach = untaught) -> int:
+    """What is there of one token at the worst moment: what is kept of it, and where layers are computed again, one of
+    them at work."""
+    kept = bytes_per_token(scorer, batch, teach)
+    if not scorer.checkpoint_activations:
+        return kept
+    with scorer.remembering_a_layer():
+        return kept + AGAIN * max(0, bytes_per_token(scorer, batch, teach) - kept)
 
 
 def bytes_per_token(scorer: Scorer, batch: Batch, teach: Teach = untaught) -> int:

@@ -24,7 +24,7 @@ from potstill.training.attention import choose_kernel
 from potstill.training.batch import Batch, Item, collate, cut
 from potstill.training.loop import Settings, learn
 from potstill.training.making import renumber
-from potstill.training.memory import bytes_per_token, middling
+from potstill.training.memory import bytes_at_once, middling
 from potstill.training.models import footprint, rows_of
 from potstill.training.optimizers import STATES, make_optimizers
 from potstill.training.scoring import Scorer
@@ -93,7 +93,7 @@ class Takes:
     """Weights of a layer, and of what stands around them: what workers that share a model gather at once."""
     around: float = 0.0
     each: float = 0.0
-    """Bytes that a token leaves for the backward; see `memory.bytes_per_token`."""
+    """Bytes of a token at the worst moment; see `memory.bytes_at_once`."""
     parameters: float = 0.0
     trained: float = 0.0
     forward_seconds: float = 0.0
@@ -262,7 +262,7 @@ def _rehearse(
             if standing:
                 with _disable_current_modes():
                     batch = middling(items)
-                takes.each = float(bytes_per_token(scorer, batch, task.teach))
+                takes.each = float(bytes_at_once(scorer, batch, task.teach))
                 takes.optimizer = float(footprint(scorer, STATES[cast_.settings.optimizer]).optimizer)
                 return takes
             _forward_alone(team, task, items, tally, takes)
@@ -280,10 +280,15 @@ def _student(cast_: Cast, layers: int, tally: Tally, takes: Takes, *, probed: bo
     if cast_.adapter is not None:
         attach(model, cast_.adapter, 0)
     takes.trained = float(sum(p.numel() for p in model.parameters() if p.requires_grad))
+    saved = 0.0
+    if cast_.four_bits:  # each matrix is rounded as it is read, and made wide again for its product alone
+        hold_base(model, cast_.held)
+        saved = _saved_by_four_bits(model)
+        tally.phase()
     scorer = scorer_of(model, cast_)
     if probed:
         _probe(scorer)
-    takes.loading = tally.peak - (_saved_by_four_bits(model) if cast_.four_bits else 0.0)
+    takes.loading = tally.peak - saved
     return scorer
 
 

@@ -91,6 +91,16 @@ class Scorer(nn.Module):
         _checkpoint_layers(self.model, on)
         self.checkpoint_activations = on
 
+    @contextmanager
+    def remembering_a_layer(self) -> Iterator[None]:
+        """Within this the last layer is not computed again: what it leaves shows what computing it again takes."""
+        layer = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)][-1]
+        layer.gradient_checkpointing = False
+        try:
+            yield
+        finally:
+            layer.gradient_checkpointing = self.checkpoint_activations
+
     def narrow(self) -> Self:
         """Hold the matrices of a body that nobody trains in what their products are computed in: autocast would round
         them anew at every call. No number changes by it, and it takes half the memory. The head stays as it is, which
