@@ -3,10 +3,10 @@
 import base64
 import hashlib
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from pages import Page
 from view_run import HOSTILE, REPORT, make_run
 
 from potstill.reporting import frozen as module
@@ -15,22 +15,6 @@ from potstill.reporting.page import page
 from potstill.runs.survey import survey
 
 TIMES = {"chats": {"seconds": 1.0, "sealed_before": False}}
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture(scope="module")

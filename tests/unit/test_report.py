@@ -6,10 +6,10 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 from evaluation_fakes import endpoint, inputs, local, work
+from pages import Page
 from rich.console import Console
 
 from potstill.artifact import read_json, seal, write_json
@@ -287,22 +287,6 @@ def test_low_coverage_is_said_in_the_sentence():
     assert findings({"models": ["sft", "dpo"], "suites": {"s": one}})[0].text.endswith("Only 25% could be scored.")
 
 
-class Collector(HTMLParser):
-    """Every tag and attribute of a page, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def hostile_page(tmp_path):
     """Every name and text of a report that somebody else chose, chosen badly."""
     models = [f"m{i}{text}" for i, text in enumerate(HOSTILE[:3])]
@@ -330,8 +314,8 @@ def hostile_page(tmp_path):
 
 
 def test_a_hostile_text_stays_a_text(usual, tmp_path):
-    harmless = Collector(page(usual, tmp_path / "usual"))
-    found = Collector(hostile_page(tmp_path / "hostile"))
+    harmless = Page(page(usual, tmp_path / "usual"))
+    found = Page(hostile_page(tmp_path / "hostile"))
     assert set(found.tags) <= set(harmless.tags)
     assert {(tag, name) for tag, name, _ in found.attributes} <= {(tag, name) for tag, name, _ in harmless.attributes}
     assert found.tags.count("style") == 1
@@ -343,7 +327,7 @@ def test_a_hostile_text_stays_a_text(usual, tmp_path):
 @pytest.mark.parametrize("which", ["usual", "hostile"])
 def test_the_page_asks_nobody_for_anything(usual, tmp_path, which):
     text = page(usual, tmp_path / "out") if which == "usual" else hostile_page(tmp_path / "hostile")
-    found = Collector(text)
+    found = Page(text)
     assert not {"script", "iframe", "object", "embed", "form", "base", "img", "image", "use"} & set(found.tags)
     for tag, name, value in found.attributes:
         assert not name.startswith("on"), (tag, name)
@@ -366,7 +350,7 @@ def test_the_policy_allows_the_style_that_is_there(usual, tmp_path):
 
 def test_the_page_tells_how_to_use_the_last_model(usual, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = Collector(page(usual, tmp_path / "runs" / "my run")).text
+    text = Page(page(usual, tmp_path / "runs" / "my run")).text
     assert "potstill chat 'runs/my run' dpo" in text
     assert 'model="runs/my run/dpo"' in text
     assert "61 s" not in text
@@ -377,7 +361,7 @@ def test_the_page_tells_how_to_use_the_last_model(usual, tmp_path, monkeypatch):
 
 def test_a_report_without_answers_curves_or_a_second_model(tmp_path):
     given = [scores(tmp_path, "scores", {"s": suite({"only": 5.0}, count=1)}, models=["only"])]
-    text = Collector(page(sealed_report(tmp_path, given), tmp_path / "out")).text
+    text = Page(page(sealed_report(tmp_path, given), tmp_path / "out")).text
     assert "only on s\n5.00 (no interval: one question, n 1) out of 10." in text
 
 

@@ -2,10 +2,10 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 from starlette.testclient import TestClient
 from view_run import HOSTILE, make_run
 
@@ -34,35 +34,6 @@ def client_of(workspace):
 @pytest.fixture(scope="module")
 def client(workspace):
     return client_of(workspace)
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.text += data
-
-    def links(self, rel):
-        """Addresses of the links with that relation."""
-        found, open_ = [], {}
-        for tag, name, value in self.attributes:
-            open_ = {} if tag != "a" else open_
-            if tag == "a" and name == "rel":
-                open_["rel"] = value
-            if tag == "a" and name == "href" and open_.get("rel") == rel:
-                found.append(value)
-            if tag == "a" and name == "href":
-                open_ = {}
-        return found
 
 
 def listed(client, address):
