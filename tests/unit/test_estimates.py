@@ -140,6 +140,29 @@ def test_a_model_that_nobody_knows_leaves_the_others_told(folder: Path, capsys: 
     assert "who/what is made of is not known here" in kept["unknown"]
 
 
+def test_rows_that_are_not_here_are_as_long_as_their_import_says(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through `curate`, for both tables: what would run, and what it takes."""
+    (tmp_path / "hub.yaml").write_text(
+        f"name: hub\nmodels:\n  base: {{path: {folder / 'model'}}}\nstages:\n"
+        "  read: {kind: import, hub: who/what, split: train, rows: chats, expected_rows: 100,"
+        " expected_row_tokens: 40}\n"
+        "  kept: {kind: curate, data: read}\n"
+        "  sft: {kind: sft, model: base, data: kept, max_length: 64, held_out: 0, epochs: 3}\n"
+    )
+    recipe, place = load_recipe(str(tmp_path / "hub.yaml"), []), Workspace(tmp_path / "out")
+    assert make_plan(recipe, place, Hashes(tmp_path / "h.json")).steps["sft"].expected.tokens == 3 * 100 * 40
+    words = ["plan", str(tmp_path / "hub.yaml"), "--hardware", "24GB", "--json"]
+    assert cli.main(words) == 0
+    (sft,) = json.loads(capsys.readouterr().out)["stages"]
+    assert sft["tokens"] == 3 * 100 * 40
+    assert sft["assumed"] == ["sft's rows of 40 tokens each, as the stage that imports them says"]
+    assert cli.main([*words, "read.expected_row_tokens=null"]) == 0
+    (sft,) = json.loads(capsys.readouterr().out)["stages"]
+    assert "since none is here yet" in sft["assumed"][0]
+
+
 def test_this_machine_is_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(folder, capsys, "--hardware", "cpu", "--until", "sft")
     assert found["hardware"]["memory_bytes"] == 8 << 30
