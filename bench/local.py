@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -38,13 +39,13 @@ Side = Callable[[PreTrainedModel, Asked, int], list[list[int]]]
 
 
 def ours(model: PreTrainedModel, asked: Asked, most: int) -> list[list[int]]:
-    decoding.MOST_ROWS = most
-    return _decode(model, asked)
+    with patch.object(decoding, "MOST_ROWS", most):
+        return _decode(model, asked)
 
 
 def grouped(model: PreTrainedModel, asked: Asked, most: int) -> list[list[int]]:
-    decoding.MOST_ROWS = most
-    return [answer for group in _groups(asked, most) for answer in _decode(model, group)]
+    with patch.object(decoding, "MOST_ROWS", most):
+        return [answer for group in _groups(asked, most) for answer in _decode(model, group)]
 
 
 def _decode(model: PreTrainedModel, asked: Asked) -> list[list[int]]:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.records import Message
 from potstill.tokens.tokenization import encode_chats, encode_pairs
+from potstill.training import decoding
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,9 +258,10 @@ def test_planted_cases_are_counted_by_their_own_danger(tmp_path: Path) -> None:
 def test_the_local_teachers_sides_write_the_same_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"--model": "tiny", "--requests": "6", "--rows": "2", "--rounds": "1"}
+    options, usual = {"--model": "tiny", "--requests": "6", "--rows": "2", "--rounds": "1"}, decoding.MOST_ROWS
     monkeypatch.setattr(sys, "argv", ["local.py", *(word for option in options.items() for word in option)])
     load("local").main()
+    assert usual == decoding.MOST_ROWS > 2, "whatever is decoded after it in this process is not held to its rows"
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert row["same_answers"] == {"grouped": 1, "generate": 1, "continuous": 1}
     assert row["unit"] == "tokens_per_second"
