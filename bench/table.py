@@ -54,6 +54,9 @@ and then trains them.
 Looking: `python bench/view.py --record` makes an artifact of a million rows, about 0.9 GB, and opens, pages, searches
 and filters it in `potstill view`.
 
+Serving: `python bench/serving.py --record` has clients stream greedy answers from `potstill serve` and from
+`transformers serve`, without and with its continuous batching, each server alone on the machine.
+
 Audits: `python bench/planted.py --record` trains small students that each learn one danger, and twins that do not, and
 counts which of them are flagged.
 """
@@ -75,6 +78,7 @@ TITLES = {
     "plan": "What a plan predicts, against training",
     "planted": "Audits of real small models, with a danger planted and without",
     "view": "Looking at an artifact of a million rows",
+    "serving": "Servers of local models: answer tokens a second",
 }
 
 
@@ -370,6 +374,33 @@ def _view(row: Row) -> str:
     return "\n".join(lines)
 
 
+def _serving(row: Row) -> str:
+    config, same = row["config"], row["same_answers"]
+    others = ", ".join(f"of `{side}`'s {share:.0%}" for side, share in same.items() if side != OURS)
+    told = (
+        f"A {config['model']} model with random weights; {config['requests']} requests a round, {config['rounds']} "
+        f"rounds, answers of {config['answer_tokens']} tokens at most; torch {row['versions']['torch']}, transformers "
+        f"{row['versions']['transformers']}. {_commit(row)}. `ours` is `potstill serve`, `batching` the other with "
+        f"--continuous-batching. Answers that are the same as ours alone: {same[OURS]:.0%} of ours, {others}."
+    )
+    head = "| | clients | tokens a second | first token after, s (median) | the longest wait, s |"
+    lines = [told, "", head, "|---" * 5 + "|"]
+    for side, by_clients in row["found"].items():
+        for clients, found in by_clients.items():
+            cells = " | ".join(_between(found[what]) for what in SERVED)
+            lines.append(f"| `{side}` | {clients} | {cells} |")
+    return "\n".join(lines)
+
+
+SERVED = ("tokens_per_second", "first_token_seconds", "worst_first_token_seconds")
+
+
+def _between(values: Sequence[float]) -> str:
+    """Least to most of the rounds."""
+    least, most = _short(min(values)), _short(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
 def _least(p: float | None) -> str:
     return "" if p is None else f", p {p:.2g}" if p >= 1e-6 else ", p < 1e-6"
 
@@ -386,6 +417,7 @@ DATA: Mapping[str, Callable[[Row], str]] = {
     "plan": _plan,
     "planted": _planted,
     "view": _view,
+    "serving": _serving,
 }
 
 
