@@ -36,7 +36,7 @@ LAYERS = [
     ["signals", "training", "teachers", "curation", "evaluation", "reporting", "miniature", "skills", "serving"],
     ["stages"],
     ["recipe"],
-    ["runs.workspace"],
+    ["runs.workspace", "runs.extras"],
     ["runs.plan", "runs.made"],
     ["runs.launch", "runs.overlap", "runs.events", "runs.progress", "estimates"],
     ["runs.survey"],

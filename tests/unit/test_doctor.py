@@ -19,6 +19,7 @@ from potstill import cli
 from potstill.doctor import endpoints, machine, packages
 from potstill.doctor.findings import Finding
 from potstill.recipe import load_recipe
+from potstill.runs import extras
 
 KEY = "sk-secret-4711"
 
@@ -237,6 +238,28 @@ def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
     assert packages._optional(Requirement("bitsandbytes>=0.5"), "qlora", "x").state == "note"
     there["bitsandbytes"] = "0.1"
     assert packages._optional(Requirement("bitsandbytes>=0.5"), "qlora", "x").state == "problem"
+
+
+def test_what_a_recipe_needs_beside_is_a_problem_where_it_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan is made without it, and says so; a run does not begin."""
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nstages:\n  rows: {kind: import, hub: some/rows, rows: chats, expected_rows: 10}\n"
+    )
+    recipe = [str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    (found,) = packages.look_for(load_recipe(recipe[0]))
+    assert (found.state, found.about) == ("problem", "stage rows")
+    assert (found.what, found.remedy) == (
+        "it needs datasets, which is not installed", "Run pip install 'potstill[hub]'"
+    )  # fmt: skip
+    assert cli.main(["plan", *recipe]) == 0
+    assert "rows needs datasets, which is not installed" in capsys.readouterr().out
+    assert cli.main(["run", *recipe]) == 2
+    assert "stages.rows: it needs datasets" in capsys.readouterr().err
+    monkeypatch.setattr(extras, "find_spec", lambda name: True)
+    assert list(packages.look_for(load_recipe(recipe[0]))) == []
 
 
 def test_a_model_of_the_hub_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from potstill.errors import DataError, ModelError, RecipeError
 from potstill.evaluation.leaderboard import V1
 from potstill.evaluation.scores import read_results
 from potstill.evaluation.statistics import mean_estimate
+from potstill.runs.extras import check_extras
 from potstill.sources import Data, LocalModel, Model
 from potstill.stages import evaluate
 from potstill.tokens.tokenization import DEFAULT_TEMPLATE
@@ -510,10 +511,10 @@ def test_endpoints_are_refused_with_the_reason():
         suite().check_models({"models": [endpoint("far")]})
 
 
-def test_without_lm_eval_a_plan_names_the_extra(monkeypatch):
-    monkeypatch.setattr("potstill.stages.suites.leaderboard.find_spec", lambda name: None)
+def test_without_lm_eval_a_run_names_the_extra_before_it_begins(monkeypatch):
+    monkeypatch.setattr("potstill.runs.extras.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"needs lm-eval.*pip install 'potstill\[leaderboard\]'"):
-        suite().check_models({"models": []})
+        check_extras([("scores", suite())])
 
 
 def test_what_a_plan_expects_and_tries():

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -143,5 +144,5 @@ def look_with_torch() -> Iterator[Finding]:
     took = time.perf_counter() - begun
     yield ok("speed", f"{half / 1e12:.3g} TFLOP/s in {str(precision).removeprefix('torch.')}, {wide / 1e12:.3g} in "
              f"float32; measured in {took:.1f} s")  # fmt: skip
-    if fault := bitsandbytes_fault():
+    if find_spec("bitsandbytes") and (fault := bitsandbytes_fault()):  # that it is not here is told with the packages
         yield note("bitsandbytes", fault, "quantize and qlora need it: pip install 'potstill[qlora]'")

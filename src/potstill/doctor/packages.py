@@ -9,6 +9,8 @@ from packaging.requirements import Requirement
 
 from potstill import __version__
 from potstill.doctor.findings import Finding, note, ok, problem
+from potstill.recipe import Recipe
+from potstill.runs.extras import missing, what_is_missing
 
 LEAST_PYTHON = (3, 11)
 FOR = {
@@ -41,6 +43,14 @@ def look() -> Iterator[Finding]:
         yield from (_optional(one, extra, purpose) for one in parts)
     yield _found("vllm", "serve with vLLM's engine", "transformers serves without it")
     yield _llama()
+
+
+def look_for(recipe: Recipe) -> Iterator[Finding]:
+    """What a recipe needs beside, where it is not here."""
+    needed = {extra: name for name, entry in recipe.stages.items() for extra in missing(entry.config)}
+    for extra, stage in needed.items():
+        what, remedy = what_is_missing(extra)
+        yield problem(f"stage {stage}", f"it needs {what}", remedy)
 
 
 def _needed(asked: list[Requirement]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from potstill.errors import RecipeError
 from potstill.money import Ledger
 from potstill.recipe import Recipe
 from potstill.runs.events import SECONDS_BETWEEN_KEPT, Events, LogFile
+from potstill.runs.extras import check_extras
 from potstill.runs.launch import check_launcher, run_job
 from potstill.runs.overlap import refuse_overlap, refuse_shared
 from potstill.runs.plan import Plan, Step, make_plan, refuse_changed, stage_inputs
@@ -147,6 +148,7 @@ def run(
         whole = make_plan(recipe, workspace, hashes)
         plan = whole.until(until)
         refuse_shared(plan)
+        check_extras((step.name, step.entry.config) for step in plan.to_run)
         check_keys(plan)
         check_prices(plan)
         _check_launch(plan, launcher)

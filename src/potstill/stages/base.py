@@ -97,6 +97,10 @@ class StageConfig(Spec):
         For a plan, before anything is made. `sources`: by field, stages, files and the recipe's models.
         """
 
+    def extras(self) -> tuple[str, ...]:
+        """Optional parts of potstill that it cannot run without: keys of `runs.extras.PACKAGES`."""
+        return ()
+
     def remarks(self) -> tuple[str, ...]:
         """What a plan says of the stage beside its cost, a sentence each that goes on from the stage's name."""
         return ()

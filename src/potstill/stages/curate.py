@@ -107,6 +107,9 @@ class Curate(StageConfig):
     backend: BackendName = "local"
     """Where dialogues are examined: local, in this process; ray, over a Ray cluster. The result is the same."""
 
+    def extras(self) -> tuple[str, ...]:
+        return ("ray",) if self.backend == "ray" else ()
+
     @field_validator("languages")
     @classmethod
     def _can_be_told(cls, languages: tuple[str, ...]) -> tuple[str, ...]:

@@ -119,6 +119,9 @@ class Evaluate(Scores):
     def recorded_rows(self) -> tuple[str, ...]:
         return tuple(row for suite in self.suites.values() for row in getattr(suite, "recorded", ()))
 
+    def extras(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(extra for suite in self.suites.values() for extra in suite.EXTRAS))
+
     def remarks(self) -> tuple[str, ...]:
         stored = {name: getattr(suite, "judgments", None) for name, suite in self.suites.items()}
         said = [
@@ -137,7 +140,6 @@ class Evaluate(Scores):
 
     def check_models(self, models: Mapping[str, Sequence[Model]]) -> None:
         for name, suite in self.suites.items():
-            suite.check(name)
             behind = [model.name for model in models.get("models", ()) if isinstance(model.spec, EndpointModel)]
             if behind and suite.WEIGHTS:
                 what = (

@@ -122,6 +122,9 @@ class Import(StageConfig):
                 raise ValueError(f"no shape knows a column '{name}'{_near(name)}; expected one of {', '.join(COLUMNS)}")
         return columns
 
+    def extras(self) -> tuple[str, ...]:
+        return () if self.hub is None else ("hub",)
+
     def glance(self, field: str, accepts: Sequence[str], path: Path) -> None:
         if field != "path":
             super().glance(field, accepts, path)

@@ -35,6 +35,9 @@ class Quantize(StageConfig):
     rows: int = Field(default=32, ge=1)
     """How many of them."""
 
+    def extras(self) -> tuple[str, ...]:
+        return ("qlora",)
+
     @model_validator(mode="after")
     def _scheme_has_these_bits(self) -> Self:
         if self.scheme not in ("auto", *SCHEMES[self.bits]):

@@ -84,6 +84,9 @@ class TrainingConfig(StageConfig):
         }
     )
 
+    def extras(self) -> tuple[str, ...]:
+        return ("qlora",) if self.adapter is not None and self.adapter.kind == "qlora" else ()
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.sharding != "none" and self.optimizer == "muon":

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from potstill.artifact import find
 from potstill.members import families, spoken
+from potstill.runs.extras import missing, what_is_missing
 from potstill.runs.plan import Plan, Step
 from potstill.runs.workspace import Description, Workspace
 from potstill.sources import EndpointModel, Model, ModelSpec, Price
@@ -51,7 +52,10 @@ def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     console.print()
     for step in plan.to_run:
         for remark in step.entry.config.remarks():
-            console.print(Text(f"{step.name} {remark}."), soft_wrap=True)
+            console.print(Text(f"{step.name} {remark}."))
+        for extra in missing(step.entry.config):
+            what, remedy = what_is_missing(extra)
+            console.print(Text(f"{step.name} needs {what}. {remedy} before it runs.", style="yellow"))
     console.print(_sum(plan, workspace), soft_wrap=True)
 
 

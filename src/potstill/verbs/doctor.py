@@ -52,7 +52,7 @@ def _findings(args: argparse.Namespace) -> "list[Finding]":
     except PotstillError as error:
         return [*found, problem("recipe", f"{error.where}: {error.what}", error.remedy)]
     return [*found, ok("recipe", f"{recipe.name}: {len(recipe.stages)} stages, and every name in it resolves"),
-            *endpoints.look(recipe)]  # fmt: skip
+            *packages.look_for(recipe), *endpoints.look(recipe)]  # fmt: skip
 
 
 def _print(found: "Sequence[Finding]") -> None:

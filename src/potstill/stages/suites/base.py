@@ -74,6 +74,8 @@ class SuiteConfig(Spec):
     """The field that names its rows."""
     WEIGHTS: ClassVar[bool] = False
     """It scores texts by their likelihood, which no endpoint tells of a text that it did not write."""
+    EXTRAS: ClassVar[tuple[str, ...]] = ()
+    """Optional parts of potstill that it needs; see `StageConfig.extras`."""
 
     def prompts(self, bench: "Bench", name: str) -> list[Prompt]:
         """The dialogues that every model is to hold for `measure`."""
@@ -82,9 +84,6 @@ class SuiteConfig(Spec):
     def answer_temperature(self, category: str) -> float:
         """Of the models' answers in those dialogues."""
         return mt_bench.temperature(category)
-
-    def check(self, name: str) -> None:
-        """RecipeError, its place a field of the stage, where this machine lacks what it needs. For a plan."""
 
     def glance(self, name: str, path: Path) -> None:
         """DataError where the first rows of the file that its rows are from cannot be measured. For a plan."""

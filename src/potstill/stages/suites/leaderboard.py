@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,6 +31,7 @@ class LeaderboardSuite(SuiteConfig):
     """The Open LLM Leaderboard's tasks, or others of lm-eval's. Needs potstill[leaderboard]."""
 
     WEIGHTS: ClassVar[bool] = True
+    EXTRAS: ClassVar[tuple[str, ...]] = ("leaderboard",)
 
     protocol: Literal["leaderboard"]
     tasks: tuple[str, ...] = Field(default=tuple(V1), min_length=1)
@@ -62,10 +62,6 @@ class LeaderboardSuite(SuiteConfig):
         if self.shots.get("truthfulqa_mc2"):
             raise ValueError("truthfulqa_mc2 has no solved examples but those that its prompt always holds")
         return self
-
-    def check(self, name: str) -> None:
-        if find_spec("lm_eval") is None:
-            raise RecipeError("suites", f"suite '{name}' needs lm-eval, which is not installed", _REMEDY)
 
     def rows(self, given: int, limit: int | None) -> int:
         sizes = (V1[task] for task in self.tasks if task in V1)
