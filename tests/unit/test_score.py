@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
+import potstill
 from potstill.artifact import seal
 from potstill.cli import main
+from potstill.errors import DataError, StorageError
 from potstill.evaluation.scores import Measure, SuiteResult, read_results, write_observations
 from potstill.evaluation.statistics import Observation, mean_estimate
 from potstill.runs.workspace import Asked, Description, Workspace
+from potstill.scoring.compare import read_side
 from potstill.scoring.results import read_suites
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -698,3 +701,12 @@ def test_a_run_is_scored_by_what_is_sealed_in_it_now(tmp_path, score):
     for path in (workspace.path, tmp_path):
         (one,) = score(path)["results"]
         assert (one["file"], one["suite"]) == (str(target), "chat")
+    made["report"] = Asked(kind="report", produces="report", folder="report-2")
+    made["scores"] = Asked(kind="evaluate", produces="scores", folder="scores-2")
+    workspace.note_run(Description(recipe="r", source="r.yaml", overrides=["sft.epochs=2"], stages=made))
+    (workspace.path / "summary.json").write_text("{}")
+    for side in (str(workspace.path), f"{workspace.path}:base", f"{workspace.path}:scores:base"):
+        with pytest.raises(DataError, match=r"nothing is scored yet of what this run was last|no sealed scores"):
+            read_side(side)
+    with pytest.raises(StorageError, match="nothing is scored here yet"):
+        potstill.open_run(workspace.path).scores()

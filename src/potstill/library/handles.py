@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, find, read_json, read_rows
+from potstill.artifact import DROPPED_FILE, ROWS_FILE, Artifact, read_json, read_rows
 from potstill.errors import DataError, ModelError, StorageError
 from potstill.library.in_memory import Scratch
 from potstill.library.notebook import drawn, plain
@@ -188,8 +188,7 @@ class Run:
     @property
     def stages(self) -> dict[str, Artifact | None]:
         """What each stage sealed, in the order in which they run; None: not yet."""
-        asked = self._workspace.describe().stages
-        return {name: find(self._workspace.artifacts / one.folder) for name, one in asked.items()}
+        return self._workspace.sealed()
 
     @overload
     def rows(self, stage: str) -> Iterator[Record]: ...
@@ -225,12 +224,13 @@ class Run:
 
     def scores(self, stage: str | None = None) -> Scores:
         """The scores of the run's report; or of one stage that evaluates, or the last such where nothing reports."""
+        made = [(name, artifact) for name, artifact in self.stages.items() if artifact is not None]
         report = self.path / "summary.json"
-        if stage is None and report.is_file():
+        if stage is None and report.is_file() and any(one.produces == "report" for _, one in made):
             return Scores(read_json(report))
         from potstill.terminal.show import scores_summary
 
-        sealed = [name for name, made in self.stages.items() if made is not None and made.produces == "scores"]
+        sealed = [name for name, one in made if one.produces == "scores"]
         if stage is None and not sealed:
             raise StorageError(str(self.path), "nothing is scored here yet", f"See: potstill status {self.path}")
         return Scores(scores_summary(self._sealed(sealed[-1] if stage is None else stage)))

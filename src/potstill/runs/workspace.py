@@ -236,6 +236,14 @@ class Workspace:
         link = self.path / stage
         return find(link.resolve()) if link.is_symlink() else None
 
+    def sealed(self) -> dict[str, Artifact | None]:
+        """What each stage that the last run was asked for has sealed, in their order; None: not yet.
+
+        Where the recipe has changed, `latest` may still be what the stage made before.
+        """
+        asked = self.describe().stages
+        return {name: find(self.artifacts / one.folder) for name, one in asked.items()}
+
     def times(self) -> dict[str, Took]:
         """By artifact key."""
         return _remembered(self._times, _TIMES) or {}

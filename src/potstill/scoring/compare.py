@@ -199,7 +199,7 @@ def read_side(text: str) -> Scored:
     workspace = open_run(place)
     asked = workspace.describe().stages
     scored = [name for name, one in asked.items() if one.produces == "scores"]
-    artifact = workspace.latest(stage) if stage in scored else None
+    artifact = workspace.sealed()[stage] if stage in scored else None
     if artifact is None:
         what = f"this run has no sealed scores called '{stage}'{nearest(stage, scored)}"
         raise DataError(text, what, f"It has: {', '.join(scored) or 'none'}")

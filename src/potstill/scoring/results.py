@@ -60,12 +60,23 @@ def read_suites(path: Path) -> dict[str, list[Results]]:
     for one in read_all(path):
         found.setdefault((one.suite, one.judge, one.baseline), []).append(one)
     if not found:
+        _refuse_unsealed(path)
         raise DataError(str(path), f"nothing here was scored; expected {KNOWN}", "Name another file or folder")
     alike = Counter(suite for suite, _, _ in found)
     return {
         suite if alike[suite] == 1 else "@".join([suite, judge, *([baseline] if baseline else [])]): results
         for (suite, judge, baseline), results in found.items()
     }
+
+
+def _refuse_unsealed(path: Path) -> None:
+    """DataError where a run is to score models and has not come to it since its recipe changed."""
+    workspace = Workspace(path)
+    if not workspace.has_run():
+        return
+    if scored := [name for name, stage in workspace.describe().stages.items() if stage.produces == "scores"]:
+        what = f"nothing is scored yet of what this run was last asked for; not sealed: {', '.join(scored)}"
+        raise DataError(str(path), what, f"Run it to its end; see: potstill status {path}")
 
 
 def read_all(path: Path) -> list[Results]:
@@ -86,9 +97,9 @@ def _below(folder: Path) -> Iterator[Path]:
     if (folder / SCORES_FILE).is_file():
         yield folder
     elif workspace.has_run():
-        asked = workspace.describe().stages
-        sealed = [workspace.latest(name) for name, stage in asked.items() if stage.produces == "scores"]
-        yield from (artifact.path for artifact in sealed if artifact is not None)
+        scored = [name for name, stage in workspace.describe().stages.items() if stage.produces == "scores"]
+        sealed = workspace.sealed()
+        yield from (artifact.path for name in scored if (artifact := sealed[name]) is not None)
     else:
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
