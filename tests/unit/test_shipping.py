@@ -71,7 +71,7 @@ def test_the_hub_reads_the_cards_front_matter(shipped):
     card = ModelCard.load(shipped / "README.md")
     assert (card.data.license, card.data.language, card.data.pipeline_tag) == ("apache-2.0", ["en"], "text-generation")
     (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_name) == ("mt_bench", 6.5, "chat")
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("mt_bench_protocol", 6.5, "chat")
     assert card.data.model_name == "My model"
 
 
