@@ -71,5 +71,5 @@ llama: $(LLAMA)/peers  ## the environment of llama.cpp, which GGUF files are com
 
 peers-data: .venv-distilabel/peers .venv-curator/peers .venv-datatrove/peers  ## those that data stages are compared with
 
-clean:  ## remove everything that make made
-	rm -rf $(VENV) $(PEERS) .venv-* build dist docs/_build runs
+clean:  ## remove what make made, but for runs/
+	rm -rf $(VENV) $(PEERS) .venv-* build dist docs/_build

@@ -286,7 +286,7 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
         console.print(table(summary, console.width))
         console.print()
         for finding in summary.get("headline", ()):
-            console.print(Text(finding), soft_wrap=True)
+            console.print(Text(finding))
     models = [step.name for step in plan.steps.values() if step.entry.produces == "model"]
     rows = [("Talk to it", f"potstill chat {workspace.path} {shlex.quote(models[-1])}")] if models else []
     if summary is not None:
