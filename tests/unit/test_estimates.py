@@ -95,6 +95,30 @@ def test_rows_that_are_here_are_counted(folder: Path, capsys: pytest.CaptureFixt
     assert found["teachers_usd"] == [0.0, 0.0]
 
 
+def test_a_model_takes_its_own_part_of_what_an_evaluation_asks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a judge behind an endpoint reads and writes is no work of the models; what is scored is read alone."""
+    (tmp_path / "questions.jsonl").write_text('{"id": "1", "messages": [{"role": "user", "content": "word1?"}]}\n')
+    models = f"{{base: {{path: {folder}/model}}, judge: {{endpoint: 'http://x/v1', name: j}}}}"
+    suites = {
+        "loss": f"loss: {{protocol: answer_loss, chats: {folder}/chats.jsonl}}",
+        "talk": f"talk: {{protocol: mt_bench, questions: {tmp_path}/questions.jsonl}}",
+    }
+    found = {}
+    for name, asked in {**suites, "both": ", ".join(suites.values())}.items():
+        judge = "" if name == "loss" else ", judge: judge"
+        stage = f"{{kind: evaluate, models: [base]{judge}, suites: {{{asked}}}}}"
+        (tmp_path / "r.yaml").write_text(f"name: r\nmodels: {models}\nstages:\n  scores: {stage}\n")
+        (found[name],) = planned(tmp_path, capsys, "--hardware", "24GB")["stages"]
+    assert found["loss"]["memory_bytes"]["cache of what was read"] == 0
+    assert found["loss"]["assumed"] == []
+    assert found["loss"]["tokens"] == ROWS * 512
+    assert 0 < found["talk"]["tokens"] < 2 * 1024, "two turns of answers, without what the judge reads of them"
+    assert found["both"]["tokens"] == found["loss"]["tokens"] + found["talk"]["tokens"]
+    assert "tokens a call, prompts with them" in found["talk"]["assumed"][0]
+
+
 def test_more_memory_is_needed_for_more_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = []
     for tokens in (64, 512):

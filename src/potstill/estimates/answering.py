@@ -1,6 +1,8 @@
 """What stages take that ask models at hand: captures, which read, and all those that have answers written."""
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from potstill.training.rehearsal import build, without_memory
 
 OPERATIONS = 25
 """Of a layer, for one more token of every row: what is begun one after the other."""
+TOKENS_A_CALL, PROMPT_SHARE = 600.0, 0.4
+"""Where a stage does not say what it asks."""
 BYTES_OF_DRAW, BYTES_OF_ENTRY = 0.75, 3.0
 """Of a captured signal: 50 draws take 36 bytes, as measured; a listed entry its packed number and value."""
 
@@ -59,48 +63,101 @@ def capture(step: Step, config: CaptureConfig, known: Known, sample: Sample, how
     return _estimate(step, memory, loading, seconds, how, round(tokens), disk, settings, sample.said)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a stage has of one model."""
+
+    calls: float
+    read: float
+    """Tokens of prompts, and of texts that are scored without a call."""
+    written: float
+
+    @property
+    def tokens_per_call(self) -> float:
+        return (self.read + self.written) / max(1.0, self.calls)
+
+
 def answers(step: Step, known: Mapping[str, Known], how: tuple[Hardware, Pace], workspace: Path) -> Estimate:
     """Models at hand, one after the other, each with its part of what the stage asks."""
     hardware, pace = how
-    others = sum(len(link.models) or bool(link.stage) for link in step.entry.links if _asks(link.field))
-    expected = step.expected
-    calls = expected.calls or expected.rows * len(known)
-    share = calls / max(1, others) if expected.calls else expected.rows
-    tokens = expected.tokens / max(1, others) if expected.tokens else 600.0 * share
-    prompt = tokens * (expected.prompt_share if expected.tokens else 0.4)
-    worst, loading, seconds, assumed = dict[str, float](), 0.0, pace.start_seconds, list[str]()
+    worst, loading, seconds = dict[str, float](), 0.0, pace.start_seconds
     speeds = {name: one for stage in read_speeds(workspace).values() for name, one in stage.items()}
+    works = {name: _work(step, name, len(known)) for name in known}
+    width = 2 if hardware.device.kind == "cuda" else 4
     for name, one in known.items():
-        parameters, text = count_parameters(one), one.config.get_text_config()
-        width = 2 if hardware.device.kind == "cuda" else 4
-        each = 2 * text.num_hidden_layers * width * _kv_width(one)
-        rows = min(MOST_ROWS, max(1.0, share))
-        room = hardware.device.memory_bytes // GPU_SHARE if hardware.device.kind == "cuda" else CACHE_BYTES
-        memory = {
-            "weights": width * parameters,
-            "cache of what was read": min(room, rows * each * tokens / max(1.0, share)),
-            "temporary": 3 * 4 * rows * text.vocab_size,
-            "framework": _own(hardware, pace),
-        }
+        work, weights = works[name], width * count_parameters(one)
+        memory, together = _memory(one, weights, work, how)
         if sum(memory.values()) > sum(worst.values()):
-            worst, loading = memory, width * parameters + memory["framework"]
+            worst, loading = memory, weights + memory["framework"]
         measured = speeds.get(name)
         if hardware.device.here and measured and measured.seconds and measured.device == hardware.device.kind:
-            seconds += (tokens - prompt) / (measured.tokens / measured.seconds)
+            seconds += work.written / (measured.tokens / measured.seconds)
+            seconds += 0.0 if work.calls else _reading(weights / width, work, width, pace)
             continue
-        together = max(1.0, rows * min(1.0, room / max(1.0, rows * each * tokens / max(1.0, share))))
-        passes = (tokens - prompt) / together
-        roof = pace.roof
-        rate = roof.flops_per_second if width == 2 else roof.wide_flops_per_second
-        one_pass = max(
-            width * parameters / roof.bytes_per_second,
-            2 * parameters * together / rate,
-            OPERATIONS * text.num_hidden_layers * roof.start_seconds,
-        )
-        seconds += pace.factor * (passes * one_pass + 2 * parameters * prompt / rate)
-    if not expected.calls_range:
-        assumed.append(f"{step.name} writes {tokens / max(1.0, share):,.0f} tokens a call, prompts with them")
-    return _estimate(step, worst, loading, seconds, how, round(tokens * len(known)), {}, {}, "; ".join(assumed))
+        seconds += _reading(weights / width, work, width, pace)
+        seconds += _writing(one, weights / width, work.written / together, (width, together), pace)
+    total = sum(work.read + work.written for work in works.values())
+    calls = sum(work.calls for work in works.values())
+    said = "" if step.expected.calls_range or not calls else f"{step.name} takes {total / calls:,.0f} tokens a call"
+    return _estimate(step, worst, loading, seconds, how, round(total), {}, {}, said and f"{said}, prompts with them")
+
+
+def _work(step: Step, name: str, models: int) -> Work:
+    """Of all that a stage asks, a model's own: by what each purpose asks whom, or else by equal shares."""
+    expected = step.expected
+    links = [link for link in step.entry.links if _asks(link.field)]
+    if not expected.parts and (expected.calls or not expected.tokens):
+        shares = max(1, sum(len(link.models) or bool(link.stage) for link in links))
+        calls = expected.calls / shares if expected.calls else float(expected.rows)
+        tokens = expected.tokens / shares or TOKENS_A_CALL * calls
+        read = tokens * (expected.prompt_share if expected.tokens else PROMPT_SHARE)
+        return Work(calls, read, tokens - read)
+    askers = Counter(link.field for link in links for _ in link.models or [link.stage])
+    fields = {link.field for link in links if name in (link.stage, *(model.name for model in link.models))}
+    mine = [(part, 1.0) for part in expected.parts if part.model == name]
+    mine += [(part, 1 / askers[part.field]) for part in expected.parts if not part.model and part.field in fields]
+    scored = max(0, expected.tokens - sum(part.tokens for part in expected.parts)) / max(1, models)
+    return Work(
+        sum(part.calls * share for part, share in mine),
+        scored + sum(part.prompt_tokens * share for part, share in mine),
+        sum(part.completion_tokens * share for part, share in mine),
+    )
+
+
+def _memory(known: Known, weights: float, work: Work, how: tuple[Hardware, Pace]) -> tuple[dict[str, float], float]:
+    """Bytes by what holds them while it answers, and how many answers are written together."""
+    hardware, pace = how
+    text, gpu = known.config.get_text_config(), hardware.device.kind == "cuda"
+    each = 2 * text.num_hidden_layers * (2 if gpu else 4) * _kv_width(known) * work.tokens_per_call
+    rows = min(MOST_ROWS, max(1.0, work.calls))
+    room = hardware.device.memory_bytes // GPU_SHARE if gpu else CACHE_BYTES
+    memory = {
+        "weights": weights,
+        "cache of what was read": min(room, rows * each) if work.calls else 0.0,
+        "temporary": 3 * 4 * rows * text.vocab_size,
+        "framework": _own(hardware, pace),
+    }
+    return memory, max(1.0, rows * min(1.0, room / max(1.0, rows * each)))
+
+
+def _reading(parameters: float, work: Work, width: int, pace: Pace) -> float:
+    """Seconds for prompts, and for what is scored."""
+    return pace.factor * 2 * parameters * work.read / _rate(width, pace)
+
+
+def _writing(known: Known, parameters: float, passes: float, how: tuple[int, float], pace: Pace) -> float:
+    """Seconds for so many passes, each with a token for every row that is written together."""
+    (width, together), roof = how, pace.roof
+    one_pass = max(
+        width * parameters / roof.bytes_per_second,
+        2 * parameters * together / _rate(width, pace),
+        OPERATIONS * known.config.get_text_config().num_hidden_layers * roof.start_seconds,
+    )
+    return pace.factor * passes * one_pass
+
+
+def _rate(width: int, pace: Pace) -> float:
+    return pace.roof.flops_per_second if width == 2 else pace.roof.wide_flops_per_second
 
 
 def _asks(field: str) -> bool:

@@ -28,6 +28,7 @@ ROOM_FOR_DATES = 110
 def plan_view(console: Console, plan: Plan, workspace: Workspace) -> None:
     """Each stage: sealed, or why it will run, and what that is expected to take."""
     table = _table("stage", "kind", "")
+    table.columns[-1].min_width = len("will run")
     priced = any(_prices(step) for step in plan.to_run)
     for name in ("rows", "calls", "tokens", *(["USD"] if priced else [])):
         table.add_column(name, justify="right", no_wrap=True)
