@@ -153,7 +153,7 @@ def _writing(known: Known, parameters: float, passes: float, how: tuple[int, flo
         2 * parameters * together / _rate(width, pace),
         OPERATIONS * known.config.get_text_config().num_hidden_layers * roof.start_seconds,
     )
-    return pace.factor * passes * one_pass
+    return float(pace.factor * passes * one_pass)
 
 
 def _rate(width: int, pace: Pace) -> float:
