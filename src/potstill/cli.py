@@ -1,6 +1,7 @@
 """The command line: verbs to functions. It knows no model and no tensor, and imports a verb's work when it is asked."""
 
 import argparse
+import difflib
 import errno
 import io
 import os
@@ -114,12 +115,19 @@ def _open_streams(*, runs: bool) -> None:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parsed. Overrides may stand before options, after them, and between."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    args, rest = parser.parse_known_args(arguments)
+    if given and not given[0].startswith("-") and given[0] not in VERBS:
+        close = difflib.get_close_matches(given[0], VERBS, n=1, cutoff=0.5)
+        near = f" (did you mean '{close[0]}'?)" if close else ""
+        parser.error(f"no verb is called {given[0]!r}{near}; expected one of: {', '.join(VERBS)}")
+    args, rest = parser.parse_known_args(given)
     if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -127,8 +135,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="potstill",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -92,7 +92,7 @@ def test_run_says_what_it_does_in_calm_lines(potstill):
     assert lines[1] == "[1/6] first: starts"
     assert re.fullmatch(r"\[1/6\] first: sealed in 0\.\d s, 4 texts", lines[2])
     assert re.fullmatch(r"\[3/6\] loud: sealed in .* s, 4 texts, 1 left out \(1 hoarse\)", lines[6])
-    assert lines[-1] == "Talk to it  potstill chat runs/tiny other"
+    assert lines[-2:] == ["Talk to it  potstill chat runs/tiny other", "See it all  potstill view runs/tiny"]
     assert "\x1b" not in out
     code, out, err = potstill("run", "tiny.yaml", "other.heat=3")
     assert "tiny in runs/tiny: 1 of 6 stages to run" in out
@@ -109,6 +109,32 @@ def test_run_until_a_stage(potstill):
     assert err.startswith("command line, --until: the recipe has no stage 'lout' (did you mean 'loud'?). Name one of")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["rn", "tiny.yaml"], "potstill: no verb is called 'rn' (did you mean 'run'?); expected one of: run, plan,"),
+        (["a\nb"], "potstill: no verb is called 'a\\nb'; expected one of: run, "),
+        ([], "potstill: the following arguments are required: VERB. See: potstill --help"),
+    ],
+)
+def test_a_verb_that_is_none_is_told_in_one_line(potstill, capsys, words, says):
+    with pytest.raises(SystemExit) as caught:
+        potstill(*words)
+    error = capsys.readouterr().err
+    assert (caught.value.code, error.count("\n")) == (2, 1)
+    assert error.startswith(says)
+
+
+def test_help_is_a_word_too(potstill, capsys):
+    shown = []
+    for words in (["help", "logs"], ["logs", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            potstill(*words)
+        assert caught.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
+
+
 def test_overrides_stand_before_and_after_options(potstill, capsys):
     code, out, _ = potstill("plan", "tiny.yaml", "first.count=5", "--until", "second", "second.count=7", "--out", "x")
     assert code == 0
@@ -117,7 +143,9 @@ def test_overrides_stand_before_and_after_options(potstill, capsys):
         with pytest.raises(SystemExit) as caught:
             potstill(*arguments)
         assert caught.value.code == 2
-        assert "unrecognized arguments" in capsys.readouterr().err
+        assert re.fullmatch(
+            r"potstill( \w+)?: unrecognized arguments: .*\. See: potstill( \w+)? --help\n", capsys.readouterr().err
+        )
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(potstill):

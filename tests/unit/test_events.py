@@ -80,6 +80,7 @@ def test_quiet_says_warnings_errors_and_the_result_and_the_log_has_the_rest(pots
         "[5/6] other: warning: the iron is cold",
         "",
         "Talk to it  potstill chat runs/tiny other",
+        "See it all  potstill view runs/tiny",
     ]
     kept = [json.loads(line) for line in Path("runs/tiny/logs/run.jsonl").read_text().splitlines()]
     assert [event["stage"] for event in kept if event["event"] == "sealed"] == [
@@ -104,6 +105,7 @@ def test_logs_prints_the_last_run_as_lines_or_as_it_is_kept(potstill):
     lines = potstill("logs", "runs/tiny")[1].splitlines()
     assert "[1/6] first: sealed before, 4 texts" in lines
     assert lines[-1] == "[4/6] made: did not finish: the anvil: it is cold. Heat it."
+    assert potstill("logs", "tiny", "--all")[1].splitlines() == [*kept, *lines]
     assert told(potstill("logs", "tiny", "--log", "json")[1])[-1]["event"] == "failed"
     code, _, err = potstill("logs", "nowhere")
     assert (code, err.count("\n")) == (2, 1)

@@ -48,6 +48,21 @@ def test_rows_are_cut_in_the_files_order_or_shuffled_by_seed(tmp_path: Path, num
     assert texts(run(tmp_path, numbers, "texts", shuffle=4)) != shuffled
 
 
+def test_lines_of_plain_text_are_prompts(tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("What is a still?\nWho are you?\n")
+    rows = run(tmp_path, tmp_path / "asked.txt", "prompts").rows
+    assert [row.messages[0].content for row in rows] == ["What is a still?", "Who are you?"]
+
+
+def test_what_another_run_sealed_is_its_rows_alone(tmp_path: Path, numbers: Path) -> None:
+    folder = tmp_path / "curated"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_bytes(numbers.read_bytes())
+    (folder / "manifest.json").write_text("{}")
+    (folder / "dropped.jsonl").write_text('{"id": "a", "reason": "short", "detail": ""}\n')
+    assert texts(run(tmp_path, folder, "texts")) == list(range(100))
+
+
 def test_a_bad_row_is_refused_or_kept_aside(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": 7}\n{"text": "b"}\n{"text": "cut')
@@ -227,8 +242,8 @@ def test_columns_and_questions_of_a_recipe(tmp_path: Path, monkeypatch: pytest.M
             r"'pairs.path' names 'data/none-\*', which is neither a stage of this recipe nor a file",
         ),
         (
-            "pairs.questions=words.txt",
-            r"'pairs.questions' cannot be used: .*words.txt:1: the prompt has no mess",
+            "pairs.questions=data/test-0.jsonl",
+            r"'pairs.questions' cannot be used: .*test-0.jsonl:1: no known shape of row",
         ),
     ],
 )
@@ -240,7 +255,6 @@ def test_a_file_that_cannot_be_what_it_is_to_be_is_told_before_anything_runs(
     row = {"q": "q", "good": "a", "bad": "b"}
     for split in ("train", "test"):
         (tmp_path / "data" / f"{split}-0.jsonl").write_text(json.dumps(row) + "\n")
-    (tmp_path / "words.txt").write_text("only words\n")
     (tmp_path / "r.yaml").write_text(
         "name: r\nstages:\n"
         "  pairs: {kind: import, path: data/train-0.jsonl, rows: pairs,"

@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from potstill.artifact import MANIFEST, ROWS_FILE
 from potstill.errors import DataError
 
 PLAIN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 ZIPPED = (".gz", ".bz2", ".xz", ".zst")
 TABLES = (".parquet", ".arrow", ".feather")
 SUFFIXES = (*PLAIN, *TABLES)
-NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "manifest.json"}
+NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", MANIFEST}
 """Files beside a dataset's shards that hold no rows of it."""
 SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev)(?![a-z])", re.IGNORECASE)
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\b")
@@ -70,6 +71,8 @@ class Line:
 def shards(path: Path) -> list[Path]:
     """The files that a path means: itself; all files of rows in a folder; all that a pattern such as a-*.jsonl fits.
 
+    Of what a stage of another run has sealed, its rows alone: neither what it dropped nor what it counted.
+
     DataError where there is none, or where a folder holds the splits of a dataset side by side.
     """
     if _is_pattern(path):
@@ -79,6 +82,8 @@ def shards(path: Path) -> list[Path]:
         return found
     if not path.is_dir():
         return [path]
+    if (path / MANIFEST).is_file() and (path / ROWS_FILE).is_file():
+        return [path / ROWS_FILE]
     found = [
         file
         for file in sorted(path.rglob("*"))

@@ -103,6 +103,8 @@ def _prompt(found: Found, name: str, category: str) -> Prompt:
     first = next((i for i, m in enumerate(found.prompt) if m.role == "assistant"), len(found.prompt))
     later = tuple(m.content for m in found.prompt[first:] if m.role == "user")
     messages = _in_words(found.prompt[:first], found.tools)
+    if not messages and found.text:  # a file of plain lines
+        messages = (Message(role="user", content=found.text),)
     check_dialogue(messages, "user", "the prompt")
     follow_ups = found.follow_ups or later
     return Prompt(

@@ -472,7 +472,7 @@ SHAPES: dict[str, Shape] = {
             _LABELLED,
         ),
         Shape("ultrachat", (("data",),), _find_ultrachat, "UltraChat as first published", _TALK),
-        Shape("texts", (("text",),), _find_text, "plain text: web text, encyclopedias", ("texts",)),
+        Shape("texts", (("text",),), _find_text, "plain text; as `prompts`, one a row", ("texts", "prompts")),
     )
 }
 

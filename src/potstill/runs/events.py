@@ -171,15 +171,15 @@ def log_files(logs: Path) -> tuple[Path, Path]:
     return newest, newest.with_suffix(".1.jsonl")
 
 
-def kept_events(workspace: Workspace) -> Iterator[Event]:
-    """What the last run in this folder has said so far, from the oldest on."""
+def kept_events(workspace: Workspace, *, earlier: bool = False) -> Iterator[Event]:
+    """What the last run in this folder has said so far, from the oldest on; `earlier`: and what runs before it said."""
     told: list[Event] = []
     for path in reversed(log_files(workspace.logs)):
         if path.is_file():
             with path.open("rb") as file:
                 told += [event for line in file if (event := _parsed(line))]
     starts = [place for place, event in enumerate(told) if event["event"] == "planned"]
-    yield from told[starts[-1] if starts else 0 :]
+    yield from told[starts[-1] if starts and not earlier else 0 :]
 
 
 def follow(workspace: Workspace) -> Iterator[Event]:

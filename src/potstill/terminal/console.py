@@ -295,6 +295,7 @@ def closing(console: Console, plan: Plan, workspace: Workspace, summary: Mapping
         scored = [step.name for step in plan.steps.values() if step.entry.produces == "scores"]
         rows += [("See scores", f"potstill show {workspace.path} {shlex.quote(name)}") for name in scored]
     if rows:
+        rows.append(("See it all", f"potstill view {workspace.path}"))
         console.print()
     for label, command in rows:
         console.print(Text.assemble((f"{label:<12}", "dim"), command), soft_wrap=True, highlight=False)
