@@ -253,11 +253,19 @@ def _settings(kind: str, config: Mapping[str, Any], inputs: set[str]) -> Iterato
     for name, value in config.items():
         if name in ("kind", *inputs) or value in (None, "", [], {}) or value == untouched.get(name):
             continue
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {one}" for key, one in value.items())
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        yield f"{name.replace('_', ' ')} {without_paths(str(value))}"
+        yield f"{name.replace('_', ' ')} {without_paths(_spoken(value))}"
+
+
+def _spoken(value: Any) -> str:
+    """A setting as people write it: lists between commas, what is inside another in brackets, nothing that is empty."""
+    if isinstance(value, Mapping):
+        parts = [(key, one) for key, one in value.items() if one not in (None, "", [], {})]
+        return ", ".join(f"{key} {_inside(one)}" for key, one in parts)
+    return ", ".join(map(_inside, value)) if isinstance(value, list) else str(value)
+
+
+def _inside(value: Any) -> str:
+    return f"({_spoken(value)})" if isinstance(value, Mapping | list) else str(value)
 
 
 def _reproduce(source: Source) -> str:
