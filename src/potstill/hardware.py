@@ -104,7 +104,7 @@ def parse(text: str, gpu_usd: float | None = None) -> Hardware:
     found = _COUNT.fullmatch(whole)
     count, rest = (int(found[1]), found[2]) if found else (1, whole)
     if not 1 <= count <= 100_000:
-        raise RecipeError(f"{WHERE} {text}", f"{count} devices; expected at least one", "Write it as 8xH100")
+        raise RecipeError(f"{WHERE} {text}", f"{count:,} devices; expected 1 to 100,000", "Write it as 8xH100")
     name, *said = (part.strip() for part in rest.split("@"))
     device = _written_over(_device(name, text), said, text)
     if device.kind == "cpu" and count > 1:

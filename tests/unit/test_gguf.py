@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from potstill.cli import main
 from potstill.errors import ModelError
 from potstill.shipping import measured
+from potstill.shipping.arches import read_tensors
 from potstill.shipping.pieces import GPT2, LLAMA3, QWEN2
 from potstill.shipping.twin import Twin, difference, hard_texts
 from potstill.shipping.vocabulary import CONTROL, USER_DEFINED, read_vocabulary
@@ -264,3 +266,11 @@ class TestFiles:
         )
         assert "Choose one of: f32" in capsys.readouterr().err
         assert not (tmp_path / "y").exists()
+
+
+def test_damaged_weights_are_one_line(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(
+        ModelError, match=r"model.safetensors: these weights are damaged: .*Get the whole of them again"
+    ):
+        list(read_tensors(tmp_path, SimpleNamespace(name="llama", rope_factors=None), str))

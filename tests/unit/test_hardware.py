@@ -50,7 +50,7 @@ def test_no_device_has_more_memory_than_is_printed_on_it() -> None:
     ("text", "says"),
     [
         ("8xH1000", "did you mean"),
-        ("0xH100", "at least one"),
+        ("0xH100", "expected 1 to 100,000"),
         ("2xcpu", "one machine's processors"),
         ("", "is no device"),
         ("H100@fast", "@fast"),

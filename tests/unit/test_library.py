@@ -131,6 +131,8 @@ def test_a_run_refuses_clearly_what_it_does_not_have(fake_run):
         fake_run.rows("made")
     with pytest.raises(potstill.StorageError, match="nothing is scored here yet"):
         fake_run.scores()
+    with pytest.raises(potstill.DataError, match="'made' makes model, not scores"):
+        fake_run.scores("made")
     with pytest.raises(potstill.StorageError, match="nothing has run here"):
         potstill.open_run("tiny.yaml")
     with pytest.raises(potstill.DataError, match="written over"):

@@ -363,6 +363,7 @@ HOSTILE: list[tuple[str, Any, int, str]] = [
     ("no model", {}, 400, "you must provide a model"),
     ("model of another kind", {"model": 7}, 400, "you must provide a model"),
     ("no such model", {"model": "tinny"}, 404, "did you mean 'tiny'?"),
+    ("half a character", b'{"model": "\\ud800"}', 404, "does not exist"),
     ("no messages", {"model": "tiny"}, 400, "at least one message"),
     ("messages of another kind", {"model": "tiny", "messages": "hello"}, 400, "expected a list of messages"),
     ("no role", {"model": "tiny", "messages": [{"content": "x"}]}, 400, "the role of turn 1"),

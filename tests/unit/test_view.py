@@ -326,8 +326,11 @@ def test_a_run_that_is_not_there_is_one_clear_line(tmp_path, capsys, monkeypatch
         assert main(["view", name, "--no-browser"]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
-    assert main(["view", "empty", "--port", "99999"]) == 2
-    assert "is no port" in capsys.readouterr().err
+    for name in ("view", "serve"):
+        with pytest.raises(SystemExit) as caught:
+            main([name, "empty", "--port", "99999"])
+        assert caught.value.code == 2
+        assert "is no port" in capsys.readouterr().err
 
 
 def test_a_browser_is_opened_only_where_there_is_a_display(monkeypatch):

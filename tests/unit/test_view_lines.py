@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.view import lines as module
-from potstill.view.lines import Lines, Query, search
+from potstill.view.lines import FACETS, Lines, Query, facets, search
 
 
 def write(folder, rows, end="\n"):
@@ -51,6 +51,22 @@ def test_where_lines_begin_is_remembered_and_never_believed_of_another_file(tmp_
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path):
     (tmp_path / "cache").write_text("a file")
     assert len(Lines(write(tmp_path, [{}] * 12_000), tmp_path / "cache" / "a.npy")) == 12_000
+
+
+STRANGE = ["null", "7", '"x"', "[1]", "[" * 100_000, '{"a": ' * 700 + "7" + "}" * 700, '{"candidates": 7}',
+           '{"candidates": [7, {"ratings": "x"}, {"ratings": [7, {"score": "9"}], "model": ["needle"]}]}',
+           '{"candidates": {"model": "x"}, "chosen_score": true}', '{"prompt": 7, "category": ["needle"]}']  # fmt: skip
+
+
+def test_rows_of_any_shape_are_searched_and_filtered(tmp_path):
+    """What was changed after it was sealed may hold anything."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*STRANGE, '{"id": "a", "text": "needle"}']) + "\n")
+    lines = Lines(path)
+    assert facets(lines) is not None
+    assert len(STRANGE) in search(lines, Query.of("needle", {}), 0, 99).numbers
+    for name in (*FACETS, "rating"):
+        assert list(search(lines, Query.of("", {name: "5"}), 0, 99).numbers) == []
 
 
 WORDS = st.sampled_from(["Äpfel", "apfel", "text", 'a "b"', "x\\y", "line\nbreak", "role", "wise", "日本", "ROLE"])

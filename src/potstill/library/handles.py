@@ -233,7 +233,11 @@ class Run:
         sealed = [name for name, one in made if one.produces == "scores"]
         if stage is None and not sealed:
             raise StorageError(str(self.path), "nothing is scored here yet", f"See: potstill status {self.path}")
-        return Scores(scores_summary(self._sealed(sealed[-1] if stage is None else stage)))
+        artifact = self._sealed(sealed[-1] if stage is None else stage)
+        if artifact.produces != "scores":
+            what = f"'{stage}' makes {artifact.produces}, not scores"
+            raise DataError(str(self.path), what, "Name a stage of the kind evaluate")
+        return Scores(scores_summary(artifact))
 
     def status(self) -> Status:
         """What is sealed and what is left; printed, the table of `potstill status`."""

@@ -10,12 +10,12 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from potstill.errors import ModelError
 from potstill.serving.answer import Answer
-from potstill.serving.bodies import DONE, Choice, Style, sse
+from potstill.serving.bodies import DONE, Choice, Json, Style, sse
 from potstill.serving.engine import Engine, Event, Overloaded, Ticket
 from potstill.serving.prompt_odds import as_said, as_vllm_has_it, prompt_odds
 from potstill.serving.protocol import Asked, BadRequest, error_body, read_body, read_chat, read_text
@@ -89,7 +89,7 @@ class Service:
             self._engine.submit(job.tickets)
         except Overloaded:
             body = error_body("more is asked than can wait; try again", "overloaded_error", code="rate_limit_exceeded")
-            return JSONResponse(body, 429, {"retry-after": "1"})
+            return Json(body, 429, {"retry-after": "1"})
         if asked.stream:
             return _Stream(self._stream(request, job), self._engine, job)
         try:
@@ -170,7 +170,7 @@ class Service:
         if job.asked.prompt_logprobs is not None:
             for choice, said in zip(body["choices"], job.choices.values(), strict=True):
                 choice["prompt_logprobs"] = job.extras[said.prompt]
-        return JSONResponse(body)
+        return Json(body)
 
     async def _collect(self, job: Job) -> None:
         async for ticket, piece in job.mailbox.read(len(job.tickets)):
@@ -205,7 +205,7 @@ class Service:
     async def models(self, request: Request) -> Response:
         """What can be asked for."""
         listed = [self._model(name) for name in self._teachers]
-        return JSONResponse({"object": "list", "data": listed})
+        return Json({"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
         """One of them."""
@@ -213,7 +213,7 @@ class Service:
         if name not in self._teachers:
             what = f"the model '{name[:100]}' does not exist; expected one of: {', '.join(self._teachers)}"
             raise BadRequest(what, "model", 404, "model_not_found")
-        return JSONResponse(self._model(name))
+        return Json(self._model(name))
 
     def _model(self, name: str) -> dict[str, Any]:
         told = {"id": name, "object": "model", "created": self._created, "owned_by": "potstill"}
@@ -221,7 +221,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """It is there, and how much it has to do."""
-        return JSONResponse({"status": "ok", "models": list(self._teachers), "answers_under_way": self._engine.busy})
+        return Json({"status": "ok", "models": list(self._teachers), "answers_under_way": self._engine.busy})
 
 
 class _Stream(StreamingResponse):
@@ -254,18 +254,18 @@ def application(service: Service) -> Starlette:
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, BadRequest)
         headers = {"connection": "close"} if error.status == 413 else None  # the rest of the body is not read
-        return JSONResponse(error.body, error.status, headers)
+        return Json(error.body, error.status, headers)
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
         what = f"unknown request URL: {request.method} {request.url.path}"
-        return JSONResponse(error_body(what, "invalid_request_error", code="unknown_url"), status)
+        return Json(error_body(what, "invalid_request_error", code="unknown_url"), status)
 
     async def left(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse(_failed(error), 500)
+        return Json(_failed(error), 500)
 
     return Starlette(
         routes=[

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from potstill.records import ToolCall
 from potstill.serving.answer import End, Piece, Said
 from potstill.teachers.spelling import HALF
@@ -14,6 +16,13 @@ from potstill.teachers.spelling import HALF
 LEAST_LOGP = -9999.0
 """What never happens: JSON has no infinity."""
 DONE = "data: [DONE]\n\n"
+
+
+class Json(JSONResponse):
+    """In ASCII, so that half a character that a client sent can be said back to it."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 @dataclass
@@ -115,7 +124,7 @@ class Style:
 
 def sse(body: Mapping[str, Any]) -> str:
     """A server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(body)}\n\n"
 
 
 def usage(choices: Iterable[Choice]) -> dict[str, int]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import JSONResponse
 
 from potstill.errors import BusyError, StorageError, reason
 from potstill.serving.app import Service, application
+from potstill.serving.bodies import Json
 from potstill.serving.engine import Engine
 from potstill.serving.protocol import error_body
 from potstill.serving.vllm import Place
@@ -92,9 +92,9 @@ def guarded(app: Any, place: Place, *, verbose: bool = False) -> Gate:
     return Gate(app, place.key, verbose=verbose)
 
 
-def _no_key() -> JSONResponse:
+def _no_key() -> Json:
     what = "no key, or not the one that is asked for; send it as 'Authorization: Bearer KEY'"
-    return JSONResponse(error_body(what, "invalid_request_error", code="invalid_api_key"), 401)
+    return Json(error_body(what, "invalid_request_error", code="invalid_api_key"), 401)
 
 
 def _log(scope: Any, status: int, seconds: float) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.verbs import complete
 
+HIGHEST_PORT = 65_535
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -45,6 +47,13 @@ def count(text: str, least: int = 1) -> int:
 
 def count_or_none(text: str) -> int:
     return count(text, least=0)
+
+
+def port(text: str) -> int:
+    number = count(text, least=0)
+    if number > HIGHEST_PORT:
+        raise argparse.ArgumentTypeError(f"{number} is no port; expected at most {HIGHEST_PORT}")
+    return number
 
 
 def within(low: float, high: float) -> Callable[[str], float]:

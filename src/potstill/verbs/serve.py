@@ -14,7 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     parser.add_argument("run", metavar="RUN[:MODEL]", help="a run (its last model), one of its models, or any folder")
     parser.add_argument("more", nargs="*", metavar="MORE", help="the same again, or other models of the run before")
-    parser.add_argument("--port", type=common.count_or_none, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument("--port", type=common.port, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
     parser.add_argument(
         "--engine",

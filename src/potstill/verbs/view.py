@@ -10,27 +10,21 @@ from potstill.verbs import common
 
 HELP = "look at a run in a browser: its stages, rows, curves and scores, live while it works"
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
-HIGHEST_PORT = 65_535
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What it takes."""
     common.add_run(parser)
-    parser.add_argument(
-        "--port", type=common.count_or_none, default=0, metavar="N", help="which port (default: any free one)"
-    )
+    parser.add_argument("--port", type=common.port, default=0, metavar="N", help="which port (default: any free one)")
     parser.add_argument("--no-browser", action="store_true", help="only say the address")
 
 
 @reading()
 def main(args: argparse.Namespace) -> int:
     from potstill.arena.rounds import at_work
-    from potstill.errors import StorageError
     from potstill.runs.workspace import open_run
     from potstill.view.server import LOOPBACK, listen, serve
 
-    if args.port > HIGHEST_PORT:
-        raise StorageError("--port", f"{args.port} is no port; expected at most {HIGHEST_PORT}", "Choose a lower one")
     workspace = open_run(args.run)
     workspace.describe()
     listener = listen(args.port)

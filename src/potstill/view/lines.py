@@ -139,9 +139,8 @@ class Query:
 
     def matches(self, line: bytes) -> bool:
         """Whether a line holds all of it, in its texts and not in the names of its fields."""
-        try:
-            row = json.loads(line)
-        except ValueError:
+        row = _read(line)
+        if row is None:
             text = line.decode("utf-8", "replace").casefold()
             return not self.filters and all(word.casefold() in text for word in self.words)
         if not all(_holds(row, name, value) for name, value in self.filters.items()):
@@ -150,6 +149,14 @@ class Query:
             return True
         text = "\n".join(_texts(row)).casefold()
         return all(word.casefold() in text for word in self.words)
+
+
+def _read(line: bytes) -> Any:
+    """What a line holds; None where it is damaged."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _spellings(text: str) -> tuple[bytes, ...]:
@@ -174,7 +181,7 @@ def _holds(row: Any, name: str, value: str) -> bool:
     if not isinstance(row, dict):
         return False
     if name == "rating":
-        return any(score is not None and score <= float(value) for score in _ratings(row))
+        return any(score <= float(value) for score in _ratings(row))
     if name in ("reason", "suite"):
         return bool(row.get(name) == value)
     if name == "category":
@@ -183,17 +190,26 @@ def _holds(row: Any, name: str, value: str) -> bool:
     return any(one == value for one in _of_candidates(row, name))
 
 
-def _ratings(row: Mapping[str, Any]) -> Iterator[float | None]:
-    for candidate in row.get("candidates") or ():
-        yield from (rating.get("score") for rating in candidate.get("ratings") or ())
-    yield from (row[name] for name in ("chosen_score", "rejected_score") if isinstance(row.get(name), int | float))
+def _ratings(row: Mapping[str, Any]) -> Iterator[float]:
+    for candidate in _dicts(row.get("candidates")):
+        yield from (rating["score"] for rating in _dicts(candidate.get("ratings")) if _is_number(rating.get("score")))
+    yield from (row[name] for name in ("chosen_score", "rejected_score") if _is_number(row.get(name)))
 
 
 def _of_candidates(row: Mapping[str, Any], name: str) -> Iterator[str]:
     if name == "model" and isinstance(row.get("model"), str):
         yield row["model"]
-    for candidate in row.get("candidates") or ():
-        yield candidate.get(name, "stop" if name == "finish" else "")
+    for candidate in _dicts(row.get("candidates")):
+        yield str(candidate.get(name, "stop" if name == "finish" else ""))
+
+
+def _dicts(value: Any) -> Iterator[Mapping[str, Any]]:
+    """A list's objects; nothing of what is no such list, as in a row that was changed after it was sealed."""
+    yield from (one for one in value if isinstance(one, dict)) if isinstance(value, list) else ()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 FACETS = ("category", "reason", "model", "finish", "suite")
@@ -206,10 +222,7 @@ def facets(lines: Lines) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {name: {} for name in FACETS}
     rated = False
     for number in range(0, len(lines), max(1, len(lines) // FACET_ROWS)):
-        try:
-            row = json.loads(lines.line(number))
-        except ValueError:
-            continue
+        row = _read(lines.line(number))
         if not isinstance(row, dict):
             continue
         inner = row.get("prompt")
@@ -222,7 +235,7 @@ def facets(lines: Lines) -> dict[str, list[str]]:
             ("finish", _of_candidates(row, "finish")),
         ):
             found[name].update(dict.fromkeys(value for value in values if isinstance(value, str) and value))
-        rated = rated or any(score is not None for score in _ratings(row))
+        rated = rated or any(True for _ in _ratings(row))
     known = {name: sorted(values) for name, values in found.items() if len(values) > 1 or (name == "reason" and values)}
     return {**known, **({"rating": ["1", "2", "3", "4", "5"]} if rated else {})}
 

@@ -76,13 +76,17 @@ class OwnForms:
         await self._app(scope, receive, send)
 
 
+OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, UndefinedError)
+"""What reading a file raises that holds anything but what it was sealed with."""
+
+
 def make_app(workspace: Workspace) -> Starlette:
     """The pages of a run."""
     site = Site(workspace)
     site.sections = [(one.TITLE, one.PATH, getattr(one, "shown", lambda run: True)) for one in SECTIONS if one.TITLE]
     routes = [route for section in SECTIONS for route in section.routes(site)]
     wrong: Any = {PotstillError: site.error, OSError: _unreadable(site), 404: _nothing(site)}
-    wrong |= dict.fromkeys((ValueError, LookupError, TypeError, UndefinedError), _damaged(site))
+    wrong |= dict.fromkeys(OF_DAMAGE, _damaged(site))
     return Starlette(
         routes=[Route("/static/{name}", _asset), *routes],
         middleware=[Middleware(Headers), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(OwnForms)],
