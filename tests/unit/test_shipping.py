@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,6 +217,72 @@ def test_changed_weights_and_unreadable_files_are_one_line(run, tmp_path, capsys
         (changed / "base" / "tokenizer.json").chmod(0)
         assert main(["export", f"{changed}:base", "--to", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:50])
+
+
+DAMAGES = [
+    ("model.safetensors", cut, "these weights are damaged"),
+    ("model.safetensors", lambda file: file.write_bytes(b"null"), "these weights are damaged"),
+    ("model.safetensors", Path.unlink, "it lacks model.safetensors"),
+    ("tokenizer.json", cut, "this tokenizer is damaged"),
+    ("tokenizer.json", Path.unlink, "there is no tokenizer"),
+    ("config.json", lambda file: file.write_text("[1]"), "no JSON object"),
+    ("tokenizer_config.json", lambda file: file.write_text("[" * 200_000), "this is not JSON"),
+]
+
+
+@pytest.mark.parametrize("form", ["hub", "gguf"])
+@pytest.mark.parametrize(("name", "damage", "says"), DAMAGES)
+def test_what_is_not_whole_is_not_shipped(tmp_path, name, damage, says, form):
+    folder = small(tmp_path / "m")
+    damage(folder / name)
+    with pytest.raises(ModelError, match=says):
+        export(str(folder), tmp_path / "out", Wish(form))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sealed_model_whose_weights_changed_is_no_gguf_either(run, tmp_path):
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed, symlinks=True)
+    weights = changed / "sft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(StorageError, match="not those that were sealed"):
+        export(f"{changed}:sft", tmp_path / "out", Wish("gguf", "bf16"))
+
+
+def test_an_export_that_lost_its_weights_is_not_pushed(shipped, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(shipped, folder)
+    pack(folder, "me/x", private=True)
+    cut(folder / "model.safetensors")
+    with pytest.raises(ModelError, match="these weights are damaged"):
+        pack(folder, "me/x", private=True)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="no weights in this export any more"):
+        pack(folder, "me/x", private=True)
+    os.mkfifo(folder / "more.json")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        pack(folder, "me/x", private=True)
+
+
+def test_what_a_killed_export_left_is_cleared_and_what_it_moved_comes_back(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for kind in ("draft", "old"):
+        (tmp_path / f".out.{ended.pid}.{kind}").mkdir()
+        (tmp_path / f".out.{ended.pid}.{kind}" / "potstill.json").write_text(kind)
+    mine = tmp_path / f".out.{os.getppid()}.draft"
+    mine.mkdir()
+    with (
+        pytest.raises(StorageError, match="something stands there already"),
+        whole_folder(tmp_path / "out", overwrite=False),
+    ):
+        pass
+    assert (tmp_path / "out" / "potstill.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "out"]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ class Workspace:
                 return
             except BlockingIOError:
                 pids = self._signed()
-                if _alive(pids[0]) or time.monotonic() > deadline:
+                if is_alive(pids[0]) or time.monotonic() > deadline:
                     pid = _living(pids)
                     raise BusyError(
                         str(self.path),
@@ -336,10 +336,11 @@ def _name_in(path: Path) -> str:
 
 def _living(pids: list[int]) -> int:
     """The first of them that lives; the first, where none does."""
-    return next((pid for pid in pids if _alive(pid)), pids[0])
+    return next((pid for pid in pids if is_alive(pid)), pids[0])
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -9,6 +9,7 @@ from potstill.errors import ModelError, reading
 from potstill.shipping.folder import write_text
 from potstill.shipping.hub import lay_tokenizer
 from potstill.shipping.source import Source
+from potstill.shipping.whole import AGAIN, check_tensors, read_object
 from potstill.training.adapters import FOLDER, WEIGHTS_FILE
 
 CONFIG = "adapter_config.json"
@@ -23,7 +24,10 @@ def lay_adapter(source: Source, target: Path, base: str | None) -> str:
         what = "no adapter lies beside it: it was trained whole, or by another stage"
         raise ModelError(where, what, "Export it with --format hub, or name the stage that trained the adapter")
     check_bytes(source.folder, [f"{FOLDER}/{name}" for name in (CONFIG, WEIGHTS_FILE)])
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    check_tensors([folder / WEIGHTS_FILE])
+    config = read_object(folder / CONFIG)
+    if not config.get("peft_type"):
+        raise ModelError(str(folder / CONFIG), "it says no peft_type, so no adapter can be made of it", AGAIN)
     named = base or _begun_with(source) or config.get("base_model_name_or_path")
     if not named:
         raise ModelError(

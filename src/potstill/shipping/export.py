@@ -14,6 +14,7 @@ from potstill.shipping.folder import whole_folder, write_note, write_text
 from potstill.shipping.hub import lay_model
 from potstill.shipping.model_card import RECIPE_FILE, UNKNOWN, Said, render
 from potstill.shipping.source import Source, check_sound, read_source
+from potstill.shipping.whole import check_model
 
 Format = Literal["hub", "gguf", "adapter"]
 CARD = "README.md"
@@ -44,6 +45,7 @@ class Wish:
 def export(target: str, to: Path, wish: Wish) -> list[str]:
     """Make the folder; returns what there is to say of it, in sentences. Refusals are one line each."""
     source = read_source(target)
+    check_model(source.folder)
     check_sound(source.folder)
     said = Said(wish.title or source.name, wish.licence or UNKNOWN, wish.languages, wish.notes, wish.format)
     with whole_folder(to, overwrite=wish.overwrite) as draft, reading():

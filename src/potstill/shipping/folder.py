@@ -1,5 +1,6 @@
 """Folders that are made beside their place and moved there whole; what stands there already is not touched unasked."""
 
+import glob
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 from potstill.artifact import storage_errors, sync
 from potstill.errors import StorageError
+from potstill.runs.workspace import is_alive
 
 NOTE = "potstill.json"
 """In every folder that `export` made: what it is, and of which model."""
@@ -21,6 +23,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     StorageError where something stands there: `overwrite` replaces an export, never anything else.
     """
+    _clear_dead(target)
     _refuse(target, overwrite)
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
@@ -45,6 +48,18 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_dead(target: Path) -> None:
+    """What a process left that was killed: drafts go, and an export that it had moved aside comes back."""
+    for left in sorted(target.parent.glob(f".{glob.escape(target.name)}.*.*")):
+        pid, _, kind = left.name.removeprefix(f".{target.name}.").partition(".")
+        if kind not in ("draft", "old") or not pid.isdecimal() or is_alive(int(pid)):
+            continue
+        if kind == "old" and not target.exists():
+            left.rename(target)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _refuse(target: Path, overwrite: bool) -> None:

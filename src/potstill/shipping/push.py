@@ -1,7 +1,7 @@
 """`potstill push`: an export to the Hub. What would go is told first, and goes when it is said so."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from potstill.errors import DataError, ModelError, PotstillError, StorageError, 
 from potstill.shipping.folder import NOTE
 from potstill.shipping.model_card import UNKNOWN
 from potstill.shipping.source import HIDDEN
+from potstill.shipping.whole import check_tensors
 
 CARD = "README.md"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -63,6 +64,7 @@ def pack(folder: Path, repository: str, *, private: bool) -> Parcel:
     _check_run(folder)
     front = _front(folder)
     files = tuple(_files(folder))
+    _check_weights(folder, [name for name, _ in files])
     kind = "dataset" if "dataset_info" in front or "configs" in front else "model"
     head = (folder / CARD).read_text(encoding="utf-8").splitlines()[:CARD_LINES]
     return Parcel(folder, repository, kind, private, files, tuple(head))
@@ -88,7 +90,7 @@ def _front(folder: Path) -> dict[str, Any]:
     found = FRONT.match(card.read_text(encoding="utf-8", errors="replace"))
     try:
         front = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise DataError(str(card), f"its front matter is no YAML: {str(error).splitlines()[0]}", "Mend it") from error
     if not isinstance(front, dict):
         raise DataError(str(card), "it begins with no front matter between two lines of ---", "Export it again")
@@ -110,12 +112,24 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
             raise DataError(
                 str(path), "this is a link, and what it leads to may lie anywhere", "Put the file itself there"
             )
+        if not path.is_file():
+            raise DataError(str(path), "this is neither a file nor a folder", "Take it out of the folder")
         if NEVER.fullmatch(path.name) or path.name.startswith("."):
             raise DataError(str(path), "a file of this kind is never pushed", "Take it out of the folder")
         size = path.stat().st_size
         if path.suffix in TEXTS and size <= LARGEST_TEXT and not path.name.startswith("tokenizer"):
             _check_text(path)
         yield name, size
+
+
+def _check_weights(folder: Path, names: Sequence[str]) -> None:
+    """DataError or ModelError where an export has lost weights since it was made."""
+    if not (folder / NOTE).is_file():
+        return
+    weights = [name for name in names if name.endswith((".safetensors", ".gguf"))]
+    if not weights:
+        raise DataError(str(folder), "there are no weights in this export any more", "Export it again")
+    check_tensors([folder / name for name in weights if name.endswith(".safetensors")])
 
 
 def _check_text(path: Path) -> None:
