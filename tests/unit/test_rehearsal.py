@@ -1,5 +1,6 @@
 """A step without memory takes what the same step takes with it: bytes to the last one, whatever is trained."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,13 @@ from potstill.training.tellers import Present, lessons
 
 ROOF = Roof(1e12, 1e12, 1e11, 1e-6)
 ITEMS = random_items([(0, 20 + n) for n in range(6)])
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """What other tests of this process have left is not lent here, nor what these leave elsewhere."""
+    with head.nothing_spare():
+        yield
 
 
 def plain(scorer: Any, teachers: Any) -> Any:
@@ -81,6 +89,7 @@ def test_what_is_counted_without_memory_is_there_with_it(how: dict[str, Any], pl
     assert (before.weights, before.gradients, before.optimizer) == (takes.weights, sizes.gradients, sizes.optimizer)
     # AdamW keeps two moments, and how many steps it has taken, of each parameter.
     assert takes.optimizer == sizes.optimizer + 4 * len(team.trained)
+    head.give_back(torch.zeros(1000, VOCABULARY))  # what something larger has left in this process
     assert before.each == bytes_at_once(scorer, middling(ITEMS), task.teach)
     assert takes.teachers == sum(t.nbytes for one in teachers for t in (*one.parameters(), *one.buffers()))
     assert takes.trained == sum(p.numel() for p in team.trained.values())

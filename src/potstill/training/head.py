@@ -3,6 +3,8 @@
 Suffixes: N scored positions, C rows of a chunk, V vocabulary, D hidden width. `taught_head` has the head's other use.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,6 +58,17 @@ def product_of(hidden_CD: Tensor, weight_VD: Tensor, out: Tensor | None = None) 
 _spare: dict[torch.dtype, Tensor] = {}
 """What the last backward had no more use for, flat, one a type. On a CPU the system would take so large a block back
 and give it anew, page by page, which takes longer than to compute what goes into it."""
+
+
+@contextmanager
+def nothing_spare() -> Iterator[None]:
+    """Within this nothing is lent from before, which may be larger than what is needed, and nothing stays."""
+    global _spare
+    before, _spare = _spare, {}
+    try:
+        yield
+    finally:
+        _spare = before
 
 
 class Room:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from potstill.errors import ModelError
 from potstill.training.batch import Batch, Item, collate
+from potstill.training.head import nothing_spare
 from potstill.training.models import footprint
 from potstill.training.probe import bare
 from potstill.training.scoring import Scorer
@@ -177,7 +178,8 @@ def bytes_per_token(scorer: Scorer, batch: Batch, teach: Teach = untaught) -> in
     training = scorer.training
     scorer.train()
     state = torch.get_rng_state()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing), scorer.products():
+    watched = torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing)
+    with nothing_spare(), watched, scorer.products():
         batch = teach(batch.to(scorer.device))
         for tensor in _tensors(batch.lesson):
             keep(tensor)

@@ -180,13 +180,12 @@ def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
 @contextmanager
 def without_memory(roof: Roof) -> Iterator[Tally]:
     """Within this, tensors that are made have a shape and no bytes."""
-    spare, head._spare = head._spare, {}
     apply, nn.Module._apply = nn.Module._apply, _by_new_parameters  # type: ignore[method-assign]
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), Tally(roof) as tally:
+        with head.nothing_spare(), FakeTensorMode(allow_non_fake_inputs=True), Tally(roof) as tally:
             yield tally
     finally:
-        head._spare, nn.Module._apply = spare, apply  # type: ignore[method-assign]
+        nn.Module._apply = apply  # type: ignore[method-assign]
 
 
 def _by_new_parameters(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
