@@ -51,6 +51,7 @@ _REFUSALS = (
         "this folder cannot be written",
         "Choose another with --out or mend its permissions",
     ),
+    ((errno.ENOENT,), "the folder that it belongs into is not there", "Make it first, or choose another"),
     ((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder was expected", "Move it or choose another --out"),
     ((errno.EISDIR,), "a folder stands where a file was expected", "Move it or choose another --out"),
     (
@@ -167,7 +168,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file that potstill wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:  # an error of its own kind, where other damage is a ValueError
+        raise ValueError(f"{path}: it is nested too deep") from error
 
 
 class _Source(BaseModel):

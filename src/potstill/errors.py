@@ -13,6 +13,7 @@
 Anything else that escapes is a bug and keeps its traceback; exit code 70.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -28,6 +29,10 @@ EXIT_CODES: Final = {
     143: "stopped by SIGTERM: the same command goes on",
 }
 """What every command may end with. 70 and 75 are EX_SOFTWARE and EX_TEMPFAIL of sysexits.h."""
+
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""What would move a terminal's cursor, colour it or turn its text around. Names and servers may hold anything."""
 
 
 def _sentence(text: str) -> str:
@@ -46,7 +51,7 @@ class PotstillError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.where}: {_sentence(self.what)} {_sentence(self.remedy)}"
-        return " ".join(line.split())
+        return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), " ".join(line.split()))
 
 
 class RecipeError(PotstillError, ValueError):

@@ -89,7 +89,7 @@ OF_PRINTED = 0.97
 TYPICAL_FLOPS, TYPICAL_WIDE, TYPICAL_BYTES = 150e12, 80e12, 900e9
 """Of a device of which only the memory is said: about an RTX 4090's."""
 
-_COUNT = re.compile(r"(\d+)\s*[xX*]\s*(.+)")
+_COUNT = re.compile(r"([0-9]{1,9})\s*[xX*]\s*(.+)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB)", re.IGNORECASE)
 _AT = re.compile(r"(\d+(?:\.\d+)?)\s*(TFLOPS?|USD|GB/s)", re.IGNORECASE)
 WHERE = "--hardware"

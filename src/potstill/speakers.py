@@ -31,6 +31,17 @@ def _spec(url: str, name: str, key_env: str | None) -> EndpointModel:
     raise TeacherError("--endpoint", fault, "Write one such as http://localhost:8000/v1")
 
 
+def _read(event: Any) -> tuple[str, str | None]:
+    """The text of an event of a stream, and how the answer ended where it did. TypeError where it is of no text."""
+    if not event.choices:
+        return "", None
+    choice = event.choices[0]
+    piece = choice.delta.content if choice.delta is not None else None
+    if not isinstance(piece, str | None):
+        raise TypeError(f"its content is of the type {type(piece).__name__}")
+    return piece or "", choice.finish_reason
+
+
 class NearSpeaker:
     """A model in this process."""
 
@@ -85,12 +96,17 @@ class FarSpeaker:
         """The answer, piece by piece."""
         self.written = 0
         body: dict[str, Any] = wire.request_body(self._spec, request) | {"stream": True}
+        ended = False
         with self._told():
             for event in self._client.chat.completions.create(**body):
-                piece = event.choices[0].delta.content if event.choices else None
+                piece, finish = _read(event)
+                ended = ended or finish is not None
                 if piece:
                     self.written += 1  # servers send a token at a time
                     yield piece
+        if not ended:
+            what = "its answer broke off before its end" if self.written else "what it answers is no stream of a chat"
+            raise self._who.error(what, "Ask again, or name another endpoint")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -99,6 +115,9 @@ class FarSpeaker:
         except wire.failures() as error:
             failure = wire.failure(error, self._spec.timeout_seconds, self._who.redact)
             raise self._who.error(failure.reason, "Mend it, or name another endpoint") from error
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:  # whatever it sent
+            what = f"what it sends is no stream of a chat ({type(error).__name__}: {str(error)[:100]})"
+            raise self._who.error(what, "Mend it, or name another endpoint") from error
 
     def close(self) -> None:
         """Hang up."""

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from stub_server import Stub, refusal
 
+from potstill.artifact import add_line
 from potstill.cli import main
-from potstill.errors import DataError, ModelError, TeacherError
+from potstill.errors import DataError, ModelError, StorageError, TeacherError
 from potstill.reading.formats import read_file
 from potstill.records import Chat, Message
 from potstill.speakers import FarSpeaker
@@ -171,6 +172,11 @@ def test_a_saved_conversation_is_a_row_that_import_reads(tmp_path: Path, typing:
     assert "holds 2 conversations" in out
 
 
+def test_a_conversation_is_not_lost_where_its_file_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nope/x.json: the folder that it belongs into is not there"):
+        add_line(tmp_path / "nope" / "x.json", "{}\n")
+
+
 def test_no_other_file_is_spoilt(tmp_path: Path) -> None:
     said = (Message(role="user", content="a"), Message(role="assistant", content="b"))
     notes = tmp_path / "notes.txt"
@@ -199,8 +205,48 @@ async def _streamed(stub: Stub, body: dict[str, Any], before: int) -> Any:
     assert body["stream"] is True
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
     events = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in ("a ", "b ", "c")]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     lines = [f"data: {json.dumps(event)}\n\n" for event in events]
     return Response("".join([*lines, "data: [DONE]\n\n"]), media_type="text/event-stream")
+
+
+PIECE = 'data: {"choices": [{"index": 0, "delta": {"content": "abc"}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        ("<html>hello</html>", "is no stream of a chat"),
+        ("[]", "is no stream of a chat"),
+        ("", "is no stream of a chat"),
+        (PIECE, "broke off before its end"),
+        ("data: []\n\n", "is no stream of a chat"),
+        ("data: null\n\n", "is no stream of a chat"),
+        ('data: {"choices": [5]}\n\n', "is no stream of a chat"),
+        ('data: {"choices": {"a": 1}}\n\n', "is no stream of a chat"),
+        ('data: {"choices": [{"delta": {"content": 5}}]}\n\n', "its content is of the type int"),
+        ("data: " + "[" * 100_000 + "\n\n", "m \\(http"),
+    ],
+)
+def test_what_is_no_stream_of_a_chat_is_one_line(sent: str, says: str) -> None:
+    async def send(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        from starlette.responses import Response
+
+        return Response(sent, media_type="text/event-stream")
+
+    with Stub(fault=send) as stub, pytest.raises(TeacherError, match=says):
+        list(FarSpeaker(stub.base_url, "m").stream(Request((Message(role="user", content="a"),), 5)))
+
+
+def test_what_a_server_says_moves_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    async def refuse(stub: Stub, body: dict[str, Any], before: int) -> Any:
+        return refusal(400, "\x1b]0;pwn\x07\x1b[2J\u202eon")
+
+    with Stub(fault=refuse) as stub:
+        assert main(["chat", "--endpoint", stub.base_url, "--name", "m", "--once", "hello"]) == 2
+    err = capsys.readouterr().err
+    assert r"\x1b]0;pwn\x07" in err
+    assert not set(err) & {"\x1b", "\x07", "\u202e"}
 
 
 def test_what_a_server_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,12 @@ def test_a_verb_that_is_none_is_told_in_one_line(potstill, capsys, words, says):
     assert error.startswith(says)
 
 
+def test_no_columns_are_as_many_as_a_terminal_has(potstill, monkeypatch):
+    potstill("run", "tiny.yaml")
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "first" in potstill("status", "tiny")[1]
+
+
 def test_help_is_a_word_too(potstill, capsys):
     shown = []
     for words in (["help", "logs"], ["logs", "--help"]):

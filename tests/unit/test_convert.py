@@ -304,6 +304,8 @@ def test_files_on_this_machine_are_paths(tmp_path: Path) -> None:
         (AXOLOTL_RL.replace("RL", "dpo").replace("5e-6", "fast"), "'learning_rate' is 'fast'; expected a number"),
         (AXOLOTL_RL.replace("RL", "dpo") + "dpo_loss_type: exo_pair\n", "the loss 'exo_pair' has no counterpart"),
         (HANDBOOK_DPO.replace("dataset_mixer: {someone/pairs: 1.0}\n", ""), "it names no data"),
+        (HANDBOOK_DPO.replace("{someone/pairs: 1.0}", "[1]"), "other things than alignment-handbook takes there"),
+        (HANDBOOK_DPO.replace("[train_prefs, test_prefs]", "5"), "other things than alignment-handbook takes there"),
         (HANDBOOK_DPO.replace("[train_prefs, test_prefs]", "[test_prefs]"), "all splits that it names are for tests"),
     ],
 )

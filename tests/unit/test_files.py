@@ -342,4 +342,4 @@ def test_identical_answers_are_counted_as_ties_are(tmp_path: Path) -> None:
 def test_rows_that_can_never_be_of_a_kind_are_not_to_be_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
     (row,) = examine(tmp_path / "a.jsonl", Pair)
-    assert str(row.error).endswith("Rows of this shape can be texts; name that kind, or another file.")
+    assert str(row.error).endswith("Rows of this shape can be texts, prompts; name that kind, or another file.")

@@ -50,6 +50,8 @@ def test_no_device_has_more_memory_than_is_printed_on_it() -> None:
     ("text", "says"),
     [
         ("8xH1000", "did you mean"),
+        ("9" * 5000 + "xH100", "no device that is known"),
+        ("٣xH100", "no device that is known"),
         ("0xH100", "expected 1 to 100,000"),
         ("2xcpu", "one machine's processors"),
         ("", "is no device"),

@@ -141,6 +141,30 @@ def test_who_is_let_in(place: Place, host: str, key: str, status: int) -> None:
     assert asyncio.run(ask()) == status
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200),
+        ("http://[::1]:3000", 200),
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://[", 403),
+        (None, 200),
+    ],
+)
+def test_a_page_of_another_site_has_nothing_written(origin: str | None, status: int) -> None:
+    async def fine(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("fine")(scope, receive, send)
+
+    async def ask() -> int:
+        headers = {"host": "localhost", **({} if origin is None else {"origin": origin})}
+        transport = httpx2.ASGITransport(app=running.guarded(fine, Place("127.0.0.1", 1)))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.post("/v1/chat/completions", headers=headers, content=b"{}")).status_code
+
+    assert asyncio.run(ask()) == status
+
+
 def test_a_port_that_is_taken_is_one_line() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

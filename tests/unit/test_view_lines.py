@@ -1,6 +1,7 @@
 """Lines of large files: where they begin, what is remembered, and that a search finds what a plain loop finds."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -67,6 +68,15 @@ def test_rows_of_any_shape_are_searched_and_filtered(tmp_path):
     assert len(STRANGE) in search(lines, Query.of("needle", {}), 0, 99).numbers
     for name in (*FACETS, "rating"):
         assert list(search(lines, Query.of("", {name: "5"}), 0, 99).numbers) == []
+
+
+def test_a_file_that_is_cut_while_it_is_looked_at_ends_nothing(tmp_path):
+    path = write(tmp_path, [{"id": str(i), "text": "x" * 500} for i in range(2000)])
+    lines = Lines(path)
+    assert len(lines) == 2000
+    os.truncate(path, 5000)
+    assert lines.line(1999) == b""
+    assert list(search(lines, Query.of("x", {}), 0, 99).numbers) != []
 
 
 WORDS = st.sampled_from(["Äpfel", "apfel", "text", 'a "b"', "x\\y", "line\nbreak", "role", "wise", "日本", "ROLE"])

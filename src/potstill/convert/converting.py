@@ -43,7 +43,13 @@ def convert(path: Path, devices: int | None = None, method: str | None = None) -
         raise RecipeError(str(path), what, "Name one of these")
     tool, to_draft = found[0]
     account = Account(document, values)
-    draft, assumed = to_draft(account, devices, method)
+    try:
+        draft, assumed = to_draft(account, devices, method)
+    except RecipeError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"its keys hold other things than {tool} takes there ({type(error).__name__}: {error})"
+        raise RecipeError(str(path), what, f"Mend the config, so that {tool} reads it, and convert it again") from error
     account.settle()
     _unique([part.name for part in (*draft.models, *draft.stages)], path)
     draft.head = [f"From {path.name}, a config of {tool}, by potstill convert.", *assumed]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -88,8 +89,30 @@ def guarded(app: Any, place: Place, *, verbose: bool = False) -> Gate:
     """The application behind its gate. Where only this machine may ask, and without a key, no page in a browser reaches
     in by a name of its own that leads here."""
     if is_loopback(place.host) and not place.key:
-        app = TrustedHostMiddleware(app, [*NAMES, place.host])
+        app = _OwnPages(TrustedHostMiddleware(app, [*NAMES, place.host]))
     return Gate(app, place.key, verbose=verbose)
+
+
+class _OwnPages:
+    """Refuses what a browser sends for a page of another site: it cannot read the answer, but could have it written."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        origin = dict(scope["headers"]).get(b"origin") if scope["type"] == "http" else None
+        if origin is None or is_loopback(_host_of(origin)):
+            await self._app(scope, receive, send)
+            return
+        what = "a page of another site asks; start the server with --api-key-env and send the key"
+        await Json(error_body(what, "invalid_request_error", code="foreign_origin"), 403)(scope, receive, send)
+
+
+def _host_of(origin: bytes) -> str:
+    try:
+        return urlsplit(origin.decode("latin-1")).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _no_key() -> Json:

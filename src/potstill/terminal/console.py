@@ -32,12 +32,19 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+LEAST_WIDTH = 80
+"""Columns where the environment says that there are none."""
+
+
 def screen() -> Console:
     """Standard output. rich heeds NO_COLOR, FORCE_COLOR, TERM and COLUMNS; CLICOLOR and CLICOLOR_FORCE are heeded here
     (bixense.com/clicolors). Who wants no colour is obeyed first."""
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("CLICOLOR") == "0"
     forced = os.environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
-    return Console(highlight=False, no_color=plain or None, force_terminal=True if forced and not plain else None)
+    made = Console(highlight=False, no_color=plain or None, force_terminal=True if forced and not plain else None)
+    if made.width < 1:  # COLUMNS=0
+        made.width = LEAST_WIDTH
+    return made
 
 
 def listener(console: Console, log: str | None = None, *, quiet: bool = False) -> Listener:

@@ -1,6 +1,7 @@
 """`potstill chat`: a model on the terminal, or two of them in the arena."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ def _talk(args: argparse.Namespace, options: "Options") -> int:
         if args.once is None:
             talk.run()
         else:
-            talk.ask(args.once)
+            talk.ask(os.fsencode(args.once).decode("utf-8", "replace"))
     finally:
         talk.speaker.close()
     return 0

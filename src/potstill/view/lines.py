@@ -5,7 +5,7 @@ that a file of a gigabyte opens at once the second time. A search looks for byte
 """
 
 import json
-import mmap
+import os
 import re
 import threading
 import time
@@ -37,10 +37,10 @@ class Lines:
         self._lock = threading.Lock()
         self._offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
-    @cached_property
-    def _bytes(self) -> mmap.mmap | bytes:
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+    def _read(self, start: int, end: int) -> bytes:
+        """What lies there. The file is not mapped: one that somebody cuts would end this process (SIGBUS)."""
+        with self.path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), end - start, start)
 
     @property
     def offsets(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
@@ -70,9 +70,9 @@ class Lines:
         return found if fits else None
 
     def _find(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
-        ends, data = [], self._bytes
+        ends = []
         for start in range(0, self.size, SCANNED):
-            part = np.frombuffer(data, np.uint8, min(SCANNED, self.size - start), start)
+            part = np.frombuffer(self._read(start, min(start + SCANNED, self.size)), np.uint8)
             ends.append(np.flatnonzero(part == 10) + (start + 1))
         inside = np.concatenate(ends) if ends else np.zeros(0, np.int64)
         last = [self.size] if self.size and (not len(inside) or inside[-1] != self.size) else []
@@ -92,7 +92,7 @@ class Lines:
     def line(self, number: int) -> bytes:
         """One line, from 0, without its end."""
         start, end = int(self.offsets[number]), int(self.offsets[number + 1])
-        return bytes(self._bytes[start:end]).rstrip(b"\n")
+        return self._read(start, end).rstrip(b"\n")
 
     def blocks(self, first: int, last: int, *, backwards: bool) -> Iterator[tuple[int, int, bytes]]:
         """(first line, line behind the last, their bytes in small letters), about SEARCHED bytes each."""
@@ -106,7 +106,7 @@ class Lines:
                 end = int(np.searchsorted(offsets, offsets[first] + SEARCHED))
                 a, b = first, max(min(last, end), first + 1)
                 first = b
-            yield a, b, bytes(self._bytes[int(offsets[a]) : int(offsets[b])]).lower()
+            yield a, b, self._read(int(offsets[a]), int(offsets[b])).lower()
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Query:
 
     def matches(self, line: bytes) -> bool:
         """Whether a line holds all of it, in its texts and not in the names of its fields."""
-        row = _read(line)
+        row = _parsed(line)
         if row is None:
             text = line.decode("utf-8", "replace").casefold()
             return not self.filters and all(word.casefold() in text for word in self.words)
@@ -151,7 +151,7 @@ class Query:
         return all(word.casefold() in text for word in self.words)
 
 
-def _read(line: bytes) -> Any:
+def _parsed(line: bytes) -> Any:
     """What a line holds; None where it is damaged."""
     try:
         return json.loads(line)
@@ -222,7 +222,7 @@ def facets(lines: Lines) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {name: {} for name in FACETS}
     rated = False
     for number in range(0, len(lines), max(1, len(lines) // FACET_ROWS)):
-        row = _read(lines.line(number))
+        row = _parsed(lines.line(number))
         if not isinstance(row, dict):
             continue
         inner = row.get("prompt")
