@@ -1,7 +1,6 @@
 """The command line: verbs to functions. It knows no model and no tensor, and imports a verb's work when it is asked."""
 
 import argparse
-import difflib
 import errno
 import io
 import os
@@ -124,9 +123,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
         argcomplete.autocomplete(parser)
     if given and not given[0].startswith("-") and given[0] not in VERBS:
-        close = difflib.get_close_matches(given[0], VERBS, n=1, cutoff=0.5)
-        near = f" (did you mean '{close[0]}'?)" if close else ""
-        parser.error(f"no verb is called {given[0]!r}{near}; expected one of: {', '.join(VERBS)}")
+        from potstill.validation import nearest
+
+        parser.error(f"no verb is called {given[0]!r}{nearest(given[0], VERBS)}; expected one of: {', '.join(VERBS)}")
     args, rest = parser.parse_known_args(given)
     if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

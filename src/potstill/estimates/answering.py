@@ -85,17 +85,18 @@ def answers(step: Step, known: Mapping[str, Known], how: tuple[Hardware, Pace], 
     works = {name: _work(step, name, len(known)) for name in known}
     width = 2 if hardware.device.kind == "cuda" else 4
     for name, one in known.items():
-        work, weights = works[name], width * count_parameters(one)
-        memory, together = _memory(one, weights, work, how)
+        work, parameters = works[name], count_parameters(one)
+        memory, together = _memory(one, width * parameters, work, how)
         if sum(memory.values()) > sum(worst.values()):
-            worst, loading = memory, weights + memory["framework"]
+            worst, loading = memory, memory["weights"] + memory["framework"]
         measured = speeds.get(name)
         if hardware.device.here and measured and measured.seconds and measured.device == hardware.device.kind:
             seconds += work.written / (measured.tokens / measured.seconds)
-            seconds += 0.0 if work.calls else _reading(weights / width, work, width, pace)
+            # What was measured of answers has the reading of their prompts in it; what is scored alone was never timed.
+            seconds += 0.0 if work.calls else _reading(parameters, work, width, pace)
             continue
-        seconds += _reading(weights / width, work, width, pace)
-        seconds += _writing(one, weights / width, work.written / together, (width, together), pace)
+        seconds += _reading(parameters, work, width, pace)
+        seconds += _writing(one, parameters, work.written, together, width, pace)
     total = sum(work.read + work.written for work in works.values())
     calls = sum(work.calls for work in works.values())
     said = "" if step.expected.calls_range or not calls else f"{step.name} takes {total / calls:,.0f} tokens a call"
@@ -145,9 +146,9 @@ def _reading(parameters: float, work: Work, width: int, pace: Pace) -> float:
     return pace.factor * 2 * parameters * work.read / _rate(width, pace)
 
 
-def _writing(known: Known, parameters: float, passes: float, how: tuple[int, float], pace: Pace) -> float:
-    """Seconds for so many passes, each with a token for every row that is written together."""
-    (width, together), roof = how, pace.roof
+def _writing(known: Known, parameters: float, written: float, together: float, width: int, pace: Pace) -> float:
+    """Seconds for so many tokens, in passes that each write one for every row that is written together."""
+    passes, roof = written / together, pace.roof
     one_pass = max(
         width * parameters / roof.bytes_per_second,
         2 * parameters * together / _rate(width, pace),

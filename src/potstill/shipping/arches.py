@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from potstill.errors import ModelError
+from potstill.shipping.whole import check_tensors
 
 ARCHES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Families, and what llama.cpp calls them."""
@@ -105,16 +106,13 @@ def read_tensors(folder: Path, arch: Arch, names: Callable[[str], str | None]) -
     A tied head is left out: llama.cpp takes the embeddings.
     """
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                for name in sorted(opened.keys()):
-                    written = names(name)
-                    if written is None:
-                        what = f"llama.cpp's {arch.name} has no place for the tensor {name}"
-                        raise ModelError(str(file), what, REMEDY)
-                    yield written, _laid(name, opened.get_tensor(name).float(), arch)
-        except SafetensorError as error:
-            raise ModelError(str(file), f"these weights are damaged: {error}", "Get the whole of them again") from error
+        check_tensors([file])
+        with safe_open(str(file), framework="pt") as opened:
+            for name in sorted(opened.keys()):
+                written = names(name)
+                if written is None:
+                    raise ModelError(str(file), f"llama.cpp's {arch.name} has no place for the tensor {name}", REMEDY)
+                yield written, _laid(name, opened.get_tensor(name).float(), arch)
     if arch.rope_factors is not None:
         yield ROPE_FACTORS, arch.rope_factors
 

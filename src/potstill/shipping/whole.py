@@ -35,7 +35,7 @@ def check_tensors(files: Sequence[Path]) -> None:
             with safe_open(str(file), framework="numpy") as opened:
                 some = bool(opened.keys())
         except SafetensorError as error:
-            raise ModelError(str(file), f"these weights are damaged: {error}", AGAIN) from error
+            raise ModelError(str(file), f"these weights are damaged: {error}", "Get the whole of them again") from error
         if not some:
             raise ModelError(str(file), "no tensor is in it", AGAIN)
 
